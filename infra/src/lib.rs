@@ -1,0 +1,1 @@
+//! One program: ingest, origin and tracker behind one port.

@@ -1,0 +1,2 @@
+//! One program: ingest, origin and tracker behind one port.
+fn main() {}

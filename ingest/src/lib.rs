@@ -1,0 +1,1 @@
+//! WHIP in, frames out.

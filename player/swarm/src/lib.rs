@@ -1,0 +1,1 @@
+//! The sans-I/O swarm core: decides where each block comes from.

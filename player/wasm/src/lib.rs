@@ -1,0 +1,1 @@
+//! The swarm core for browsers: a wasm-bindgen shell without logic.

@@ -1,0 +1,3 @@
+//! Frames in; CMAF parts, segments, playlists and digests out; the HTTP origin.
+
+pub mod frame;

@@ -1,0 +1,1 @@
+//! Whatever needs more than one folder: simulator, scenarios, end to end, fuzz.

@@ -1,0 +1,1 @@
+//! Swarms, introductions and seeding plans; never sees media.
