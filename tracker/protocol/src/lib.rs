@@ -40,7 +40,13 @@ pub enum ViewerMessage {
         resume: Option<String>,
         /// Whether this viewer gives: false on metered connections or by the viewer's choice.
         shares: bool,
+        /// The renditions that it is about to play, by number; empty when not known yet. A `report` says so later.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        renditions: Vec<u8>,
     },
+    /// The viewer agreed to connect to peers. Needed only where [`Welcome::consent_required`] is set: before this
+    /// nobody is introduced to it and no plan names it.
+    Consent,
     /// WebRTC signaling for one introduced peer, passed on as it is.
     Signal {
         /// The receiver: a peer that was introduced to the sender.
@@ -62,7 +68,8 @@ pub enum ViewerMessage {
         /// Whether a connection had been established before.
         was_connected: bool,
     },
-    /// What the viewer measured since its last report; every [`Welcome::report_interval_ms`].
+    /// What the viewer measured since its last report; every [`Welcome::report_interval_ms`], and at once when the
+    /// renditions that it plays change.
     Report(Report),
     /// A neighbor sent bytes that do not match a signed record. Evidence, not a verdict.
     Accuse {
@@ -216,6 +223,13 @@ pub struct Welcome {
     pub ice_servers: Vec<IceServer>,
     /// Whether peers may be used at all (see `sharing`).
     pub sharing: bool,
+    /// Whether only relay candidates may be gathered (`iceTransportPolicy: "relay"`), so that no viewer learns
+    /// another's address.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relay_only: bool,
+    /// Whether the viewer has to be asked, and `consent` sent, before the first candidate is gathered.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub consent_required: bool,
     /// At most this many neighbors at a time.
     pub neighbors_max: u32,
     /// Upload at most this many times the stream's rate, in percent.
@@ -224,7 +238,8 @@ pub struct Welcome {
     pub report_interval_ms: u32,
     /// The tracker counts a viewer as gone after this time without a message, in milliseconds.
     pub silence_max_ms: u32,
-    /// Published pieces of the last seconds, oldest first, as in `published`.
+    /// Published pieces of the last seconds, oldest first. The tracker may send them as `published` after the
+    /// welcome instead, so that one long message does not grow every socket's write buffer.
     pub recent: Vec<PublishedPiece>,
 }
 
@@ -292,4 +307,101 @@ pub enum ErrorCode {
     RateLimited,
     /// The tracker has no room for more viewers.
     Full,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The examples of PROTOCOL.md: direction and JSON text.
+    fn examples() -> Vec<(&'static str, &'static str)> {
+        let text = include_str!("../PROTOCOL.md");
+        text.split("```json ")
+            .skip(1)
+            .map(|block| {
+                let (direction, rest) = block.split_once('\n').unwrap();
+                (direction, rest.split_once("\n```").unwrap().0)
+            })
+            .collect()
+    }
+
+    fn assert_round_trip<M: Serialize + for<'de> Deserialize<'de>>(text: &str) {
+        let message: M = serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"));
+        let written: serde_json::Value = serde_json::to_value(&message).unwrap();
+        let read: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(without_defaults(read), without_defaults(written), "{text}");
+    }
+
+    /// `expected_ms` is written even when it is 0.
+    fn without_defaults(mut value: serde_json::Value) -> serde_json::Value {
+        if let Some(places) = value.get_mut("places").and_then(|places| places.as_array_mut()) {
+            for place in places {
+                place.as_object_mut().unwrap().retain(|key, value| key != "expected_ms" || *value != 0);
+            }
+        }
+        value
+    }
+
+    #[test]
+    fn protocol_v1_examples_decode_and_are_written_back_unchanged() {
+        let examples = examples();
+        assert!(examples.len() >= 25, "found only {}", examples.len());
+        for (direction, text) in examples {
+            match direction {
+                "viewer" => assert_round_trip::<ViewerMessage>(text),
+                "tracker" => assert_round_trip::<TrackerMessage>(text),
+                other => panic!("an example is marked {other:?}"),
+            }
+        }
+    }
+
+    /// Every `type` and every error code that the types can write.
+    #[test]
+    fn every_message_type_and_error_code_is_documented() {
+        let text = include_str!("../PROTOCOL.md");
+        let documented: Vec<&str> =
+            text.split("{\"type\":\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        let source = include_str!("lib.rs");
+        for name in ["ViewerMessage", "TrackerMessage"] {
+            for variant in variants(source, name) {
+                assert!(documented.contains(&variant.as_str()), "{name}::{variant} has no example");
+            }
+        }
+        for code in variants(source, "ErrorCode") {
+            assert!(text.contains(&format!("| `{code}` |")), "error code {code} is not in the table");
+        }
+    }
+
+    /// The variants of an enum in this file, in snake case: what `rename_all` makes of them.
+    fn variants(source: &str, name: &str) -> Vec<String> {
+        let body = source.split_once(&format!("pub enum {name} {{\n")).unwrap().1;
+        let body = body.split_once("\n}\n").unwrap().0;
+        let lines = body.lines().filter_map(|line| line.strip_prefix("    "));
+        let names = lines.filter(|line| line.starts_with(|first: char| first.is_ascii_uppercase()));
+        let found: Vec<String> = names
+            .map(|line| {
+                let end = line.find(|letter: char| !letter.is_alphanumeric()).unwrap_or(line.len());
+                let mut snake = String::new();
+                for (at, letter) in line[..end].char_indices() {
+                    if letter.is_uppercase() && at > 0 {
+                        snake.push('_');
+                    }
+                    snake.push(letter.to_ascii_lowercase());
+                }
+                snake
+            })
+            .collect();
+        assert!(!found.is_empty(), "{name} not found");
+        found
+    }
+
+    #[test]
+    fn unknown_fields_are_ignored_and_unknown_types_are_errors() {
+        let join = r#"{"type":"join","version":1,"stream":"a","shares":true,"mood":"good"}"#;
+        assert!(serde_json::from_str::<ViewerMessage>(join).is_ok());
+        assert!(serde_json::from_str::<ViewerMessage>(r#"{"type":"jion"}"#).is_err());
+        assert!(
+            serde_json::from_str::<ViewerMessage>(r#"{"type":"connected","peer":-1,"rtt_ms":0}"#).is_err()
+        );
+    }
 }
