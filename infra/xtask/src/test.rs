@@ -1,0 +1,92 @@
+//! What "tested" means: Rust, the web player, and the whole system in real browsers.
+
+use std::process::Command;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::node::{self, END_TO_END, Node, PAGES};
+use crate::process::{run as run_step, say, succeeds};
+use crate::setup::{self, Purpose};
+use crate::workspace::Workspace;
+
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only these: `rust`, `web`, `e2e`. All of them when none is named.
+    #[arg(value_parser = ["rust", "web", "e2e"])]
+    only: Vec<String>,
+    /// For `e2e`: only the test files whose names contain this.
+    #[arg(long)]
+    file: Option<String>,
+}
+
+pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
+    let wants = |name: &str| options.only.is_empty() || options.only.iter().any(|only| only == name);
+    setup::everything(workspace, Purpose::Test)?;
+    node::build_pages(workspace)?;
+    if wants("rust") {
+        rust(workspace)?;
+    }
+    if wants("web") {
+        node::run_script(workspace, "tests of the player and the pages", PAGES, "test")?;
+    }
+    if wants("e2e") {
+        end_to_end(workspace, options.file.as_deref())?;
+    }
+    say("all tests passed");
+    Ok(())
+}
+
+/// Runs the simulator with the given arguments, optimised: it simulates thousands of viewers.
+pub(crate) fn simulate(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    let mut cargo = workspace.cargo();
+    cargo.args(["run", "--quiet", "--locked", "--release", "--package", "shoal-sim", "--"]).args(arguments);
+    let status = cargo.status()?;
+    if !status.success() {
+        bail!("the simulation failed ({status})");
+    }
+    Ok(())
+}
+
+fn rust(workspace: &Workspace) -> Result<()> {
+    let mut cargo = workspace.cargo();
+    if succeeds("cargo", &["nextest", "--version"]) {
+        run_step("Rust tests", cargo.args(["nextest", "run", "--locked", "--workspace"]))?;
+    } else {
+        run_step(
+            "Rust tests",
+            cargo.args(["test", "--locked", "--workspace", "--lib", "--bins", "--tests"]),
+        )?;
+    }
+    // nextest does not run the examples in documentation.
+    let mut cargo = workspace.cargo();
+    run_step(
+        "examples in the documentation",
+        cargo.args(["test", "--locked", "--workspace", "--doc", "--quiet"]),
+    )
+}
+
+fn end_to_end(workspace: &Workspace, file: Option<&str>) -> Result<()> {
+    crate::demo::build_program(workspace)?;
+    let node = Node::find(workspace)?;
+    let mut npm = node.npm(workspace, END_TO_END, &["run", "--silent", "test"]);
+    if let Some(file) = file {
+        npm.env("SHOAL_TEST_FILE", file);
+    }
+    run_step("end-to-end tests", environment(workspace, &mut npm, "debug"))
+}
+
+/// Tells the end-to-end tests and the browser bench which program and browsers to use.
+pub(crate) fn environment<'a>(
+    workspace: &Workspace,
+    command: &'a mut Command,
+    profile: &str,
+) -> &'a mut Command {
+    command.env("SHOAL_PROGRAM", workspace.target(profile).join("shoal"));
+    for (variable, browser) in setup::browsers() {
+        if let Some(browser) = browser {
+            command.env(variable, browser);
+        }
+    }
+    command
+}
