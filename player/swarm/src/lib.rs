@@ -1,1 +1,47 @@
-//! The sans-I/O swarm core: decides where each block comes from.
+//! The sans-I/O swarm core: decides, for one viewer, where each block comes from.
+//!
+//! A [`Peer`] is told what happens ([`Input`]) and says what to do ([`Output`]). It does no I/O, has no clock and no
+//! unseeded randomness: the same inputs at the same times with the same seed give the same outputs, byte for byte.
+//! The browser runs it as WebAssembly (`player/wasm`), the native viewer on tokio (`player`), the simulator ten
+//! thousand times (`tests`).
+//!
+//! The core holds ids, lengths, bitmaps and digests, never media bytes; those stay in the driver's piece store. The
+//! driver hashes each block that arrives ([`BlockDigest::of`]); the core compares the digest with the origin's signed
+//! record before anything is stored, delivered or passed on.
+//!
+//! # The driver's loop
+//! 1. Something happens: call [`Peer::handle_input`] with the time and what it was.
+//! 2. Call [`Peer::poll_output`] until it returns nothing and carry out each output, in order. `Store` and `Hold` without a
+//!    hold number speak of the bytes of the input just handled: a driver must drain before it hands in the next input.
+//! 3. Arm one timer for [`Peer::next_deadline`]; when it fires, the input is [`Input::Wake`].
+//!
+//! What peers say to each other is in `WIRE.md`, the policy and its limits in `README.md`.
+
+mod bits;
+mod config;
+mod input;
+mod output;
+mod peer;
+mod record;
+mod rng;
+mod stats;
+mod time;
+pub mod wire;
+
+pub use config::Config;
+pub use input::{FetchId, HoldId, Input, PeerId, Place, RequestId, Target};
+pub use output::{DisconnectReason, FallbackReason, Output, Report};
+pub use peer::{Peer, Reason};
+pub use record::SignedRecord;
+pub use shoal_digest::{BLOCK_BYTES, BlockDigest, Epoch, OriginKey, PieceId, Record, block_count};
+pub use stats::Stats;
+pub use time::{Span, Time};
+
+/// The stripe that a block belongs to, as in the tracker's `plan` message: neighboring blocks fall into different
+/// stripes, and the first block of a piece into a different one each time. `stripes` is not zero.
+#[must_use]
+pub fn stripe_of(piece: PieceId, block: u32, stripes: u8) -> u8 {
+    let stripes = u64::from(stripes.max(1));
+    let sum = u64::from(block) + 7 * u64::from(piece.part) + 3 * (piece.msn % stripes);
+    u8::try_from(sum % stripes).expect("a remainder by a u8 fits a u8")
+}

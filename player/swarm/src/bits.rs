@@ -1,0 +1,120 @@
+//! A set of block indexes of one piece.
+//!
+//! Nearly every piece has at most 64 blocks, so the first word is inline and no memory is allocated for it.
+
+/// More blocks than a piece can have: 64 MiB in blocks of 16 KiB.
+pub(crate) const BLOCKS_MAX: u32 = 4096;
+
+/// A set of numbers below [`BLOCKS_MAX`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Bits {
+    first: u64,
+    rest: Vec<u64>,
+}
+
+impl Bits {
+    /// The numbers below `count`.
+    pub(crate) fn below(count: u32) -> Self {
+        let count = count.min(BLOCKS_MAX);
+        let full = |bits: u32| if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
+        let rest = (1..count.div_ceil(64)).map(|word| full(count - word * 64)).collect();
+        Self { first: full(count), rest }
+    }
+
+    pub(crate) fn contains(&self, index: u32) -> bool {
+        self.word(index / 64) >> (index % 64) & 1 == 1
+    }
+
+    /// Adds a number; says whether it was new. Numbers over the limit are ignored.
+    pub(crate) fn insert(&mut self, index: u32) -> bool {
+        if index >= BLOCKS_MAX || self.contains(index) {
+            return false;
+        }
+        *self.word_mut(index / 64) |= 1 << (index % 64);
+        true
+    }
+
+    pub(crate) fn remove(&mut self, index: u32) {
+        if self.contains(index) {
+            *self.word_mut(index / 64) &= !(1 << (index % 64));
+        }
+    }
+
+    pub(crate) fn union(&mut self, other: &Self) {
+        self.first |= other.first;
+        if self.rest.len() < other.rest.len() {
+            self.rest.resize(other.rest.len(), 0);
+        }
+        self.rest.iter_mut().zip(&other.rest).for_each(|(mine, theirs)| *mine |= theirs);
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.first == 0 && self.rest.iter().all(|word| *word == 0)
+    }
+
+    pub(crate) fn count(&self) -> u32 {
+        self.first.count_ones() + self.rest.iter().map(|word| word.count_ones()).sum::<u32>()
+    }
+
+    /// The numbers in the set, ascending.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        std::iter::once(self.first).chain(self.rest.iter().copied()).zip(0..).flat_map(|(word, index)| {
+            std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)))
+                .take_while(|word| *word != 0)
+                .map(move |word| index * 64 + word.trailing_zeros())
+        })
+    }
+
+    fn word(&self, word: u32) -> u64 {
+        if word == 0 { self.first } else { self.rest.get(word as usize - 1).copied().unwrap_or(0) }
+    }
+
+    fn word_mut(&mut self, word: u32) -> &mut u64 {
+        if word == 0 {
+            return &mut self.first;
+        }
+        let word = word as usize - 1;
+        if self.rest.len() <= word {
+            self.rest.resize(word + 1, 0);
+        }
+        &mut self.rest[word]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    proptest::proptest! {
+        #[test]
+        fn behaves_like_a_set(steps in proptest::collection::vec((0_u32..300, proptest::bool::ANY), 0..200)) {
+            let (mut bits, mut set) = (Bits::default(), BTreeSet::new());
+            for (index, is_insert) in steps {
+                if is_insert {
+                    assert_eq!(bits.insert(index), set.insert(index));
+                } else {
+                    bits.remove(index);
+                    set.remove(&index);
+                }
+            }
+            assert!(bits.iter().eq(set.iter().copied()));
+            assert_eq!(bits.count() as usize, set.len());
+            assert_eq!(bits.is_empty(), set.is_empty());
+        }
+    }
+
+    #[test]
+    fn below_holds_each_number_once() {
+        for count in [0, 1, 63, 64, 65, 128, 200, BLOCKS_MAX, BLOCKS_MAX + 1] {
+            assert!(Bits::below(count).iter().eq(0..count.min(BLOCKS_MAX)), "{count}");
+        }
+    }
+
+    #[test]
+    fn a_number_over_the_limit_takes_no_memory() {
+        let mut bits = Bits::default();
+        assert!(!bits.insert(u32::MAX));
+        assert!(bits.is_empty());
+    }
+}
