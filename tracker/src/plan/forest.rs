@@ -1,0 +1,617 @@
+//! The trees of one rendition: who sits where, how much each viewer may still give, and the orders in which places are
+//! offered. Only keeps the books; who moves where is decided in `grow.rs`.
+//!
+//! Invariants, checked by [`Forest::check`] after every step of the tests and of the simulator:
+//! - a seat with children is fed: it has a parent or is a root, so no subtree hangs in the air;
+//! - the parents of a seat lead to a root (no cycles); every edge is known to both ends;
+//! - a viewer has at most one child more than its uplink carries, and that one only while it moves elsewhere.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_tracker_protocol::{PeerId, Place};
+
+use super::links::Links;
+use super::{Ms, Settings};
+
+/// When the blocks of a piece are expected at a root: one request to the origin.
+const ROOT_EXPECTED_MS: u32 = 60;
+/// What a hop costs beside serialisation: half a round trip and the time of two event loops.
+const HOP_MS: u32 = 15;
+/// Bits in one block.
+const BLOCK_BITS: u32 = 8 * 16 * 1024;
+/// Changes of an estimate below this are not passed down the tree.
+const EXPECTED_STEP_MS: u32 = 20;
+/// Changes of an estimate below this (or below half of it) are not told to the viewer: it only delays pulls.
+const EXPECTED_TELL_MS: u32 = 100;
+/// A longer chain of parents is a bug: a tree of ten thousand viewers has less than ten levels.
+const DEPTH_MAX: usize = 200;
+
+/// Where a seat's blocks come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// From whoever has them: the viewer pulls.
+    Nobody,
+    /// From the origin at publication. `stopgap` seats were left without a parent while others depend on them, and
+    /// give the role back as soon as they find one.
+    Origin { stopgap: bool },
+    /// Pushed by this viewer.
+    Peer(PeerId),
+}
+
+/// Why a fed seat looks for another parent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Move {
+    /// It does not.
+    Stay,
+    /// Its parent has more children than it can feed.
+    Crowded,
+    /// Its parent does not deliver.
+    Silent,
+    /// A much better place was seen.
+    Better,
+    /// A root that is no longer needed as one.
+    Demoted,
+}
+
+/// A viewer's place in one stripe.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub(super) source: Source,
+    pub(super) children: Vec<PeerId>,
+    pub(super) expected_ms: u32,
+    sent_expected_ms: u32,
+    pub(super) moving: Move,
+    /// The parent-to-be that is being introduced, and until when it is waited for. A slot is reserved there.
+    pub(super) awaits: Option<(PeerId, Ms)>,
+    pub(super) due: Option<Ms>,
+    pub(super) tries: u32,
+    /// A former parent not to be taken again before the time given.
+    pub(super) avoid: Option<(PeerId, Ms)>,
+    leaf_key: Option<u32>,
+    top_key: Option<u32>,
+}
+
+/// A viewer in the trees of one rendition.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) joined: Ms,
+    /// What may be planned on for this rendition; 0 for those who give nothing.
+    pub(super) uplink_kbps: u32,
+    /// How many children, over all stripes, the uplink carries.
+    pub(super) slots: u32,
+    pub(super) used: u32,
+    pub(super) reserved: u32,
+    /// The stripes in which this viewer may have children, as bits.
+    pub(super) homes: u16,
+    pub(super) seats: Vec<Seat>,
+    spare_key: Option<u32>,
+}
+
+impl Node {
+    pub(super) fn free(&self) -> u32 {
+        self.slots.saturating_sub(self.used + self.reserved)
+    }
+
+    pub(super) fn has_home(&self, stripe: u8) -> bool {
+        self.homes & (1 << stripe) != 0 && self.slots > 0
+    }
+
+    /// How long one block occupies the uplink.
+    pub(super) fn block_ms(&self) -> u32 {
+        BLOCK_BITS / self.uplink_kbps.max(100)
+    }
+}
+
+/// All trees of one rendition.
+#[derive(Debug)]
+pub(super) struct Forest {
+    pub(super) stripes: u8,
+    pub(super) rate_kbps: u32,
+    pub(super) settings: Settings,
+    pub(super) nodes: BTreeMap<PeerId, Node>,
+    pub(super) roots: Vec<BTreeSet<PeerId>>,
+    /// Seats that look for a parent, by when they are looked at next.
+    pub(super) wanting: BTreeSet<(Ms, PeerId, u8)>,
+    /// For each stripe those with a free slot, by when a further leaf child would have a block.
+    pub(super) for_leaves: Vec<BTreeSet<(u32, PeerId)>>,
+    /// For each stripe those who could feed a further interior child, if need be instead of a leaf.
+    pub(super) for_tops: Vec<BTreeSet<(u32, PeerId)>>,
+    /// Those with free slots who may take up one more stripe, freest first.
+    pub(super) spare: BTreeSet<(Reverse<u32>, PeerId)>,
+    /// For each stripe the slots of those who are at home in it.
+    supply: Vec<u32>,
+    uplinks_kbps: u64,
+    reserve_percent: u32,
+    dirty: BTreeMap<PeerId, u16>,
+}
+
+impl Forest {
+    pub(super) fn new(stripes: u8, rate_kbps: u32, settings: Settings) -> Self {
+        assert!((1..=16).contains(&stripes), "stripes are bits of a u16");
+        let all = usize::from(stripes);
+        Self {
+            stripes,
+            rate_kbps: rate_kbps.max(1),
+            reserve_percent: settings.reserve_max_percent,
+            settings,
+            nodes: BTreeMap::new(),
+            roots: vec![BTreeSet::new(); all],
+            wanting: BTreeSet::new(),
+            for_leaves: vec![BTreeSet::new(); all],
+            for_tops: vec![BTreeSet::new(); all],
+            spare: BTreeSet::new(),
+            supply: vec![0; all],
+            uplinks_kbps: 0,
+            dirty: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn add(&mut self, now: Ms, viewer: PeerId, uplink_kbps: u32) {
+        let seats = (0..self.stripes).map(|_| Seat {
+            source: Source::Nobody,
+            children: Vec::new(),
+            expected_ms: 0,
+            sent_expected_ms: 0,
+            moving: Move::Stay,
+            awaits: None,
+            due: None,
+            tries: 0,
+            avoid: None,
+            leaf_key: None,
+            top_key: None,
+        });
+        let node = Node {
+            joined: now,
+            uplink_kbps: 0,
+            slots: 0,
+            used: 0,
+            reserved: 0,
+            homes: 0,
+            seats: seats.collect(),
+            spare_key: None,
+        };
+        let known = self.nodes.insert(viewer, node);
+        assert!(known.is_none(), "a viewer is planned once");
+        self.set_uplink(viewer, uplink_kbps);
+        for stripe in 0..self.stripes {
+            self.look_at(now, viewer, stripe);
+            self.tell(viewer, stripe);
+        }
+    }
+
+    /// Takes a viewer out. Its children become roots for the time being if others depend on them, and look for parents.
+    pub(super) fn remove(&mut self, now: Ms, viewer: PeerId, links: &mut Links) {
+        if !self.nodes.contains_key(&viewer) {
+            return;
+        }
+        for stripe in 0..self.stripes {
+            self.stop_awaiting(viewer, stripe);
+            self.take_source(viewer, stripe, links);
+            for child in std::mem::take(&mut self.seat_mut(viewer, stripe).children) {
+                links.use_by(viewer, child, -1);
+                self.seat_mut(child, stripe).source = Source::Nobody;
+                self.orphaned(now, child, stripe);
+            }
+            if let Some(due) = self.seat_mut(viewer, stripe).due.take() {
+                self.wanting.remove(&(due, viewer, stripe));
+            }
+        }
+        self.set_uplink(viewer, 0);
+        self.nodes.remove(&viewer);
+        self.dirty.remove(&viewer);
+    }
+
+    /// Sets what the viewer may be planned on and, where it had none or has more than it can use, its home stripes.
+    pub(super) fn set_uplink(&mut self, viewer: PeerId, kbps: u32) {
+        let slots = self.slots_of(kbps);
+        let node = self.nodes.get_mut(&viewer).expect("only called for planned viewers");
+        self.uplinks_kbps = self.uplinks_kbps - u64::from(node.uplink_kbps) + u64::from(kbps);
+        node.uplink_kbps = kbps;
+        self.set_slots(viewer, slots);
+    }
+
+    fn set_slots(&mut self, viewer: PeerId, slots: u32) {
+        self.count_supply(viewer, -1);
+        let node = self.nodes.get_mut(&viewer).expect("only called for planned viewers");
+        node.slots = slots;
+        if slots == 0 {
+            // A leech keeps no home; those below it move (`grow.rs` sheds them).
+            node.homes = 0;
+        }
+        let wanted = self.settings.interior_stripes.min(slots.div_ceil(self.settings.home_slots_min));
+        let mut homes = node.homes;
+        while homes.count_ones() < wanted.min(u32::from(self.stripes)) {
+            let neediest = (0..self.stripes)
+                .filter(|stripe| homes & (1 << stripe) == 0)
+                .min_by_key(|stripe| (self.supply[usize::from(*stripe)], *stripe))
+                .expect("fewer homes than stripes");
+            homes |= 1 << neediest;
+        }
+        self.nodes.get_mut(&viewer).expect("just seen").homes = homes;
+        self.count_supply(viewer, 1);
+        self.reindex(viewer);
+    }
+
+    /// Makes the viewer interior in one more stripe.
+    pub(super) fn add_home(&mut self, viewer: PeerId, stripe: u8) {
+        self.change_homes(viewer, |homes| homes | 1 << stripe);
+    }
+
+    /// Gives up homes without children where the viewer has more than it is meant to.
+    pub(super) fn drop_idle_homes(&mut self, viewer: PeerId) {
+        let wanted = self.homes_max();
+        let Some(node) = self.nodes.get(&viewer) else { return };
+        let mut homes = node.homes;
+        for stripe in 0..self.stripes {
+            let idle = node.seats[usize::from(stripe)].children.is_empty();
+            if homes.count_ones() > wanted && homes & (1 << stripe) != 0 && idle {
+                homes &= !(1 << stripe);
+            }
+        }
+        if homes != node.homes {
+            self.change_homes(viewer, |_| homes);
+        }
+    }
+
+    fn change_homes(&mut self, viewer: PeerId, change: impl Fn(u16) -> u16) {
+        self.count_supply(viewer, -1);
+        if let Some(node) = self.nodes.get_mut(&viewer) {
+            node.homes = change(node.homes);
+        }
+        self.count_supply(viewer, 1);
+        self.reindex(viewer);
+    }
+
+    fn count_supply(&mut self, viewer: PeerId, sign: i32) {
+        let Some(node) = self.nodes.get(&viewer) else { return };
+        let share = node.slots / node.homes.count_ones().max(1);
+        for stripe in 0..self.stripes {
+            if node.homes & (1 << stripe) != 0 {
+                let supply = &mut self.supply[usize::from(stripe)];
+                *supply = supply.saturating_add_signed(sign * i32::try_from(share).unwrap_or(i32::MAX));
+            }
+        }
+    }
+
+    fn slots_of(&self, kbps: u32) -> u32 {
+        let usable = u64::from(kbps) * u64::from(100 - self.reserve_percent);
+        let slots = usable * u64::from(self.stripes) / (100 * u64::from(self.rate_kbps));
+        u32::try_from(slots).unwrap_or(u32::MAX).min(self.settings.children_max)
+    }
+
+    /// In how many stripes a viewer may have children: few in large swarms, so that its leaving hurts in few; as many as
+    /// needed in tiny ones, where a stripe has no more than n - 1 children to give.
+    pub(super) fn homes_max(&self) -> u32 {
+        let viewers = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
+        let stripes = u32::from(self.stripes);
+        if viewers <= stripes {
+            stripes
+        } else {
+            (self.settings.interior_stripes + 1).max(2 * stripes / viewers + 1)
+        }
+    }
+
+    /// Adapts the part of every uplink that is left unplanned to how much the swarm has to spare: indifferent where
+    /// uplinks are plenty, each percent costs a percent where they are scarce.
+    pub(super) fn adapt_reserve(&mut self) {
+        let needed = u64::from(self.rate_kbps) * self.nodes.len().max(1) as u64;
+        let margin_percent = self.uplinks_kbps * 100 / needed;
+        let (low, high) = (self.settings.reserve_min_percent, self.settings.reserve_max_percent);
+        // From the minimum at 105 % of what is needed to the maximum at 145 %.
+        let above = u32::try_from(margin_percent.clamp(105, 145) - 105).expect("at most 40");
+        let wanted = low + (high - low) * above / 40;
+        if wanted.abs_diff(self.reserve_percent) >= 2 {
+            self.reserve_percent = wanted;
+            let viewers: Vec<(PeerId, u32)> = self.nodes.iter().map(|(id, n)| (*id, n.uplink_kbps)).collect();
+            for (viewer, kbps) in viewers {
+                let slots = self.slots_of(kbps);
+                self.set_slots(viewer, slots);
+            }
+        }
+    }
+
+    /// Gives a seat its source; takes it from the old one. The new parent must be fed, and not be below the seat.
+    pub(super) fn attach(&mut self, viewer: PeerId, stripe: u8, source: Source, links: &mut Links) {
+        self.stop_awaiting(viewer, stripe);
+        self.take_source(viewer, stripe, links);
+        let expected_ms = match source {
+            Source::Nobody => return,
+            Source::Origin { .. } => {
+                self.roots[usize::from(stripe)].insert(viewer);
+                ROOT_EXPECTED_MS
+            }
+            Source::Peer(parent) => {
+                let expected_ms = self.arrival_ms(parent, viewer, stripe, links);
+                links.use_by(viewer, parent, 1);
+                let node = self.nodes.get_mut(&parent).expect("parents are planned viewers");
+                node.used += 1;
+                node.seats[usize::from(stripe)].children.push(viewer);
+                self.reindex(parent);
+                self.tell(parent, stripe);
+                expected_ms
+            }
+        };
+        let seat = self.seat_mut(viewer, stripe);
+        seat.source = source;
+        seat.moving = Move::Stay;
+        seat.tries = 0;
+        self.set_expected(viewer, stripe, expected_ms);
+        self.reindex(viewer);
+        self.tell(viewer, stripe);
+    }
+
+    /// When a block would reach `child` under `parent`: after the parent's stronger children in that stripe.
+    fn arrival_ms(&self, parent: PeerId, child: PeerId, stripe: u8, links: &Links) -> u32 {
+        let node = &self.nodes[&parent];
+        let seat = &node.seats[usize::from(stripe)];
+        let before = if self.nodes[&child].has_home(stripe) {
+            seat.children.iter().filter(|other| self.nodes[other].has_home(stripe)).count()
+        } else {
+            seat.children.len()
+        };
+        let before = u32::try_from(before).unwrap_or(u32::MAX);
+        seat.expected_ms
+            + before.saturating_add(1).saturating_mul(node.block_ms())
+            + HOP_MS
+            + links.rtt_ms(parent, child).unwrap_or(40) / 2
+    }
+
+    fn set_expected(&mut self, viewer: PeerId, stripe: u8, expected_ms: u32) {
+        let old = self.seat(viewer, stripe).expected_ms;
+        self.seat_mut(viewer, stripe).expected_ms = expected_ms;
+        if old.abs_diff(expected_ms) < EXPECTED_STEP_MS {
+            return;
+        }
+        // Shift the whole subtree: over random moves its mean size is the mean depth, so this stays cheap.
+        let shift = i64::from(expected_ms) - i64::from(old);
+        let mut below = self.seat(viewer, stripe).children.clone();
+        while let Some(child) = below.pop() {
+            let seat = self.seat_mut(child, stripe);
+            let shifted = (i64::from(seat.expected_ms) + shift).clamp(0, 60_000);
+            seat.expected_ms = u32::try_from(shifted).expect("clamped");
+            below.extend_from_slice(&seat.children);
+            let said = seat.sent_expected_ms;
+            if seat.expected_ms.abs_diff(said) > EXPECTED_TELL_MS.max(said / 2) {
+                self.tell(child, stripe);
+            }
+            self.reindex_stripe(child, stripe);
+        }
+    }
+
+    fn take_source(&mut self, viewer: PeerId, stripe: u8, links: &mut Links) {
+        let source = std::mem::replace(&mut self.seat_mut(viewer, stripe).source, Source::Nobody);
+        match source {
+            Source::Nobody => {}
+            Source::Origin { .. } => {
+                self.roots[usize::from(stripe)].remove(&viewer);
+            }
+            Source::Peer(parent) => {
+                links.use_by(viewer, parent, -1);
+                let node = self.nodes.get_mut(&parent).expect("parents are planned viewers");
+                node.used -= 1;
+                node.seats[usize::from(stripe)].children.retain(|child| *child != viewer);
+                self.reindex(parent);
+                self.tell(parent, stripe);
+            }
+        }
+        self.tell(viewer, stripe);
+    }
+
+    /// A seat lost its parent: it fetches from the origin for now if others depend on it, and looks for another.
+    pub(super) fn orphaned(&mut self, now: Ms, viewer: PeerId, stripe: u8) {
+        let seat = self.seat_mut(viewer, stripe);
+        seat.moving = Move::Stay;
+        if !seat.children.is_empty() {
+            seat.source = Source::Origin { stopgap: true };
+            self.roots[usize::from(stripe)].insert(viewer);
+        }
+        self.reindex(viewer);
+        self.tell(viewer, stripe);
+        self.look_at(now, viewer, stripe);
+    }
+
+    /// Takes the edge between the two away, if there is one.
+    pub(super) fn cut(&mut self, now: Ms, child: PeerId, parent: PeerId, stripe: u8, links: &mut Links) {
+        if self.nodes.contains_key(&child) && self.seat(child, stripe).source == Source::Peer(parent) {
+            self.take_source(child, stripe, links);
+            self.orphaned(now, child, stripe);
+        }
+    }
+
+    /// The pair's link is gone: no edge may use it, nobody may wait for it.
+    pub(super) fn unlink(&mut self, now: Ms, a: PeerId, b: PeerId, links: &mut Links) {
+        for (child, parent) in [(a, b), (b, a)] {
+            for stripe in 0..self.stripes {
+                self.cut(now, child, parent, stripe, links);
+                self.heard_of(now, child, parent, stripe);
+            }
+        }
+    }
+
+    /// A link that a seat waits for has opened or failed: look at the seat again.
+    pub(super) fn heard_of(&mut self, now: Ms, child: PeerId, parent: PeerId, stripe: u8) {
+        if let Some(node) = self.nodes.get(&child)
+            && matches!(node.seats[usize::from(stripe)].awaits, Some((awaited, _)) if awaited == parent)
+        {
+            self.stop_awaiting(child, stripe);
+            self.look_at(now, child, stripe);
+        }
+    }
+
+    pub(super) fn await_parent(&mut self, viewer: PeerId, stripe: u8, parent: PeerId, until: Ms) {
+        self.stop_awaiting(viewer, stripe);
+        self.seat_mut(viewer, stripe).awaits = Some((parent, until));
+        self.nodes.get_mut(&parent).expect("candidates are planned viewers").reserved += 1;
+        self.reindex(parent);
+        self.look_at(until, viewer, stripe);
+    }
+
+    pub(super) fn stop_awaiting(&mut self, viewer: PeerId, stripe: u8) {
+        if let Some((parent, _)) = self.seat_mut(viewer, stripe).awaits.take()
+            && let Some(node) = self.nodes.get_mut(&parent)
+        {
+            node.reserved = node.reserved.saturating_sub(1);
+            self.reindex(parent);
+        }
+    }
+
+    /// Has the seat looked at when its time comes; an earlier appointment stands.
+    pub(super) fn look_at(&mut self, due: Ms, viewer: PeerId, stripe: u8) {
+        let seat = self.seat_mut(viewer, stripe);
+        let old = seat.due.replace(due);
+        if let Some(old) = old {
+            self.wanting.remove(&(old, viewer, stripe));
+        }
+        self.wanting.insert((due, viewer, stripe));
+    }
+
+    /// Whether `below` gets this stripe through `above`.
+    pub(super) fn is_below(&self, stripe: u8, below: PeerId, above: PeerId) -> bool {
+        let mut at = below;
+        for _ in 0..DEPTH_MAX {
+            if at == above {
+                return true;
+            }
+            match self.nodes.get(&at).map(|node| node.seats[usize::from(stripe)].source) {
+                Some(Source::Peer(parent)) => at = parent,
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    pub(super) fn seat(&self, viewer: PeerId, stripe: u8) -> &Seat {
+        &self.nodes[&viewer].seats[usize::from(stripe)]
+    }
+
+    pub(super) fn seat_mut(&mut self, viewer: PeerId, stripe: u8) -> &mut Seat {
+        let node = self.nodes.get_mut(&viewer).expect("seats belong to planned viewers");
+        &mut node.seats[usize::from(stripe)]
+    }
+
+    pub(super) fn tell(&mut self, viewer: PeerId, stripe: u8) {
+        *self.dirty.entry(viewer).or_default() |= 1 << stripe;
+    }
+
+    pub(super) fn reindex(&mut self, viewer: PeerId) {
+        for stripe in 0..self.stripes {
+            self.reindex_stripe(viewer, stripe);
+        }
+        let homes_max = self.homes_max();
+        let Some(node) = self.nodes.get_mut(&viewer) else { return };
+        let key = (node.free() > 0 && node.homes.count_ones() < homes_max).then(|| node.free());
+        if key != node.spare_key {
+            if let Some(old) = node.spare_key {
+                self.spare.remove(&(Reverse(old), viewer));
+            }
+            if let Some(new) = key {
+                self.spare.insert((Reverse(new), viewer));
+            }
+            node.spare_key = key;
+        }
+    }
+
+    fn reindex_stripe(&mut self, viewer: PeerId, stripe: u8) {
+        let at = usize::from(stripe);
+        let Some(node) = self.nodes.get(&viewer) else { return };
+        let seat = &node.seats[at];
+        let is_open = node.has_home(stripe) && seat.source != Source::Nobody;
+        let interior = || seat.children.iter().filter(|child| self.nodes[child].has_home(stripe)).count();
+        let after = |children: u32| seat.expected_ms + (children + 1) * node.block_ms() + 2 * HOP_MS;
+        let leaf_key = (is_open && node.free() > 0).then(|| after(node.used));
+        let top_key = (is_open && node.used <= node.slots).then(interior).and_then(|interior| {
+            let can_displace = interior < seat.children.len();
+            let interior = u32::try_from(interior).unwrap_or(u32::MAX);
+            (node.free() > 0 || can_displace).then(|| after(interior))
+        });
+        let (old_leaf, old_top) = (seat.leaf_key, seat.top_key);
+        replace(&mut self.for_leaves[at], viewer, old_leaf, leaf_key);
+        replace(&mut self.for_tops[at], viewer, old_top, top_key);
+        let seat = self.seat_mut(viewer, stripe);
+        seat.leaf_key = leaf_key;
+        seat.top_key = top_key;
+    }
+
+    /// What changed for whom since the last call.
+    pub(super) fn take_places(&mut self) -> Vec<(PeerId, Vec<Place>)> {
+        let dirty = std::mem::take(&mut self.dirty);
+        let mut changed = Vec::with_capacity(dirty.len());
+        for (viewer, stripes) in dirty {
+            if !self.nodes.contains_key(&viewer) {
+                continue;
+            }
+            let mut places = Vec::new();
+            for stripe in (0..self.stripes).filter(|stripe| stripes & (1 << stripe) != 0) {
+                let seat = self.seat_mut(viewer, stripe);
+                seat.sent_expected_ms = seat.expected_ms;
+                places.push(self.place(viewer, stripe));
+            }
+            changed.push((viewer, places));
+        }
+        changed
+    }
+
+    fn place(&self, viewer: PeerId, stripe: u8) -> Place {
+        let seat = self.seat(viewer, stripe);
+        let mut children = seat.children.clone();
+        // Those who feed others first, the strongest of them first: every level below gains what they gain.
+        children.sort_by_cached_key(|child| {
+            let node = &self.nodes[child];
+            let is_leaf = node.seats[usize::from(stripe)].children.is_empty() && !node.has_home(stripe);
+            (is_leaf, Reverse(node.uplink_kbps), *child)
+        });
+        Place {
+            stripe,
+            root: matches!(seat.source, Source::Origin { .. }),
+            parent: match seat.source {
+                Source::Peer(parent) => Some(parent),
+                _ => None,
+            },
+            children,
+            expected_ms: seat.expected_ms,
+        }
+    }
+
+    /// Panics where the books do not add up; for tests and the simulator.
+    pub(super) fn check(&self, links: &Links) {
+        for (viewer, node) in &self.nodes {
+            let mut used = 0;
+            for stripe in 0..self.stripes {
+                let seat = &node.seats[usize::from(stripe)];
+                used += seat.children.len();
+                assert!(
+                    seat.children.is_empty() || seat.source != Source::Nobody,
+                    "{viewer} is not fed in stripe {stripe}"
+                );
+                for child in &seat.children {
+                    assert_eq!(
+                        self.seat(*child, stripe).source,
+                        Source::Peer(*viewer),
+                        "edges have two ends"
+                    );
+                    assert!(links.rtt_ms(*viewer, *child).is_some(), "only open links carry edges");
+                }
+                if let Source::Peer(parent) = seat.source {
+                    assert!(self.seat(parent, stripe).children.contains(viewer), "edges have two ends");
+                    assert!(!self.is_below(stripe, parent, *viewer), "{viewer} is above itself in {stripe}");
+                }
+                let is_root = self.roots[usize::from(stripe)].contains(viewer);
+                assert_eq!(is_root, matches!(seat.source, Source::Origin { .. }));
+            }
+            assert_eq!(used, node.used as usize, "children of {viewer} are counted");
+        }
+    }
+}
+
+fn replace(index: &mut BTreeSet<(u32, PeerId)>, viewer: PeerId, old: Option<u32>, new: Option<u32>) {
+    if old == new {
+        return;
+    }
+    if let Some(old) = old {
+        index.remove(&(old, viewer));
+    }
+    if let Some(new) = new {
+        index.insert((new, viewer));
+    }
+}

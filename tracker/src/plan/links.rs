@@ -1,0 +1,325 @@
+//! Who is connected to whom, who is being introduced, and which pairs are known not to work.
+//!
+//! Shared by the trees of all renditions, because one peer connection carries them all. Decides only whether a pair
+//! may be introduced; who ought to meet is decided in `grow.rs` (trees) and `mod.rs` (mesh).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use shoal_tracker_protocol::PeerId;
+
+use super::{Ms, Settings};
+
+/// An introduction that neither worked nor failed for this long is counted as failed. ICE gives up after about 10 s
+/// in every browser; the rest is for a report that travels.
+const INTRODUCTION_MAX_MS: Ms = 13_000;
+/// A pair that could not connect is not tried again for this long: the cause is nearly always the pair of NATs, which
+/// does not change within a programme.
+const FAILED_PAIR_MS: Ms = 300_000;
+/// A connection that worked and broke may work again soon: a changed network, a page that slept.
+const BROKEN_PAIR_MS: Ms = 15_000;
+/// Failed pairs remembered for each viewer; the oldest is forgotten beyond it.
+const FAILED_PAIRS_MAX: usize = 64;
+
+/// The state of a pair, as seen from one of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Link {
+    /// Told to meet; nothing heard yet.
+    Introduced { at: Ms },
+    /// A data channel is open.
+    Connected { rtt_ms: u32, uses: u32, since: Ms },
+    /// Not to be introduced before this time.
+    Refused { until: Ms },
+}
+
+/// One viewer's links.
+#[derive(Debug, Default)]
+struct Ends {
+    links: BTreeMap<PeerId, Link>,
+    connected: usize,
+    introduced: usize,
+    /// Attempts that worked and that failed, for guessing how reachable the viewer is.
+    worked: u32,
+    failed: u32,
+}
+
+/// All links of a swarm. Kept symmetric: both ends of a pair always hold the same state.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    ends: BTreeMap<PeerId, Ends>,
+    /// Introductions under way, by when they are given up.
+    expiries: BTreeSet<(Ms, PeerId, PeerId)>,
+}
+
+impl Links {
+    pub(super) fn add(&mut self, viewer: PeerId) {
+        self.ends.entry(viewer).or_default();
+    }
+
+    /// Forgets a viewer; returns those who were connected to it or being introduced.
+    pub(super) fn remove(&mut self, viewer: PeerId) -> Vec<PeerId> {
+        let Some(ends) = self.ends.remove(&viewer) else { return Vec::new() };
+        let mut others = Vec::with_capacity(ends.links.len());
+        for (other, link) in ends.links {
+            self.unlist(viewer, other, link);
+            if let Some(theirs) = self.ends.get_mut(&other) {
+                theirs.links.remove(&viewer);
+                theirs.count(Some(link), None);
+            }
+            if !matches!(link, Link::Refused { .. }) {
+                others.push(other);
+            }
+        }
+        others
+    }
+
+    pub(super) fn get(&self, a: PeerId, b: PeerId) -> Option<Link> {
+        self.ends.get(&a)?.links.get(&b).copied()
+    }
+
+    /// The round trip of an open link.
+    pub(super) fn rtt_ms(&self, a: PeerId, b: PeerId) -> Option<u32> {
+        match self.get(a, b)? {
+            Link::Connected { rtt_ms, .. } => Some(rtt_ms),
+            _ => None,
+        }
+    }
+
+    pub(super) fn connected(&self, viewer: PeerId) -> impl Iterator<Item = (PeerId, u32)> + '_ {
+        self.ends.get(&viewer).into_iter().flat_map(|ends| &ends.links).filter_map(|(other, link)| match link
+        {
+            Link::Connected { rtt_ms, .. } => Some((*other, *rtt_ms)),
+            _ => None,
+        })
+    }
+
+    pub(super) fn introduced(&self, viewer: PeerId) -> impl Iterator<Item = PeerId> + '_ {
+        self.ends
+            .get(&viewer)
+            .into_iter()
+            .flat_map(|ends| &ends.links)
+            .filter_map(|(other, link)| matches!(link, Link::Introduced { .. }).then_some(*other))
+    }
+
+    /// Open links and introductions under way.
+    pub(super) fn count(&self, viewer: PeerId) -> usize {
+        self.ends.get(&viewer).map_or(0, |ends| ends.connected + ends.introduced)
+    }
+
+    pub(super) fn count_connected(&self, viewer: PeerId) -> usize {
+        self.ends.get(&viewer).map_or(0, |ends| ends.connected)
+    }
+
+    /// How likely it is, in percent, that an introduction to this viewer works. Starts near the 71 % that a mixed
+    /// population shows and moves with what was seen.
+    pub(super) fn reachable_percent(&self, viewer: PeerId) -> u32 {
+        self.ends.get(&viewer).map_or(0, |ends| (ends.worked * 100 + 215) / (ends.worked + ends.failed + 3))
+    }
+
+    /// Whether the pair may be told to meet now.
+    pub(super) fn can_introduce(&self, now: Ms, a: PeerId, b: PeerId, settings: &Settings) -> bool {
+        let room = |viewer: PeerId| {
+            self.ends.get(&viewer).is_some_and(|ends| {
+                ends.connected + ends.introduced < settings.neighbors_max as usize
+                    && ends.introduced < settings.introductions_max as usize
+            })
+        };
+        let refused = match self.get(a, b) {
+            None => false,
+            Some(Link::Refused { until }) => until > now,
+            Some(Link::Introduced { .. } | Link::Connected { .. }) => true,
+        };
+        a != b && !refused && room(a) && room(b)
+    }
+
+    pub(super) fn introduce(&mut self, now: Ms, a: PeerId, b: PeerId) {
+        self.set(a, b, Some(Link::Introduced { at: now }));
+        self.expiries.insert((now + INTRODUCTION_MAX_MS, a.min(b), a.max(b)));
+    }
+
+    /// A data channel opened; false if that was known. Both ends report, and a resumed viewer reports again.
+    pub(super) fn open(&mut self, now: Ms, a: PeerId, b: PeerId, rtt_ms: u32) -> bool {
+        if a == b || !self.ends.contains_key(&a) || !self.ends.contains_key(&b) {
+            return false;
+        }
+        match self.get(a, b) {
+            Some(Link::Connected { uses, since, rtt_ms: old }) => {
+                let rtt_ms = if rtt_ms == 0 { old } else { rtt_ms };
+                self.set(a, b, Some(Link::Connected { rtt_ms, uses, since }));
+                false
+            }
+            _ => {
+                self.set(a, b, Some(Link::Connected { rtt_ms, uses: 0, since: now }));
+                for viewer in [a, b] {
+                    self.ends.entry(viewer).and_modify(|ends| ends.worked = ends.worked.saturating_add(1));
+                }
+                true
+            }
+        }
+    }
+
+    /// The pair could not connect, or its connection broke; false if that was known.
+    pub(super) fn close(&mut self, now: Ms, a: PeerId, b: PeerId) -> bool {
+        let wait = match self.get(a, b) {
+            Some(Link::Connected { .. }) => BROKEN_PAIR_MS,
+            Some(Link::Introduced { .. }) => {
+                for viewer in [a, b] {
+                    self.ends.entry(viewer).and_modify(|ends| ends.failed = ends.failed.saturating_add(1));
+                }
+                FAILED_PAIR_MS
+            }
+            Some(Link::Refused { .. }) | None => return false,
+        };
+        self.set(a, b, Some(Link::Refused { until: now + wait }));
+        for viewer in [a, b] {
+            self.forget_refused(viewer);
+        }
+        true
+    }
+
+    /// The planner itself ended the link, to make room.
+    pub(super) fn end(&mut self, a: PeerId, b: PeerId) {
+        self.set(a, b, None);
+    }
+
+    /// A tree edge began (`+1`) or ceased (`-1`) to use the link.
+    pub(super) fn use_by(&mut self, a: PeerId, b: PeerId, change: i32) {
+        for (from, to) in [(a, b), (b, a)] {
+            let link = self.ends.get_mut(&from).and_then(|ends| ends.links.get_mut(&to));
+            if let Some(Link::Connected { uses, .. }) = link {
+                *uses = uses.saturating_add_signed(change);
+            }
+        }
+    }
+
+    /// Introductions that came to nothing; they are failed from now on.
+    pub(super) fn expire(&mut self, now: Ms) -> Vec<(PeerId, PeerId)> {
+        let mut expired = Vec::new();
+        while let Some(&(at, a, b)) = self.expiries.first()
+            && at <= now
+        {
+            self.expiries.pop_first();
+            if self.close(now, a, b) {
+                expired.push((a, b));
+            }
+        }
+        expired
+    }
+
+    /// The unused link of `viewer` that is best given up for a new one: the oldest that no tree uses and that the other
+    /// end can spare. None if all are needed.
+    pub(super) fn spare_link(&self, viewer: PeerId, settings: &Settings) -> Option<PeerId> {
+        let ends = self.ends.get(&viewer)?;
+        ends.links
+            .iter()
+            .filter_map(|(other, link)| match link {
+                Link::Connected { uses: 0, since, .. } => Some((*since, *other)),
+                _ => None,
+            })
+            .filter(|(_, other)| self.count_connected(*other) > settings.mesh_min as usize)
+            .min()
+            .map(|(_, other)| other)
+    }
+
+    fn set(&mut self, a: PeerId, b: PeerId, link: Option<Link>) {
+        for (from, to) in [(a, b), (b, a)] {
+            let Some(ends) = self.ends.get_mut(&from) else { continue };
+            let old = match link {
+                Some(link) => ends.links.insert(to, link),
+                None => ends.links.remove(&to),
+            };
+            ends.count(old, link);
+            if from == a
+                && let Some(old) = old
+            {
+                self.unlist(a, b, old);
+            }
+        }
+    }
+
+    fn unlist(&mut self, a: PeerId, b: PeerId, link: Link) {
+        if let Link::Introduced { at } = link {
+            self.expiries.remove(&(at + INTRODUCTION_MAX_MS, a.min(b), a.max(b)));
+        }
+    }
+
+    fn forget_refused(&mut self, viewer: PeerId) {
+        let Some(ends) = self.ends.get_mut(&viewer) else { return };
+        if ends.links.len() <= ends.connected + ends.introduced + FAILED_PAIRS_MAX {
+            return;
+        }
+        let oldest = ends.links.iter().filter_map(|(other, link)| match link {
+            Link::Refused { until } => Some((*until, *other)),
+            _ => None,
+        });
+        if let Some((_, other)) = oldest.min() {
+            self.set(viewer, other, None);
+        }
+    }
+}
+
+impl Ends {
+    fn count(&mut self, old: Option<Link>, new: Option<Link>) {
+        match old {
+            Some(Link::Connected { .. }) => self.connected -= 1,
+            Some(Link::Introduced { .. }) => self.introduced -= 1,
+            _ => {}
+        }
+        match new {
+            Some(Link::Connected { .. }) => self.connected += 1,
+            Some(Link::Introduced { .. }) => self.introduced += 1,
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn links(viewers: u32) -> (Links, Settings) {
+        let mut links = Links::default();
+        (1..=viewers).for_each(|viewer| links.add(viewer));
+        (links, Settings::default())
+    }
+
+    #[test]
+    fn introduction_that_nobody_reports_is_given_up() {
+        let (mut links, settings) = links(2);
+        links.introduce(0, 1, 2);
+        assert!(!links.can_introduce(1, 1, 2, &settings), "it is under way");
+        assert_eq!(links.expire(INTRODUCTION_MAX_MS), vec![(1, 2)]);
+        assert!(!links.can_introduce(INTRODUCTION_MAX_MS, 2, 1, &settings), "its NATs have not changed");
+        assert!(links.can_introduce(INTRODUCTION_MAX_MS + FAILED_PAIR_MS, 2, 1, &settings));
+        assert!(links.reachable_percent(1) < 71);
+    }
+
+    #[test]
+    fn both_ends_report_one_connection() {
+        let (mut links, _) = links(2);
+        links.introduce(0, 1, 2);
+        assert!(links.open(10, 1, 2, 30));
+        assert!(!links.open(11, 2, 1, 0));
+        assert_eq!((links.rtt_ms(2, 1), links.count_connected(1)), (Some(30), 1));
+        assert!(links.expire(100_000).is_empty(), "it worked");
+    }
+
+    #[test]
+    fn leaving_viewer_takes_its_links_along() {
+        let (mut links, _) = links(3);
+        links.open(0, 1, 2, 5);
+        links.introduce(0, 1, 3);
+        assert_eq!(links.remove(1), vec![2, 3]);
+        assert_eq!((links.count(2), links.count(3)), (0, 0));
+        assert!(links.expire(100_000).is_empty());
+    }
+
+    #[test]
+    fn memory_of_failed_pairs_is_bounded() {
+        let (mut links, _) = links(300);
+        for other in 2..=300 {
+            links.introduce(u64::from(other), 1, other);
+            links.close(u64::from(other), 1, other);
+        }
+        assert_eq!(links.ends[&1].links.len(), FAILED_PAIRS_MAX);
+    }
+}

@@ -1,0 +1,300 @@
+//! The planner against a small world of viewers whose connections open after a moment, or never.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+const RATE_KBPS: u32 = 3_000;
+
+/// Carries out what the planner says, and sees what viewers would see.
+struct World {
+    planner: Planner,
+    now: Ms,
+    /// What each viewer was told last, by stripe.
+    places: BTreeMap<(PeerId, u8), Place>,
+    /// Connections that open at the time given.
+    opening: BTreeSet<(Ms, PeerId, PeerId)>,
+    /// Pairs for which this is true never connect.
+    is_blocked: fn(PeerId, PeerId) -> bool,
+    uplinks: BTreeMap<PeerId, u32>,
+    introductions: usize,
+}
+
+impl World {
+    fn new() -> Self {
+        let mut planner = Planner::new(Settings::default(), 1);
+        planner.set_rendition(0, 0, RATE_KBPS, 12);
+        Self {
+            planner,
+            now: 0,
+            places: BTreeMap::new(),
+            opening: BTreeSet::new(),
+            is_blocked: |_, _| false,
+            uplinks: BTreeMap::new(),
+            introductions: 0,
+        }
+    }
+
+    fn join(&mut self, id: PeerId, uplink_kbps: u32) {
+        self.planner.viewer_joined(id, uplink_kbps > 0);
+        self.planner.viewer_plays(self.now, id, &[0]);
+        self.planner.viewer_uplink(self.now, id, uplink_kbps);
+        self.uplinks.insert(id, uplink_kbps);
+    }
+
+    fn leave(&mut self, id: PeerId) {
+        self.planner.viewer_left(self.now, id);
+        self.uplinks.remove(&id);
+        self.places.retain(|(viewer, _), _| *viewer != id);
+    }
+
+    fn run(&mut self, ms: Ms) {
+        let end = self.now + ms;
+        while self.now < end {
+            self.now += 250;
+            while let Some(&(at, a, b)) = self.opening.first()
+                && at <= self.now
+            {
+                self.opening.pop_first();
+                if self.uplinks.contains_key(&a) && self.uplinks.contains_key(&b) {
+                    if (self.is_blocked)(a, b) {
+                        self.planner.link_lost(self.now, a, b);
+                    } else {
+                        self.planner.link_connected(self.now, a, b, 20);
+                    }
+                }
+            }
+            for output in self.planner.tick(self.now) {
+                match output {
+                    Output::Introduce { offers, answers } => {
+                        let delay = if (self.is_blocked)(offers, answers) { 10_000 } else { 800 };
+                        self.opening.insert((self.now + delay, offers, answers));
+                        self.introductions += 1;
+                    }
+                    Output::Plan { viewer, places, .. } => {
+                        self.places.extend(places.into_iter().map(|place| ((viewer, place.stripe), place)));
+                    }
+                    Output::Disconnect { .. } => {}
+                }
+            }
+            self.planner.check();
+        }
+        self.check_told();
+    }
+
+    /// What viewers were told fits together: every child's parent knows the child, and the other way round.
+    fn check_told(&self) {
+        for ((viewer, stripe), place) in &self.places {
+            if let Some(parent) = place.parent {
+                assert!(!place.root);
+                assert!(self.places[&(parent, *stripe)].children.contains(viewer), "{parent} > {viewer}");
+            }
+            for child in &place.children {
+                assert_eq!(self.places[&(*child, *stripe)].parent, Some(*viewer));
+            }
+        }
+    }
+
+    /// Seats that fetch from the origin, and seats without anybody, per stripe.
+    fn roots_and_unfed(&self) -> (f64, f64) {
+        let roots = self.places.values().filter(|place| place.root).count();
+        let unfed = self.places.values().filter(|place| !place.root && place.parent.is_none()).count();
+        (roots as f64 / 12.0, unfed as f64 / 12.0)
+    }
+
+    fn children(&self, id: PeerId) -> usize {
+        self.places
+            .iter()
+            .filter(|((viewer, _), _)| *viewer == id)
+            .map(|(_, place)| place.children.len())
+            .sum()
+    }
+}
+
+/// Ids as the tracker issues them: without order.
+fn id(index: u32) -> PeerId {
+    index.wrapping_mul(2_654_435_761)
+}
+
+/// Uplinks of a mixed population: a few weak, most strong.
+fn uplink(index: u32) -> u32 {
+    [600, 1_200, 2_500, 6_000, 6_000, 6_000][index as usize % 6]
+}
+
+#[test]
+fn lone_viewer_fetches_everything_itself() {
+    let mut world = World::new();
+    world.join(7, 0);
+    world.run(1_000);
+    assert_eq!(world.roots_and_unfed(), (1.0, 0.0));
+}
+
+#[test]
+fn tiny_swarms_need_one_copy_and_share_the_work() {
+    for viewers in [2, 3, 4, 5, 8, 10, 30] {
+        let mut world = World::new();
+        for index in 1..=viewers {
+            world.join(id(index), 6_000);
+            world.run(2_000);
+        }
+        world.run(20_000);
+        assert_eq!(world.roots_and_unfed(), (1.0, 0.0), "{viewers} viewers");
+        let given: Vec<usize> = (1..=viewers).map(|index| world.children(id(index))).collect();
+        let most = given.iter().copied().max().unwrap();
+        assert!(most <= 23, "{viewers} viewers give {given:?}");
+    }
+}
+
+#[test]
+fn uplinks_of_exactly_the_rate_suffice_for_four() {
+    let mut world = World::new();
+    for index in 1..=4 {
+        world.join(id(index), 3_000);
+        world.run(3_000);
+    }
+    world.run(30_000);
+    let given: Vec<usize> = (1..=4).map(|index| world.children(id(index))).collect();
+    assert_eq!(world.roots_and_unfed(), (1.0, 0.0), "{given:?}");
+}
+
+#[test]
+fn thousand_viewers_are_all_fed_within_their_uplinks() {
+    let mut world = World::new();
+    for index in 1..=1000 {
+        world.join(id(index), uplink(index));
+        if index % 20 == 0 {
+            world.run(250);
+        }
+    }
+    world.run(30_000);
+    let (roots, unfed) = world.roots_and_unfed();
+    assert!(roots <= 2.5 && unfed <= 2.0, "{roots} roots, {unfed} unfed");
+    for index in 1..=1000 {
+        let id = id(index);
+        let carried = world.children(id) as u32 * RATE_KBPS / 12;
+        assert!(carried <= uplink(index) + RATE_KBPS / 12, "{carried} kbit/s of {}", uplink(index));
+    }
+    let summary = world.planner.summary(0);
+    assert!(summary.depth_max <= 12 && summary.expected_max_ms < 1_500, "{summary:?}");
+    eprintln!("{summary:?}, {} introductions", world.introductions);
+}
+
+#[test]
+fn strong_joiners_rise_above_weak_first_comers() {
+    let mut world = World::new();
+    for index in 1..=40 {
+        world.join(id(index), 1_000);
+    }
+    world.run(10_000);
+    for index in 41..=140 {
+        world.join(id(index), 6_000);
+        world.run(250);
+    }
+    world.run(60_000);
+    let (roots, unfed) = world.roots_and_unfed();
+    assert!(roots <= 1.2 && unfed < 1.0, "{roots} roots, {unfed} unfed");
+    let summary = world.planner.summary(0);
+    assert!(summary.expected_max_ms < 1_500, "{summary:?}");
+}
+
+#[test]
+fn leavers_are_replaced_within_seconds() {
+    let mut world = World::new();
+    (1..=300).for_each(|index| world.join(id(index), uplink(index)));
+    world.run(20_000);
+    let (mut roots, mut unfed) = (0.0, 0.0);
+    for (leaver, next) in (1..=120).zip(301..) {
+        world.leave(id(leaver));
+        world.join(id(next), uplink(next));
+        world.run(500);
+        let now = world.roots_and_unfed();
+        roots += now.0 / 120.0;
+        unfed += now.1 / 120.0;
+    }
+    eprintln!("under churn {roots} roots, {unfed} unfed");
+    assert!(roots < 4.0 && unfed < 12.0, "{roots} roots, {unfed} unfed");
+    world.run(10_000);
+    let now = world.roots_and_unfed();
+    assert!(now.0 <= 2.2 && now.1 < 1.0, "{now:?}");
+}
+
+#[test]
+fn pairs_that_cannot_connect_are_worked_around() {
+    let mut world = World::new();
+    world.is_blocked = |a, b| (a ^ b).count_ones() % 7 < 2;
+    (1..=200).for_each(|index| world.join(id(index), uplink(index)));
+    world.run(60_000);
+    let (roots, unfed) = world.roots_and_unfed();
+    assert!(roots <= 1.5 && unfed < 2.0, "{roots} roots, {unfed} unfed");
+}
+
+#[test]
+fn leeches_get_no_children() {
+    let mut world = World::new();
+    (1..=90).for_each(|index| world.join(id(index), if index % 3 == 0 { 0 } else { 6_000 }));
+    world.run(30_000);
+    assert_eq!(world.roots_and_unfed(), (1.0, 0.0));
+    assert!((1..=30).all(|index| world.children(id(3 * index)) == 0));
+}
+
+#[test]
+fn shrunken_uplink_loses_children_but_nobody_is_left_unfed() {
+    let mut world = World::new();
+    (1..=50).for_each(|index| world.join(id(index), 6_000));
+    world.run(20_000);
+    let busiest = (1..=50).map(id).max_by_key(|id| world.children(*id)).unwrap();
+    world.planner.viewer_uplink(world.now, busiest, 1_000);
+    world.run(20_000);
+    assert!(world.children(busiest) <= 4, "{}", world.children(busiest));
+    assert_eq!(world.roots_and_unfed(), (1.0, 0.0));
+}
+
+#[test]
+fn silent_parent_is_replaced() {
+    let mut world = World::new();
+    (1..=60).for_each(|index| world.join(id(index), 6_000));
+    world.run(20_000);
+    let (&(child, stripe), place) = world.places.iter().find(|(_, place)| place.parent.is_some()).unwrap();
+    let parent = place.parent.unwrap();
+    world.planner.parent_silent(world.now, child, parent, 0, stripe);
+    world.run(10_000);
+    assert!(world.places[&(child, stripe)].parent.is_some_and(|now| now != parent));
+}
+
+#[test]
+fn everybody_leaving_leaves_nothing() {
+    let mut world = World::new();
+    (1..=100).for_each(|index| world.join(id(index), uplink(index)));
+    world.run(10_000);
+    (1..=100).for_each(|index| world.leave(id(index)));
+    world.run(1_000);
+    assert_eq!(world.planner.viewer_count(), 0);
+    assert_eq!(world.planner.summary(0), Summary::default());
+}
+
+#[test]
+fn audio_beside_video_uses_the_same_connections() {
+    let mut world = World::new();
+    world.planner.set_rendition(0, 1, 128, 1);
+    for index in 1..=20 {
+        world.join(id(index), 6_000);
+        world.planner.viewer_plays(world.now, id(index), &[0, 1]);
+    }
+    world.run(30_000);
+    let (video, audio) = (world.planner.summary(0), world.planner.summary(1));
+    assert_eq!((video.roots, video.unfed), (12, 0));
+    assert_eq!((audio.roots, audio.unfed), (4, 0));
+}
+
+#[test]
+fn same_events_give_the_same_plan() {
+    let run = || {
+        let mut world = World::new();
+        (1..=80).for_each(|index| world.join(id(index), uplink(index)));
+        world.run(5_000);
+        (1..=9).for_each(|index| world.leave(id(index)));
+        world.run(5_000);
+        format!("{:?}", world.places)
+    };
+    assert_eq!(run(), run());
+}
