@@ -1,2 +1,34 @@
-//! One program: ingest, origin and tracker behind one port.
-fn main() {}
+//! The `shoal` program.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use shoal::cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime =
+        match tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start threads") {
+            Ok(runtime) => runtime,
+            Err(error) => return fail(&error),
+        };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Serve(flags) => shoal::serve::run(&flags).await.map_err(anyhow::Error::from),
+            Command::Publish(_) => Ok(()),
+        }
+    });
+    // Threads that still wait for a resolver or a file must not keep the program alive.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&error),
+    }
+}
+
+/// One line, so that it is not lost among others.
+fn fail(error: &anyhow::Error) -> ExitCode {
+    eprintln!("shoal: {error:#}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,43 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Live video that gets cheaper as more people watch.
+#[derive(Debug, Parser)]
+#[command(name = "shoal", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run everything: WHIP endpoint, origin, tracker and pages on one HTTP and one UDP port.
+    Serve(Serve),
+    /// Publish a file or a test pattern to any WHIP endpoint, in real time.
+    Publish(shoal_publisher::Options),
+}
+
+/// Flags of `shoal serve`: only what is typed daily; every setting is in the file.
+#[derive(Debug, Default, Args)]
+pub struct Serve {
+    /// The configuration file.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the default configuration file, with every setting explained, and end.
+    #[arg(long)]
+    pub print_config: bool,
+    /// The HTTP address and port (http.listen).
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// How much is logged (log.level).
+    #[arg(long, value_name = "LEVEL")]
+    pub log: Option<String>,
+    /// Also publish a moving test picture with sound under this name.
+    #[arg(long, value_name = "STREAM")]
+    pub test_pattern: Option<String>,
+}

@@ -1,0 +1,59 @@
+//! What only the operator can put right.
+
+/// Why the program cannot start or go on. Printed as one line; the exit code is 1.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A setting is misspelt, of the wrong kind or out of range.
+    #[error("settings: {0}")]
+    Settings(String),
+    /// A port cannot be opened: taken, or not allowed for this user.
+    #[error("{purpose} port {address}: {source}")]
+    Port {
+        /// What the port is for.
+        purpose: &'static str,
+        /// The address from the settings.
+        address: std::net::SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The signing key's file cannot be read or written, or holds no key.
+    #[error("signing key {path}: {reason}")]
+    SigningKey {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A service could not be started.
+    #[error("{service}: {reason}")]
+    Service {
+        /// Which one.
+        service: &'static str,
+        /// Its error and that error's causes.
+        reason: String,
+    },
+}
+
+impl Error {
+    /// Wraps a service's error with its causes.
+    pub(crate) fn service(service: &'static str, error: impl std::error::Error) -> Self {
+        Self::Service { service, reason: with_causes(&error) }
+    }
+}
+
+/// An error and its causes in one line.
+pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Many libraries print their cause themselves.
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

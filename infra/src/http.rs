@@ -1,0 +1,147 @@
+//! The HTTP port: accepting connections, their limits, and ending them politely.
+//!
+//! `axum::serve` hides the connection-level settings that keep a public port alive: how long a header may take,
+//! how many connections there may be, how long a reader may stall. What is answered is up to the router.
+
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use metrics::{counter, gauge};
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::ServiceExt as _;
+use tracing::{debug, info, warn};
+
+use crate::Error;
+use crate::settings::Http;
+
+/// How many requests one HTTP/2 connection may have open: a viewer has a handful, a CDN's connection more.
+const HTTP2_STREAMS_MAX: u32 = 250;
+
+/// A pause after a failed `accept`, which happens when file descriptors run out: trying again at once would
+/// only burn the processor.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Opens the HTTP port.
+///
+/// # Errors
+/// [`Error::Port`] if it is taken or not allowed.
+pub(crate) async fn bind(settings: &Http) -> Result<TcpListener, Error> {
+    let address = settings.address()?;
+    TcpListener::bind(address).await.map_err(|source| Error::Port { purpose: "HTTP", address, source })
+}
+
+/// Serves until `stop`; then lets requests under way finish, but not longer than the settings say.
+pub(crate) async fn serve(listener: TcpListener, router: Router, settings: &Http, stop: CancellationToken) {
+    let room = Arc::new(Semaphore::new(settings.connections_max));
+    let connections = TaskTracker::new();
+    // Requests that outlast the grace time are cut off with this.
+    let abort = CancellationToken::new();
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(settings.header_timeout_ms))
+        .max_buf_size(settings.header_bytes_max);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(HTTP2_STREAMS_MAX)
+        .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
+        .keep_alive_interval(Duration::from_millis(settings.header_timeout_ms))
+        .keep_alive_timeout(Duration::from_millis(settings.send_timeout_ms));
+    let builder = Arc::new(builder);
+
+    loop {
+        let (stream, address) = tokio::select! {
+            () = stop.cancelled() => break,
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    counter!("http_accept_errors_total").increment(1);
+                    warn!(%error, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            },
+        };
+        let Ok(permit) = room.clone().try_acquire_owned() else {
+            // Closed at once: a queue would only make every viewer wait.
+            counter!("http_connections_refused_total").increment(1);
+            continue;
+        };
+        counter!("http_connections_total").increment(1);
+        set_options(&stream, settings);
+        let connection = Connection { router: router.clone(), builder: builder.clone(), address, permit };
+        connections.spawn(connection.run(stream, stop.clone(), abort.clone()));
+    }
+
+    connections.close();
+    let grace = Duration::from_millis(settings.shutdown_grace_ms);
+    if tokio::time::timeout(grace, connections.wait()).await.is_err() {
+        info!(connections = connections.len(), "connections are cut off after the grace time");
+        abort.cancel();
+        connections.wait().await;
+    }
+}
+
+/// Makes small answers leave at once and stalled readers go away.
+fn set_options(stream: &TcpStream, settings: &Http) {
+    // Neither is essential, and a connection that is gone already refuses both.
+    let _ = stream.set_nodelay(true);
+    #[cfg(target_os = "linux")]
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(Duration::from_millis(settings.send_timeout_ms)));
+}
+
+struct Connection {
+    router: Router,
+    builder: Arc<Builder<TokioExecutor>>,
+    address: SocketAddr,
+    /// Gives the place back when the connection ends.
+    permit: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream, stop: CancellationToken, abort: CancellationToken) {
+        let open = gauge!("http_connections_open");
+        open.increment(1);
+        let Self { router, builder, address, permit } = self;
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(address));
+            router.clone().oneshot(request)
+        });
+        let mut connection =
+            pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned());
+        let mut is_stopping = false;
+        loop {
+            tokio::select! {
+                result = connection.as_mut() => {
+                    if let Err(error) = result {
+                        counter!("http_connection_errors_total").increment(1);
+                        debug!(%error, "a connection ended with an error");
+                    }
+                    break;
+                }
+                () = stop.cancelled(), if !is_stopping => {
+                    is_stopping = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = abort.cancelled() => break,
+            }
+        }
+        open.decrement(1);
+        drop(permit);
+    }
+}

@@ -1,0 +1,255 @@
+//! The pages, embedded at build time, with the headers that keep them safe.
+//!
+//! What the pages do is in `player/web`. Nothing here knows of streams: `/watch/{stream}` is the same file for
+//! every name, and its script asks the origin.
+
+use std::collections::HashMap;
+use std::io::Write as _;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use axum::routing::get;
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{StatusCode, Uri};
+
+/// `(path below /, contents)` of `player/web/dist`, made by the build script.
+static EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/pages.rs"));
+
+/// Served when the program was built before the pages.
+const NOT_BUILT: &str = "<!doctype html><meta charset=utf-8><title>Shoal</title><h1>The pages are not built</h1>\
+    <p>This program was built without its pages. Run <code>cargo xtask web</code>, then build it again. \
+    WHIP, playlists, media and the tracker work without them.</p>";
+
+/// Fetching and sockets only to this server, scripts only from files, WebAssembly allowed.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self'; \
+    img-src 'self' data: blob:; media-src 'self' blob:; worker-src 'self' blob:; font-src 'self'; manifest-src 'self'; \
+    base-uri 'none'; form-action 'none'; frame-ancestors 'self'; connect-src 'self'";
+
+/// One file, ready to be sent.
+struct File {
+    content_type: &'static str,
+    etag: HeaderValue,
+    raw: Bytes,
+    /// Absent where it would not be smaller.
+    gzip: Option<Bytes>,
+}
+
+struct Pages {
+    files: HashMap<&'static str, File>,
+    /// More sources that pages may connect to: a tracker on another host.
+    connect: Vec<String>,
+}
+
+/// The routes of the pages. `connect` lists further origins that scripts may connect to.
+pub(crate) fn router(connect: Vec<String>) -> Router {
+    let files = EMBEDDED.iter().map(|(path, contents)| (*path, File::new(path, contents))).collect();
+    let page = |path| {
+        get(move |State(pages): State<Arc<Pages>>, headers: HeaderMap| {
+            let response = pages.page(path, &headers);
+            std::future::ready(response)
+        })
+    };
+    let asset = |State(pages): State<Arc<Pages>>, uri: Uri, headers: HeaderMap| {
+        let response = pages.asset(uri.path(), &headers);
+        std::future::ready(response)
+    };
+    Router::new()
+        .route("/", page("/index.html"))
+        .route("/publish", page("/publish.html"))
+        .route("/watch/{stream}", page("/watch.html"))
+        .route("/assets/{*path}", get(asset))
+        .route("/favicon.ico", get(asset))
+        .with_state(Arc::new(Pages { files, connect }))
+}
+
+impl File {
+    fn new(path: &str, contents: &'static [u8]) -> Self {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+        let compressed = encoder.write_all(contents).and_then(|()| encoder.finish());
+        let gzip = compressed.ok().filter(|gzip| gzip.len() < contents.len() * 9 / 10).map(Bytes::from);
+        let etag = format!("\"{:016x}\"", fnv1a(contents));
+        Self {
+            content_type: content_type(path),
+            etag: HeaderValue::from_str(&etag).expect("hexadecimal digits in quotes"),
+            raw: Bytes::from_static(contents),
+            gzip,
+        }
+    }
+
+    fn answer(&self, request: &HeaderMap, caching: &'static str) -> Response {
+        let mut response = Response::new(Body::empty());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
+        headers.insert(header::ETAG, self.etag.clone());
+        headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        if request.get(header::IF_NONE_MATCH).is_some_and(|found| *found == self.etag) {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+            return response;
+        }
+        let accepts_gzip = request
+            .get(header::ACCEPT_ENCODING)
+            .and_then(|value| value.to_str().ok())
+            .is_some_and(|value| value.split(',').any(|coding| coding.trim().starts_with("gzip")));
+        let body = match &self.gzip {
+            Some(gzip) if accepts_gzip => {
+                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+                gzip.clone()
+            }
+            _ => self.raw.clone(),
+        };
+        *response.body_mut() = Body::from(body);
+        response
+    }
+}
+
+impl Pages {
+    fn page(&self, path: &str, request: &HeaderMap) -> Response {
+        let response = match self.files.get(path) {
+            Some(file) => file.answer(request, "no-cache"),
+            None => plain(StatusCode::SERVICE_UNAVAILABLE, "text/html; charset=utf-8", NOT_BUILT),
+        };
+        self.secured(response, request)
+    }
+
+    fn asset(&self, path: &str, request: &HeaderMap) -> Response {
+        let Some(file) = self.files.get(path) else {
+            return plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "no such file\n");
+        };
+        // Names without a hash of the contents must be asked for again; with the ETag that costs no bytes.
+        let caching = if has_hash(path) { "public, max-age=31536000, immutable" } else { "no-cache" };
+        let mut response = self.secured(file.answer(request, caching), request);
+        // The player's files are made to be used from other sites' pages.
+        response.headers_mut().insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+        response
+    }
+
+    fn secured(&self, mut response: Response, request: &HeaderMap) -> Response {
+        let mut policy = CONTENT_SECURITY_POLICY.to_owned();
+        // Not every browser counts a WebSocket to the same host as 'self', so it is named.
+        let host = request.get(header::HOST).and_then(|host| host.to_str().ok()).filter(|host| is_host(host));
+        if let Some(host) = host {
+            policy.push_str(&format!(" ws://{host} wss://{host}"));
+        }
+        for source in &self.connect {
+            policy.push(' ');
+            policy.push_str(source);
+        }
+        let headers = response.headers_mut();
+        if let Ok(policy) = HeaderValue::from_str(&policy) {
+            headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+        }
+        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+        headers.insert(
+            HeaderName::from_static("permissions-policy"),
+            HeaderValue::from_static("camera=(self), microphone=(self), display-capture=(self)"),
+        );
+        headers.insert(
+            HeaderName::from_static("cross-origin-opener-policy"),
+            HeaderValue::from_static("same-origin"),
+        );
+        response
+    }
+}
+
+/// Where a request for an unknown path ends.
+pub(crate) fn not_found() -> Response {
+    plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "nothing is here\n")
+}
+
+fn plain(status: StatusCode, content_type: &'static str, text: &'static str) -> Response {
+    let mut response = Response::new(Body::from(text));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// Whether a Host header is one that may be copied into a policy: anything else could add directives.
+fn is_host(host: &str) -> bool {
+    !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-:[]".contains(&byte))
+}
+
+/// Whether a bundler put a hash of the contents into the name: `app-3F9A0C1B.js`.
+fn has_hash(path: &str) -> bool {
+    let stem = path.rsplit('/').next().unwrap_or(path).split('.').next().unwrap_or("");
+    stem.rsplit_once('-').is_some_and(|(_, hash)| {
+        hash.len() == 8 && hash.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit())
+    })
+}
+
+fn content_type(path: &str) -> &'static str {
+    match path.rsplit('.').next().unwrap_or("") {
+        "html" => "text/html; charset=utf-8",
+        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "css" => "text/css; charset=utf-8",
+        "wasm" => "application/wasm",
+        "svg" => "image/svg+xml",
+        "png" => "image/png",
+        "ico" => "image/x-icon",
+        "woff2" => "font/woff2",
+        "json" | "map" => "application/json",
+        "webmanifest" => "application/manifest+json",
+        _ => "application/octet-stream",
+    }
+}
+
+/// Tells contents apart for ETags; nothing depends on it being hard to forge.
+fn fnv1a(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    async fn policy(host: &str) -> String {
+        let request = Request::get("/").header(header::HOST, host).body(Body::empty()).unwrap();
+        let response = router(Vec::new()).oneshot(request).await.unwrap();
+        response.headers()[header::CONTENT_SECURITY_POLICY].to_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn page_may_open_a_socket_to_its_own_host_only() {
+        assert!(
+            policy("live.example:8080").await.ends_with(" ws://live.example:8080 wss://live.example:8080")
+        );
+    }
+
+    #[tokio::test]
+    async fn host_header_cannot_add_a_directive() {
+        assert!(policy("x; script-src *").await.ends_with("connect-src 'self'"));
+    }
+
+    #[test]
+    fn only_hashed_names_are_kept_for_ever() {
+        for (path, expected) in [
+            ("/assets/app-3F9A0C1B.js", true),
+            ("/assets/shoal-player.js", false),
+            ("/assets/hls-worker.js", false),
+        ] {
+            assert_eq!(has_hash(path), expected, "{path}");
+        }
+    }
+
+    #[test]
+    fn file_that_the_browser_has_is_not_sent_again() {
+        let file = File::new("a.js", &[b'x'; 1000]);
+        let mut request = HeaderMap::new();
+        request.insert(header::IF_NONE_MATCH, file.etag.clone());
+        assert_eq!(file.answer(&request, "no-cache").status(), StatusCode::NOT_MODIFIED);
+        request.insert(header::IF_NONE_MATCH, HeaderValue::from_static("\"other\""));
+        assert_eq!(file.answer(&request, "no-cache").status(), StatusCode::OK);
+    }
+}

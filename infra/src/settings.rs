@@ -1,0 +1,298 @@
+//! The configuration: what can be set, where it comes from, and whether it makes sense.
+//!
+//! Later sources win: default, file, environment (`SHOAL_TABLE_KEY`), command line. Nothing is opened before
+//! [`Settings::validate`] has passed.
+
+mod tables;
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+pub use self::tables::{Http, Keys, Log, Player};
+use crate::Error;
+
+/// `(table, documentation, [(key, documentation)])`, from the doc comments of the structs; made by the build script.
+#[expect(clippy::type_complexity, reason = "generated, and read in one place")]
+static DOCUMENTATION: &[(&str, &[&str], &[(&str, &[&str])])] =
+    include!(concat!(env!("OUT_DIR"), "/settings.rs"));
+
+/// The prefix of environment variables that hold settings.
+const ENVIRONMENT_PREFIX: &str = "SHOAL_";
+
+/// Everything that can be set.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// The HTTP port.
+    pub http: Http,
+    /// Parts, segments, playlists, and the origin that serves them.
+    pub segmenter: shoal_segmenter::Config,
+    /// What viewers are told.
+    pub player: Player,
+    /// The origin's identity.
+    pub keys: Keys,
+    /// Logs.
+    pub log: Log,
+}
+
+impl Settings {
+    /// Reads the file, if one is named, and lets the environment override it.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] with file and line, or the variable's name, and what is wrong.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, Error> {
+        let mut values = match file {
+            None => toml::Table::new(),
+            Some(path) => {
+                let text = std::fs::read_to_string(path)
+                    .map_err(|error| Error::Settings(format!("{}: {error}", path.display())))?;
+                parse(&text).map_err(|error| Error::Settings(format!("{}:{error}", path.display())))?
+            }
+        };
+        overlay(&mut values, environment)?;
+        values.try_into().map_err(|error: toml::de::Error| Error::Settings(one_line(error.message())))
+    }
+
+    /// The default configuration file: each key with its documentation.
+    #[must_use]
+    pub fn default_file() -> String {
+        let mut out = String::from(
+            "# Shoal's settings with their defaults, as `shoal serve --print-config` prints them. Every line may be left out.\n\
+             # Each can be overridden by an environment variable: `SHOAL_` + table + `_` + key in capitals.\n",
+        );
+        let defaults = defaults();
+        for (table, doc, keys) in documented() {
+            out.push('\n');
+            for line in *doc {
+                writeln!(out, "#{line}").expect("writing to a string");
+            }
+            writeln!(out, "[{table}]").expect("writing to a string");
+            for (key, doc) in *keys {
+                for line in *doc {
+                    writeln!(out, "#{line}").expect("writing to a string");
+                }
+                match defaults.get(*table).and_then(|table| table.get(*key)) {
+                    Some(value) => writeln!(out, "{key} = {value}"),
+                    // A setting that is absent by default.
+                    None => writeln!(out, "# {key} ="),
+                }
+                .expect("writing to a string");
+            }
+        }
+        out
+    }
+
+    /// Checks ranges and what has to fit together.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] naming the key, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.http.validate()?;
+        self.segmenter.validate().map_err(|error| Error::Settings(error.to_string()))?;
+        self.player.validate()?;
+        self.log.validate()
+    }
+}
+
+/// The tables that this program has.
+fn documented() -> impl Iterator<Item = &'static (&'static str, &'static [&'static str], Keyed)> {
+    let defaults = defaults();
+    DOCUMENTATION.iter().filter(move |(table, ..)| defaults.contains_key(*table))
+}
+
+type Keyed = &'static [(&'static str, &'static [&'static str])];
+
+fn defaults() -> toml::Table {
+    toml::Table::try_from(Settings::default()).expect("every default can be written as TOML")
+}
+
+/// Environment variables that look like settings but are none; worth a warning, since a misspelt one has no
+/// effect. Not an error: container platforms set variables of such names by themselves.
+pub fn unknown_variables<'a>(environment: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let known = variables();
+    let tables: Vec<String> =
+        documented().map(|(table, ..)| format!("{ENVIRONMENT_PREFIX}{}_", table.to_uppercase())).collect();
+    environment
+        .into_iter()
+        .filter(|name| tables.iter().any(|table| name.starts_with(table)) && !known.contains_key(*name))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// The variables that are settings, each with its table, key and default.
+fn variables() -> BTreeMap<String, (&'static str, &'static str, Option<toml::Value>)> {
+    let defaults = defaults();
+    let mut variables = BTreeMap::new();
+    for (table, _, keys) in documented() {
+        for (key, _) in *keys {
+            let name = format!("{ENVIRONMENT_PREFIX}{}_{}", table.to_uppercase(), key.to_uppercase());
+            let default = defaults.get(*table).and_then(|table| table.get(*key)).cloned();
+            variables.insert(name, (*table, *key, default));
+        }
+    }
+    variables
+}
+
+/// Parses a whole file against the types, so that an error can name its line, and returns the values in it.
+fn parse(text: &str) -> Result<toml::Table, String> {
+    let located = |error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| 1 + text[..span.start].matches('\n').count());
+        format!("{line}: {}", one_line(error.message()))
+    };
+    toml::from_str::<Settings>(text).map_err(located)?;
+    toml::from_str(text).map_err(located)
+}
+
+fn overlay(
+    values: &mut toml::Table,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<(), Error> {
+    let known = variables();
+    for (name, text) in environment {
+        let Some((table, key, default)) = known.get(&name) else { continue };
+        let value = from_variable(&text, default.as_ref())
+            .ok_or_else(|| Error::Settings(format!("{name}: {text:?} is not {}", kind(default.as_ref()))))?;
+        let table = values.entry(*table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        if let toml::Value::Table(table) = table {
+            table.insert((*key).to_owned(), value);
+        }
+    }
+    Ok(())
+}
+
+/// Reads a variable's text as a value of the same kind as the default. Lists are separated by commas.
+fn from_variable(text: &str, default: Option<&toml::Value>) -> Option<toml::Value> {
+    let text = text.trim();
+    Some(match default {
+        Some(toml::Value::Integer(_)) => toml::Value::Integer(text.replace('_', "").parse().ok()?),
+        Some(toml::Value::Float(_)) => toml::Value::Float(text.parse().ok()?),
+        Some(toml::Value::Boolean(_)) => toml::Value::Boolean(text.parse().ok()?),
+        Some(toml::Value::Array(_)) => toml::Value::Array(
+            text.split(',')
+                .map(str::trim)
+                .filter(|item| !item.is_empty())
+                .map(|item| toml::Value::String(item.to_owned()))
+                .collect(),
+        ),
+        _ => toml::Value::String(text.to_owned()),
+    })
+}
+
+fn kind(value: Option<&toml::Value>) -> &'static str {
+    match value {
+        Some(toml::Value::Integer(_)) => "a whole number",
+        Some(toml::Value::Float(_)) => "a number",
+        Some(toml::Value::Boolean(_)) => "true or false",
+        Some(toml::Value::Array(_)) => "a list separated by commas",
+        _ => "a text",
+    }
+}
+
+fn one_line(message: &str) -> String {
+    message.lines().map(str::trim).collect::<Vec<_>>().join("; ")
+}
+
+/// Refuses a value outside of its range.
+fn within<T: PartialOrd + std::fmt::Display>(
+    key: &str,
+    value: T,
+    allowed: std::ops::RangeInclusive<T>,
+) -> Result<(), Error> {
+    if allowed.contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Settings(format!("{key} = {value}: allowed is {} to {}", allowed.start(), allowed.end())))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Settings::load(Some(file.path()), environment).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn default_file_is_read_back_as_the_defaults() {
+        assert_eq!(load(&Settings::default_file(), &[]).unwrap(), Settings::default());
+    }
+
+    #[test]
+    fn file_in_deploy_is_the_one_that_is_printed() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/shoal.toml");
+        let found = std::fs::read_to_string(path).unwrap();
+        assert!(
+            found == Settings::default_file(),
+            "infra/deploy/shoal.toml is stale: `cargo run -p shoal -- serve --print-config > infra/deploy/shoal.toml`"
+        );
+    }
+
+    #[test]
+    fn every_setting_has_documentation() {
+        for (table, values) in defaults() {
+            let (_, doc, keys) = documented().find(|(name, ..)| *name == table).unwrap();
+            assert!(!doc.is_empty(), "{table}");
+            for (key, _) in values.as_table().unwrap() {
+                let (_, doc) =
+                    keys.iter().find(|(name, _)| name == key).unwrap_or_else(|| panic!("{table}.{key}"));
+                assert!(!doc.is_empty(), "{table}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn environment_overrides_the_file_and_the_file_the_default() {
+        let settings =
+            load("[segmenter]\npart_ms = 400\nsegment_ms = 1600\n", &[("SHOAL_SEGMENTER_PART_MS", "200")])
+                .unwrap();
+        assert_eq!(settings.segmenter.part_ms, 200);
+        assert_eq!(settings.segmenter.segment_ms, 1600);
+        assert_eq!(settings.http, Http::default());
+    }
+
+    #[test]
+    fn misspelt_key_is_refused_with_its_line_in_one_line() {
+        let error = load("[http]\nlisten = \"127.0.0.1:1\"\nlitsen = 3\n", &[]).unwrap_err();
+        assert!(error.contains(":3: unknown field `litsen`"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+
+    #[test]
+    fn misspelt_table_and_wrong_type_are_refused() {
+        assert!(load("[htp]\n", &[]).unwrap_err().contains("unknown field `htp`"));
+        assert!(load("[segmenter]\npart_ms = \"fast\"\n", &[]).unwrap_err().contains(":2: "));
+        assert!(load("not toml", &[]).unwrap_err().contains(":1: "));
+    }
+
+    #[test]
+    fn variable_of_the_wrong_kind_is_named() {
+        let error = load("", &[("SHOAL_SEGMENTER_PART_MS", "fast")]).unwrap_err();
+        assert!(error.contains("SHOAL_SEGMENTER_PART_MS") && error.contains("whole number"), "{error}");
+    }
+
+    #[test]
+    fn unknown_variable_of_a_table_is_noticed_and_others_are_not_ours() {
+        let names = ["SHOAL_SEGMENTER_PART_MS", "SHOAL_SEGMENTER_PRAT_MS", "SHOAL_CHROMIUM", "PATH"];
+        assert_eq!(unknown_variables(names), ["SHOAL_SEGMENTER_PRAT_MS"]);
+    }
+
+    #[test]
+    fn defaults_are_valid_and_values_out_of_range_are_named() {
+        Settings::default().validate().unwrap();
+        let mut settings = Settings::default();
+        settings.segmenter.part_ms = 5;
+        let error = settings.validate().unwrap_err().to_string();
+        assert!(error.contains("segmenter.part_ms = 5 "), "{error}");
+    }
+}
