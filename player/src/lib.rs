@@ -1,1 +1,89 @@
-//! The native headless viewer.
+//! The native headless viewer: follows a stream as a player would, takes its pieces from other viewers over WebRTC
+//! data channels, and counts.
+//!
+//! It is the second driver of the swarm core (`swarm`): the browser's is `web`. It decodes nothing; its playback is
+//! a clock that consumes media and notices when there is none. It serves for load ([`Options`] with an uplink limit,
+//! many in one process), for measurements, and as a helper that an operator leaves running near his viewers
+//! ([`Mode::Seed`]).
+//!
+//! The files follow the data: `source` reads playlists, `tracker` is the socket to the tracker, `neighbor` one peer
+//! connection, `origin` fetches over HTTP, `store` holds bytes, `playback` is the clock, `viewer` drives the core with
+//! all of them.
+
+mod neighbor;
+mod origin;
+mod playback;
+mod source;
+mod store;
+mod tracker;
+mod uplink;
+mod viewer;
+
+use std::time::Duration;
+
+pub use source::SourceError;
+pub use viewer::{Snapshot, run};
+
+/// What a viewer is there for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// Follows the playlists and plays at the live edge, like a browser.
+    #[default]
+    Watch,
+    /// Plays nothing: takes each piece once and gives it to others.
+    Seed,
+}
+
+/// How a viewer behaves.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The multivariant playlist's URL.
+    pub url: String,
+    /// What it is there for.
+    pub mode: Mode,
+    /// Whether peers are used at all. Without, it is a plain LL-HLS client.
+    pub peers: bool,
+    /// Whether it gives to others.
+    pub shares: bool,
+    /// Sends at most this much media, in kbit/s, as a slow line would: blocks wait for their turn. None: no limit.
+    pub uplink_kbps: Option<u32>,
+    /// Holds at most this many bytes of media for others.
+    pub store_bytes_max: u64,
+    /// A viewer token, where the stream wants one.
+    pub token: Option<String>,
+    /// Seeds the core's random numbers; viewers of one process take different ones.
+    pub seed: u64,
+    /// Gives up on a connection to a peer after this time.
+    pub connect_timeout: Duration,
+}
+
+impl Options {
+    /// The defaults for a stream's multivariant playlist.
+    #[must_use]
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            mode: Mode::Watch,
+            peers: true,
+            shares: true,
+            uplink_kbps: None,
+            store_bytes_max: 64 * 1024 * 1024,
+            token: None,
+            seed: 1,
+            connect_timeout: Duration::from_secs(15),
+        }
+    }
+}
+
+/// Why a viewer could not start or had to stop. What happens while it runs (a lost peer, a slow origin) is counted,
+/// not reported here.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The stream can't be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The HTTP client can't be made.
+    #[error("the HTTP client can't be made: {0}")]
+    Http(#[source] reqwest::Error),
+}

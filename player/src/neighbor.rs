@@ -1,0 +1,465 @@
+//! One connection to one peer: signaling, two data channels, and the way of blocks through the uplink.
+//!
+//! A neighbor is a task. The viewer talks to it through [`Neighbor`] and hears [`NeighborEvent`]s; each carries the
+//! generation of the connection, so that late words of a closed one are recognised.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use shoal_swarm::{PeerId, wire::BLOCK_HEADER_BYTES};
+use shoal_tracker_protocol::{IceServer, Signal};
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use webrtc::{
+    data_channel::{DataChannel, DataChannelEvent, RTCDataChannelInit},
+    peer_connection::{
+        PeerConnection, PeerConnectionBuilder, PeerConnectionEventHandler, RTCConfigurationBuilder,
+        RTCIceCandidateInit, RTCIceServer, RTCIceTransportPolicy, RTCPeerConnectionIceEvent,
+        RTCPeerConnectionState, RTCSessionDescription,
+    },
+};
+
+use crate::uplink::Uplink;
+
+/// WIRE.md: the ids of the two channels, agreed upon beforehand.
+const CONTROL_CHANNEL: u16 = 0;
+const BLOCKS_CHANNEL: u16 = 1;
+/// How often the send queue is looked at while it drains: a block of 16 KiB takes as long at 6 Mbit/s.
+const QUEUE_INTERVAL: Duration = Duration::from_millis(20);
+/// Signaling messages that may wait; a browser trickles about a dozen candidates.
+const SIGNALS_MAX: usize = 64;
+
+/// What happened on a connection.
+#[derive(Debug)]
+pub(crate) struct NeighborEvent {
+    pub(crate) peer: PeerId,
+    pub(crate) generation: u64,
+    pub(crate) kind: NeighborEventKind,
+}
+
+#[derive(Debug)]
+pub(crate) enum NeighborEventKind {
+    /// To be sent to the peer through the tracker.
+    Signal(Signal),
+    /// Both channels are open.
+    Open,
+    /// A message on the control channel.
+    Control(Bytes),
+    /// A message on the blocks channel.
+    Block(Bytes),
+    /// So many bytes wait to be sent on the blocks channel.
+    Queue(u32),
+    /// The connection is gone or never came to be.
+    Closed,
+}
+
+/// How to make connections.
+#[derive(Clone, Debug)]
+pub(crate) struct ConnectionOptions {
+    pub(crate) ice_servers: Vec<IceServer>,
+    pub(crate) relay_only: bool,
+    pub(crate) connect_timeout: Duration,
+}
+
+/// The viewer's handle of a connection; dropping it closes the connection.
+#[derive(Debug)]
+pub(crate) struct Neighbor {
+    pub(crate) generation: u64,
+    pub(crate) is_open: bool,
+    signals: mpsc::Sender<Signal>,
+    // Not bounded here: the core bounds what it sends by the queue that it is told of.
+    control: mpsc::UnboundedSender<Bytes>,
+    blocks: mpsc::UnboundedSender<Bytes>,
+    queued: Arc<AtomicU64>,
+    _close: DropGuard,
+}
+
+impl Neighbor {
+    /// Starts to connect. Must be called on a tokio runtime.
+    pub(crate) fn connect(
+        peer: PeerId,
+        generation: u64,
+        offers: bool,
+        options: ConnectionOptions,
+        uplink: Arc<Uplink>,
+        events: mpsc::Sender<NeighborEvent>,
+    ) -> Self {
+        let (signals, signals_in) = mpsc::channel(SIGNALS_MAX);
+        let (control, control_in) = mpsc::unbounded_channel();
+        let (blocks, blocks_in) = mpsc::unbounded_channel();
+        let queued = Arc::new(AtomicU64::new(0));
+        let close = CancellationToken::new();
+        let link = Link { peer, generation, events, close: close.clone() };
+        let outgoing = Outgoing { control: control_in, blocks: blocks_in, queued: queued.clone(), uplink };
+        tokio::spawn(async move {
+            let end = link.clone();
+            // Whatever goes wrong with a peer is normal: the viewer hears that the connection is gone.
+            if let Err(error) = link.run(offers, options, signals_in, outgoing).await {
+                tracing::debug!(peer, %error, "connection failed");
+            }
+            end.tell(NeighborEventKind::Closed).await;
+        });
+        Self { generation, is_open: false, signals, control, blocks, queued, _close: close.drop_guard() }
+    }
+
+    /// Hands in signaling from the peer; too much of it is dropped.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let _ = self.signals.try_send(signal);
+    }
+
+    /// Sends a message on the control channel.
+    pub(crate) fn send_control(&self, bytes: Vec<u8>) {
+        let _ = self.control.send(bytes.into());
+    }
+
+    /// Sends a block; returns how many bytes wait now.
+    pub(crate) fn send_block(&self, header: [u8; BLOCK_HEADER_BYTES], block: &[u8]) -> u32 {
+        let mut message = BytesMut::with_capacity(header.len() + block.len());
+        message.extend_from_slice(&header);
+        message.extend_from_slice(block);
+        let length = message.len() as u64;
+        let queued = self.queued.fetch_add(length, Ordering::Relaxed) + length;
+        let _ = self.blocks.send(message.freeze());
+        u32::try_from(queued).unwrap_or(u32::MAX)
+    }
+}
+
+struct Outgoing {
+    control: mpsc::UnboundedReceiver<Bytes>,
+    blocks: mpsc::UnboundedReceiver<Bytes>,
+    queued: Arc<AtomicU64>,
+    uplink: Arc<Uplink>,
+}
+
+/// One connection's identity and its way back to the viewer.
+#[derive(Clone, Debug)]
+struct Link {
+    peer: PeerId,
+    generation: u64,
+    events: mpsc::Sender<NeighborEvent>,
+    close: CancellationToken,
+}
+
+/// What webrtc calls back with.
+enum Callback {
+    Candidate(RTCIceCandidateInit),
+    State(RTCPeerConnectionState),
+}
+
+struct Handler(mpsc::UnboundedSender<Callback>);
+
+#[async_trait::async_trait]
+impl PeerConnectionEventHandler for Handler {
+    async fn on_ice_candidate(&self, event: RTCPeerConnectionIceEvent) {
+        if let Ok(candidate) = event.candidate.to_json() {
+            let _ = self.0.send(Callback::Candidate(candidate));
+        }
+    }
+
+    async fn on_connection_state_change(&self, state: RTCPeerConnectionState) {
+        let _ = self.0.send(Callback::State(state));
+    }
+}
+
+impl Link {
+    async fn tell(&self, kind: NeighborEventKind) {
+        let event = NeighborEvent { peer: self.peer, generation: self.generation, kind };
+        let _ = self.events.send(event).await;
+    }
+
+    async fn run(
+        &self,
+        offers: bool,
+        options: ConnectionOptions,
+        signals: mpsc::Receiver<Signal>,
+        outgoing: Outgoing,
+    ) -> webrtc::error::Result<()> {
+        let (callbacks, callbacks_in) = mpsc::unbounded_channel();
+        let connection: Arc<dyn PeerConnection> = Arc::new(build(&options, callbacks).await?);
+        let ended = self.drive(&connection, offers, &options, signals, callbacks_in, outgoing).await;
+        self.close.cancel();
+        let _ = connection.close().await;
+        ended
+    }
+
+    async fn drive(
+        &self,
+        connection: &Arc<dyn PeerConnection>,
+        offers: bool,
+        options: &ConnectionOptions,
+        mut signals: mpsc::Receiver<Signal>,
+        mut callbacks: mpsc::UnboundedReceiver<Callback>,
+        outgoing: Outgoing,
+    ) -> webrtc::error::Result<()> {
+        let channel = |id: u16, ordered: bool| RTCDataChannelInit {
+            ordered,
+            negotiated: Some(id),
+            ..RTCDataChannelInit::default()
+        };
+        let control = connection.create_data_channel("control", Some(channel(CONTROL_CHANNEL, true))).await?;
+        let blocks = connection.create_data_channel("blocks", Some(channel(BLOCKS_CHANNEL, false))).await?;
+        let (opened, mut opened_in) = mpsc::channel(2);
+        tokio::spawn(self.clone().read(control.clone(), NeighborEventKind::Control, opened.clone()));
+        tokio::spawn(self.clone().read(blocks.clone(), NeighborEventKind::Block, opened));
+        let mut outgoing = Some((control, blocks, outgoing));
+        if offers {
+            let offer = connection.create_offer(None).await?;
+            let sdp = offer.sdp.clone();
+            connection.set_local_description(offer).await?;
+            self.tell(NeighborEventKind::Signal(Signal::Offer { sdp })).await;
+        }
+        let timeout = sleep(options.connect_timeout);
+        tokio::pin!(timeout);
+        let mut open_count = 0;
+        loop {
+            tokio::select! {
+                () = self.close.cancelled() => return Ok(()),
+                () = &mut timeout, if open_count < 2 => return Ok(()),
+                Some(signal) = signals.recv() => self.handle_signal(connection, signal).await?,
+                Some(callback) = callbacks.recv() => match callback {
+                    Callback::Candidate(candidate) => {
+                        let signal = Signal::Candidate { candidate: candidate.candidate, mid: None };
+                        self.tell(NeighborEventKind::Signal(signal)).await;
+                    }
+                    Callback::State(
+                        RTCPeerConnectionState::Failed
+                        | RTCPeerConnectionState::Disconnected
+                        | RTCPeerConnectionState::Closed,
+                    ) => return Ok(()),
+                    Callback::State(_) => {}
+                },
+                Some(()) = opened_in.recv() => {
+                    open_count += 1;
+                    if open_count == 2 && let Some((control, blocks, outgoing)) = outgoing.take() {
+                        let Outgoing { control: control_out, blocks: blocks_out, queued, uplink } = outgoing;
+                        tokio::spawn(self.clone().write_control(control, control_out));
+                        tokio::spawn(self.clone().write_blocks(blocks, blocks_out, queued, uplink));
+                        self.tell(NeighborEventKind::Open).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn handle_signal(
+        &self,
+        connection: &Arc<dyn PeerConnection>,
+        signal: Signal,
+    ) -> webrtc::error::Result<()> {
+        match signal {
+            Signal::Offer { sdp } => {
+                connection.set_remote_description(RTCSessionDescription::offer(sdp)?).await?;
+                let answer = connection.create_answer(None).await?;
+                let sdp = answer.sdp.clone();
+                connection.set_local_description(answer).await?;
+                self.tell(NeighborEventKind::Signal(Signal::Answer { sdp })).await;
+            }
+            Signal::Answer { sdp } => {
+                connection.set_remote_description(RTCSessionDescription::answer(sdp)?).await?;
+            }
+            Signal::Candidate { candidate, mid } if !candidate.is_empty() => {
+                let candidate = RTCIceCandidateInit {
+                    candidate,
+                    sdp_mid: mid,
+                    sdp_mline_index: Some(0),
+                    ..RTCIceCandidateInit::default()
+                };
+                // A candidate of a kind that we do not know is no reason to give the others up.
+                if let Err(error) = connection.add_ice_candidate(candidate).await {
+                    tracing::debug!(peer = self.peer, %error, "candidate refused");
+                }
+            }
+            Signal::Candidate { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Passes a channel's messages to the viewer until it closes; then the connection is of no use.
+    async fn read(
+        self,
+        channel: Arc<dyn DataChannel>,
+        kind: fn(Bytes) -> NeighborEventKind,
+        opened: mpsc::Sender<()>,
+    ) {
+        loop {
+            let event = tokio::select! {
+                () = self.close.cancelled() => return,
+                event = channel.poll() => event,
+            };
+            match event {
+                Some(DataChannelEvent::OnOpen) => {
+                    let _ = opened.send(()).await;
+                }
+                Some(DataChannelEvent::OnMessage(message)) => self.tell(kind(message.data.freeze())).await,
+                Some(DataChannelEvent::OnClose) | None => return self.close.cancel(),
+                Some(_) => {}
+            }
+        }
+    }
+
+    async fn write_control(
+        self,
+        channel: Arc<dyn DataChannel>,
+        mut messages: mpsc::UnboundedReceiver<Bytes>,
+    ) {
+        loop {
+            let message = tokio::select! {
+                () = self.close.cancelled() => return,
+                message = messages.recv() => message,
+            };
+            let Some(message) = message else { return };
+            if channel.send(BytesMut::from(&message[..])).await.is_err() {
+                return self.close.cancel();
+            }
+        }
+    }
+
+    /// Sends blocks one after the other at the uplink's rate and tells how many bytes wait.
+    async fn write_blocks(
+        self,
+        channel: Arc<dyn DataChannel>,
+        mut messages: mpsc::UnboundedReceiver<Bytes>,
+        queued: Arc<AtomicU64>,
+        uplink: Arc<Uplink>,
+    ) {
+        let mut is_draining = false;
+        loop {
+            let message = tokio::select! {
+                () = self.close.cancelled() => return,
+                message = messages.recv() => message,
+                () = sleep(QUEUE_INTERVAL), if is_draining => {
+                    is_draining = self.tell_queue(&channel, &queued).await > 0;
+                    continue;
+                }
+            };
+            let Some(message) = message else { return };
+            let length = message.len();
+            uplink.send(length).await;
+            let sent = channel.send(BytesMut::from(&message[..])).await;
+            queued.fetch_sub(length as u64, Ordering::Relaxed);
+            if sent.is_err() {
+                return self.close.cancel();
+            }
+            is_draining = self.tell_queue(&channel, &queued).await > 0;
+        }
+    }
+
+    async fn tell_queue(&self, channel: &Arc<dyn DataChannel>, queued: &AtomicU64) -> u32 {
+        let outstanding = channel.outstanding_bytes().await.unwrap_or(0) as u64;
+        let all = u32::try_from(queued.load(Ordering::Relaxed) + outstanding).unwrap_or(u32::MAX);
+        self.tell(NeighborEventKind::Queue(all)).await;
+        all
+    }
+}
+
+async fn build(
+    options: &ConnectionOptions,
+    callbacks: mpsc::UnboundedSender<Callback>,
+) -> webrtc::error::Result<impl PeerConnection + use<>> {
+    let ice_servers = options
+        .ice_servers
+        .iter()
+        .map(|server| RTCIceServer {
+            urls: server.urls.clone(),
+            username: server.username.clone().unwrap_or_default(),
+            credential: server.credential.clone().unwrap_or_default(),
+        })
+        .collect();
+    let policy = if options.relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
+    let configuration = RTCConfigurationBuilder::default()
+        .with_ice_servers(ice_servers)
+        .with_ice_transport_policy(policy)
+        .build();
+    PeerConnectionBuilder::new()
+        .with_configuration(configuration)
+        .with_handler(Arc::new(Handler(callbacks)))
+        .with_udp_addrs(vec!["0.0.0.0:0"])
+        .build()
+        .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options() -> ConnectionOptions {
+        ConnectionOptions {
+            ice_servers: Vec::new(),
+            relay_only: false,
+            connect_timeout: Duration::from_secs(20),
+        }
+    }
+
+    /// Two neighbors in one process, with the tracker's part played by the test.
+    struct Pair {
+        left: Neighbor,
+        right: Neighbor,
+        events: mpsc::Receiver<NeighborEvent>,
+    }
+
+    impl Pair {
+        fn connect() -> Self {
+            let (events_out, events) = mpsc::channel(1024);
+            let uplink = Arc::new(Uplink::new(None));
+            let left = Neighbor::connect(1, 7, true, options(), uplink.clone(), events_out.clone());
+            let right = Neighbor::connect(2, 7, false, options(), uplink, events_out);
+            Self { left, right, events }
+        }
+
+        async fn next(&mut self) -> (PeerId, NeighborEventKind) {
+            loop {
+                let wait = tokio::time::timeout(Duration::from_secs(30), self.events.recv());
+                let event = wait.await.expect("an event in time").expect("the channel is open");
+                match event.kind {
+                    NeighborEventKind::Signal(signal) if event.peer == 1 => self.right.signal(signal),
+                    NeighborEventKind::Signal(signal) => self.left.signal(signal),
+                    NeighborEventKind::Queue(_) => {}
+                    kind => return (event.peer, kind),
+                }
+            }
+        }
+
+        async fn open(&mut self) {
+            for _ in 0..2 {
+                assert!(matches!(self.next().await.1, NeighborEventKind::Open));
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn full_block_and_control_message_cross_real_data_channels() {
+        let mut pair = Pair::connect();
+        pair.open().await;
+        let block: Vec<u8> = (0..16_384_u32).map(|byte| (byte % 251) as u8).collect();
+        pair.left.send_block([9; BLOCK_HEADER_BYTES], &block);
+        let (peer, NeighborEventKind::Block(bytes)) = pair.next().await else { panic!("a block") };
+        assert_eq!(peer, 2);
+        assert_eq!(bytes[..BLOCK_HEADER_BYTES], [9; BLOCK_HEADER_BYTES]);
+        assert_eq!(bytes[BLOCK_HEADER_BYTES..], block);
+        pair.right.send_control(vec![1, 2, 3]);
+        let (peer, NeighborEventKind::Control(bytes)) = pair.next().await else { panic!("a message") };
+        assert_eq!((peer, &bytes[..]), (1, &[1, 2, 3][..]));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn dropping_one_end_closes_its_connection() {
+        let mut pair = Pair::connect();
+        pair.open().await;
+        let Pair { left, right: _right, mut events } = pair;
+        drop(left);
+        loop {
+            let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await;
+            let event = event.expect("an event in time").expect("the channel is open");
+            if matches!(event.kind, NeighborEventKind::Closed) {
+                assert_eq!(event.peer, 1);
+                return;
+            }
+        }
+    }
+}
