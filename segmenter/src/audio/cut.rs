@@ -1,0 +1,226 @@
+//! Where audio parts end: at the AAC frame nearest to where the video's parts end, so that both renditions have the
+//! same segments and part numbers; by its own clock when there is no video.
+//!
+//! Pure, like `crate::cut`, and with the same promise: a part that is not its segment's last is followed by another.
+
+use std::collections::VecDeque;
+
+use super::{AacFrame, FRAME_SAMPLES, samples};
+use crate::config::Constants;
+
+/// A finished audio part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AudioPart {
+    pub(crate) frames: Vec<AacFrame>,
+    /// Whether the segment ends with it.
+    pub(crate) is_last: bool,
+}
+
+/// Where a part of the video ends.
+#[derive(Clone, Copy, Debug)]
+struct Boundary {
+    at: i64,
+    is_last: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct AudioCutter {
+    frames: VecDeque<AacFrame>,
+    boundaries: VecDeque<Boundary>,
+    /// The first sample of the part in the making.
+    part_start: i64,
+    /// As many frames fit into a part.
+    frames_max: usize,
+    /// A part that is not the last of its segment has at least as many.
+    frames_min: usize,
+    /// With more than this without a boundary, the video is stalled and audio goes on alone.
+    patience_frames: usize,
+    own_clock: Option<OwnClock>,
+}
+
+/// Audio without video makes its own boundaries.
+#[derive(Debug)]
+struct OwnClock {
+    part: i64,
+    segment: i64,
+    /// The end of the part in the making, and of its segment.
+    part_end: i64,
+    segment_end: i64,
+}
+
+impl AudioCutter {
+    /// `leads` if there is no video to follow.
+    pub(crate) fn new(constants: &Constants, start: i64, leads: bool) -> Self {
+        let frames_max = (samples(constants.part_target_us) / FRAME_SAMPLES) as usize;
+        let (part, segment) = (samples(constants.part_us), samples(constants.segment_us));
+        Self {
+            frames: VecDeque::new(),
+            boundaries: VecDeque::new(),
+            part_start: start,
+            frames_max,
+            frames_min: (frames_max * 85).div_ceil(100),
+            // One second: more than the lateness of video behind audio that ingest's buffers can cause.
+            patience_frames: frames_max + (super::SAMPLE_RATE / FRAME_SAMPLES) as usize,
+            own_clock: leads.then_some(OwnClock {
+                part,
+                segment,
+                part_end: start + part,
+                segment_end: start + segment,
+            }),
+        }
+    }
+
+    /// The sample at which the part in the making begins.
+    pub(crate) fn part_start(&self) -> i64 {
+        self.part_start
+    }
+
+    pub(crate) fn push(&mut self, frame: AacFrame) {
+        let end = frame.start + FRAME_SAMPLES;
+        self.frames.push_back(frame);
+        let Some(clock) = &mut self.own_clock else { return };
+        // The boundary is set one frame late: only then is it sure that another frame follows.
+        while end > clock.part_end + FRAME_SAMPLES {
+            let is_last = clock.part_end >= clock.segment_end;
+            self.boundaries.push_back(Boundary { at: clock.part_end, is_last });
+            if is_last {
+                clock.segment_end += clock.segment;
+            }
+            clock.part_end += clock.part;
+        }
+    }
+
+    /// A part of the video ends at sample `at`.
+    pub(crate) fn push_boundary(&mut self, at: i64, is_last: bool) {
+        self.boundaries.push_back(Boundary { at, is_last });
+    }
+
+    /// The next part that is complete.
+    pub(crate) fn poll(&mut self) -> Option<AudioPart> {
+        while let Some(&Boundary { at, is_last }) = self.boundaries.front() {
+            // A frame belongs to the side on which its middle is; a segment's last part has at least one.
+            let is_before = |frame: &&AacFrame| frame.start + FRAME_SAMPLES / 2 < at;
+            let produced_end =
+                self.frames.back().map_or(self.part_start, |frame| frame.start + FRAME_SAMPLES);
+            let is_covered = produced_end + FRAME_SAMPLES / 2 >= at;
+            let mut count = self.frames.iter().take_while(is_before).count();
+            if is_last && is_covered {
+                count = count.max(1);
+            }
+            if count > self.frames_max {
+                return self.take(self.frames_max, false);
+            }
+            if !is_covered || self.frames.len() < count {
+                return None;
+            }
+            self.boundaries.pop_front();
+            if is_last || count >= self.frames_min {
+                return self.take(count, is_last);
+            }
+            // Too short to be a part of its own: it goes out with the next.
+        }
+        if self.frames.len() > self.patience_frames { self.take(self.frames_max, false) } else { None }
+    }
+
+    /// Ends the segment with what there is.
+    pub(crate) fn finish(&mut self) -> Vec<AudioPart> {
+        self.boundaries.clear();
+        let mut parts = Vec::new();
+        while !self.frames.is_empty() {
+            let count = self.frames.len().min(self.frames_max);
+            parts.extend(self.take(count, count == self.frames.len()));
+        }
+        parts
+    }
+
+    fn take(&mut self, count: usize, is_last: bool) -> Option<AudioPart> {
+        let frames: Vec<_> = self.frames.drain(..count).collect();
+        self.part_start = frames.last()?.start + FRAME_SAMPLES;
+        Some(AudioPart { frames, is_last })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn cutter(leads: bool) -> AudioCutter {
+        AudioCutter::new(&Config::default().constants(), 0, leads)
+    }
+
+    fn push(cutter: &mut AudioCutter, from: i64, count: i64) {
+        for index in from..from + count {
+            cutter.push(AacFrame { start: index * FRAME_SAMPLES, data: Bytes::new() });
+        }
+    }
+
+    fn drain(cutter: &mut AudioCutter) -> Vec<AudioPart> {
+        std::iter::from_fn(|| cutter.poll()).collect()
+    }
+
+    #[test]
+    fn audio_alone_has_four_parts_in_two_seconds() {
+        let mut cutter = cutter(true);
+        push(&mut cutter, 0, 1_000);
+        let parts = drain(&mut cutter);
+        let lengths: Vec<_> = parts.iter().map(|part| part.frames.len()).collect();
+        assert!(lengths.iter().all(|length| (23..=24).contains(length)), "{lengths:?}");
+        let lasts: Vec<_> = parts.iter().map(|part| part.is_last).take(8).collect();
+        assert_eq!(lasts, [false, false, false, true, false, false, false, true]);
+    }
+
+    #[test]
+    fn audio_waits_for_the_boundary_of_the_video() {
+        let mut cutter = cutter(false);
+        push(&mut cutter, 0, 40);
+        assert!(cutter.poll().is_none());
+        cutter.push_boundary(24_000, false);
+        assert_eq!(drain(&mut cutter)[0].frames.len(), 23);
+    }
+
+    #[test]
+    fn audio_goes_on_when_the_video_stalls() {
+        let mut cutter = cutter(false);
+        push(&mut cutter, 0, 200);
+        let parts = drain(&mut cutter);
+        assert!(parts.len() > 4);
+        assert!(parts.iter().all(|part| part.frames.len() == 24 && !part.is_last));
+        // The video comes back and ends its segment earlier than the audio went.
+        cutter.push_boundary(48_000, true);
+        let last = drain(&mut cutter);
+        assert!(last[0].is_last && last[0].frames.len() == 1);
+    }
+
+    proptest! {
+        #[test]
+        fn parts_keep_the_rules_for_any_boundaries(steps in vec((1_000i64..24_576, 0u8..5, 0i64..60), 1..100)) {
+            let mut cutter = cutter(false);
+            let (mut at, mut pushed, mut next) = (0, 0, 0);
+            let mut is_open = false;
+            for (length, kind, frames) in steps {
+                at += length;
+                cutter.push_boundary(at, kind == 0);
+                push(&mut cutter, pushed, frames);
+                pushed += frames;
+                for part in drain(&mut cutter) {
+                    let count = part.frames.len();
+                    prop_assert!((1..=24).contains(&count));
+                    prop_assert!(part.is_last || count >= 21);
+                    for frame in &part.frames {
+                        prop_assert_eq!(frame.start, next);
+                        next += FRAME_SAMPLES;
+                    }
+                    is_open = !part.is_last;
+                }
+            }
+            // What was promised to follow does follow.
+            let rest = cutter.finish();
+            prop_assert!(!is_open || !rest.is_empty() || pushed * FRAME_SAMPLES == next);
+        }
+    }
+}

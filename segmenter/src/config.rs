@@ -1,0 +1,165 @@
+//! What an operator can set about segments, the live window and limits.
+
+use serde::{Deserialize, Serialize};
+
+/// The `[segmenter]` table of the configuration file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// The duration of a part in milliseconds. Shorter parts lower the latency and raise the number of requests.
+    pub part_ms: u32,
+    /// The duration of a segment in milliseconds. The publisher is asked for a keyframe this often.
+    pub segment_ms: u32,
+    /// How much media a live playlist lists, in milliseconds.
+    pub window_ms: u32,
+    /// At most this many bytes of media are held for one stream; older media leaves the playlist earlier when
+    /// the stream needs more.
+    pub stream_bytes_max: usize,
+    /// At most this many streams at a time.
+    pub streams_max: usize,
+    /// At most this many bytes of frames wait for a stream's worker; more is refused.
+    pub queue_bytes_max: usize,
+    /// How long a stream waits for its publisher to come back before it ends, in milliseconds.
+    pub grace_ms: u32,
+    /// How long an ended stream can still be watched, in milliseconds.
+    pub ended_keep_ms: u32,
+    /// How long a new stream waits for the formats of further tracks after the first, in milliseconds.
+    pub settle_ms: u32,
+    /// The bit rate of AAC audio in bits per second.
+    pub audio_bps: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            part_ms: 500,
+            segment_ms: 2_000,
+            window_ms: 60_000,
+            stream_bytes_max: 128 << 20,
+            streams_max: 64,
+            queue_bytes_max: 16 << 20,
+            grace_ms: 30_000,
+            ended_keep_ms: 60_000,
+            settle_ms: 1_500,
+            audio_bps: 128_000,
+        }
+    }
+}
+
+/// A setting outside its range.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("segmenter.{key} = {value} is not within {min}..={max}")]
+pub struct ConfigError {
+    key: &'static str,
+    value: u64,
+    min: u64,
+    max: u64,
+}
+
+impl Config {
+    /// Checks every key's range.
+    ///
+    /// # Errors
+    /// The first key that is out of range.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        let part_ms = u64::from(self.part_ms);
+        let segment_ms = u64::from(self.segment_ms);
+        let checks = [
+            // Below 100 ms the 21 ms grain of AAC frames no longer fits into 85-100 % of the part target.
+            ("part_ms", part_ms, 200, 2_000),
+            ("segment_ms", segment_ms, 2 * part_ms, 10_000),
+            // Section 6.2.2: at least three target durations; Apple's rules: at least six segments.
+            ("window_ms", u64::from(self.window_ms), 6 * segment_ms, 3_600_000),
+            ("stream_bytes_max", self.stream_bytes_max as u64, 1 << 20, u64::MAX),
+            ("streams_max", self.streams_max as u64, 1, 100_000),
+            ("queue_bytes_max", self.queue_bytes_max as u64, 64 << 10, u64::MAX),
+            ("audio_bps", u64::from(self.audio_bps), 32_000, 320_000),
+        ];
+        checks.into_iter().try_for_each(|(key, value, min, max)| {
+            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError { key, value, min, max }) }
+        })
+    }
+
+    /// The numbers that a stream keeps for life.
+    pub(crate) fn constants(&self) -> Constants {
+        let part_us = i64::from(self.part_ms) * 1000;
+        let segment_us = i64::from(self.segment_ms) * 1000;
+        // Whole AAC frames: audio parts of 23 and 24 frames alternate around 500 ms, and 24 of them take 512.
+        let aac_frames = (part_us as u64 * 48).div_ceil(1024 * 1000);
+        let part_target_us = (aac_frames * 1024 * 1000).div_ceil(48) as i64;
+        Constants {
+            part_us,
+            part_target_us,
+            segment_us,
+            target_duration_s: (segment_us as u64).div_ceil(1_000_000),
+            window_us: i64::from(self.window_ms) * 1000,
+        }
+    }
+}
+
+/// What a stream's playlists declare once and never change: a changed part target or hold-back makes Apple's
+/// players stop for good.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Constants {
+    /// The duration that parts are made to have.
+    pub(crate) part_us: i64,
+    /// `PART-TARGET`: no part is longer.
+    pub(crate) part_target_us: i64,
+    /// The duration that segments are made to have.
+    pub(crate) segment_us: i64,
+    /// `EXT-X-TARGETDURATION`.
+    pub(crate) target_duration_s: u64,
+    /// How much media stays listed.
+    pub(crate) window_us: i64,
+}
+
+impl Constants {
+    /// The shortest a part may be that is not the last of its segment: 85 % of the target (section 4.4.4.9).
+    pub(crate) fn part_min_us(&self) -> i64 {
+        self.part_target_us * 85 / 100 + 1
+    }
+
+    /// A segment that reaches this is cut without a keyframe: beyond it `EXTINF` would round to more than the
+    /// target duration.
+    pub(crate) fn segment_max_us(&self) -> i64 {
+        self.target_duration_s as i64 * 1_000_000 + 450_000
+    }
+
+    /// `PART-HOLD-BACK`: Apple's rules demand three part targets.
+    pub(crate) fn part_hold_back_us(&self) -> u64 {
+        3 * self.part_target_us as u64
+    }
+
+    /// `HOLD-BACK`.
+    pub(crate) fn hold_back_us(&self) -> u64 {
+        3_000_000 * self.target_duration_s
+    }
+
+    /// `CAN-SKIP-UNTIL`.
+    pub(crate) fn can_skip_until_us(&self) -> u64 {
+        6_000_000 * self.target_duration_s
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn default_configuration_is_valid() {
+        assert_eq!(Config::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn part_target_holds_whole_audio_frames() {
+        let constants = Config::default().constants();
+        assert_eq!(constants.part_target_us, 512_000);
+    }
+
+    #[test]
+    fn error_names_key_value_and_range() {
+        let config = Config { part_ms: 50, ..Config::default() };
+        let text = config.validate().unwrap_err().to_string();
+        assert_eq!(text, "segmenter.part_ms = 50 is not within 200..=2000");
+    }
+}
