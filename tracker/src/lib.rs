@@ -1,1 +1,4 @@
 //! Swarms, introductions and seeding plans; never sees media.
+
+pub mod plan;
+pub mod swarm;

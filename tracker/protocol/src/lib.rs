@@ -78,6 +78,15 @@ pub enum ViewerMessage {
         /// The piece that the bytes were said to belong to.
         piece: Piece,
     },
+    /// Nothing comes from the sender's parent in a stripe, though they are connected: asks for another one.
+    Silent {
+        /// The parent.
+        peer: PeerId,
+        /// The rendition.
+        rendition: u8,
+        /// The stripe.
+        stripe: u8,
+    },
     /// The viewer turned giving on or off.
     Share {
         /// Whether it gives from now on.

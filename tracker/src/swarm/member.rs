@@ -1,0 +1,108 @@
+//! What the tracker knows of one viewer.
+
+use std::net::IpAddr;
+
+use shoal_tracker_protocol::PeerId;
+
+use super::bucket::Bucket;
+use super::network::Network;
+use super::output::Session;
+
+/// A viewer asks to be taken in; the service has checked its token and its stream.
+#[derive(Clone, Debug)]
+pub struct Joining<'a> {
+    /// From where the tracker sees it.
+    pub address: IpAddr,
+    /// Whether it gives.
+    pub shares: bool,
+    /// What it is about to play; empty when not known.
+    pub renditions: &'a [u8],
+    /// What an earlier `welcome` gave.
+    pub resume: Option<&'a str>,
+    /// A number of its viewer token, so that one token's introductions are counted together, wherever it is used.
+    pub token: Option<u64>,
+}
+
+/// Whose introductions are counted together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Account {
+    /// The bearers of one viewer token.
+    Token(u64),
+    /// The viewers of one address: all of an IPv6 /64.
+    Address(IpAddr),
+}
+
+impl Account {
+    pub(super) fn of(joining: &Joining<'_>) -> Self {
+        match (joining.token, joining.address.to_canonical()) {
+            (Some(token), _) => Self::Token(token),
+            (None, IpAddr::V6(v6)) => {
+                let site = v6.to_bits() & !u128::from(u64::MAX);
+                Self::Address(IpAddr::V6(site.into()))
+            }
+            (None, v4) => Self::Address(v4),
+        }
+    }
+}
+
+/// An accusation that still counts.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Accusation {
+    pub(super) by: Network,
+    pub(super) until_ms: u64,
+}
+
+/// A viewer that has accused this many is probably the fault itself, or among attackers only.
+pub(super) const ACCUSED_MAX: usize = 32;
+
+/// A viewer in a swarm.
+#[derive(Debug)]
+pub(super) struct Member {
+    /// Its connection; what comes from another one counts for nothing.
+    pub(super) session: Session,
+    /// When its connection broke, if it did.
+    pub(super) away_since_ms: Option<u64>,
+    pub(super) address: IpAddr,
+    pub(super) account: Account,
+    pub(super) shares: bool,
+    pub(super) has_consented: bool,
+    pub(super) is_banned: bool,
+    /// Whether the tracker told it that peers may be used.
+    pub(super) sharing: bool,
+    /// Whether the planner knows it.
+    pub(super) is_seeded: bool,
+    pub(super) renditions: Vec<u8>,
+    pub(super) uplink_kbps: u32,
+    pub(super) heard_ms: u64,
+    /// Its entry in the swarm's list of checks.
+    pub(super) check_ms: u64,
+    pub(super) messages: Bucket,
+    /// Messages over the rate since the last one within it.
+    pub(super) excess: u32,
+    pub(super) unverified: Vec<IpAddr>,
+    pub(super) accused_by: Vec<Accusation>,
+    /// Peers that it accused: not introduced to it again. The oldest is forgotten beyond [`ACCUSED_MAX`].
+    pub(super) accused: Vec<PeerId>,
+    /// After a resume: peers that it said to be connected to and that the tracker does not know as a pair.
+    pub(super) claims: Vec<PeerId>,
+    pub(super) has_resumed: bool,
+}
+
+impl Member {
+    pub(super) fn network(&self) -> Network {
+        Network::of(self.address)
+    }
+
+    /// What may be planned on: nothing from a viewer that does not give.
+    pub(super) fn usable_kbps(&self) -> Option<u32> {
+        match (self.shares, self.uplink_kbps) {
+            (false, _) => Some(0),
+            (true, 0) => None,
+            (true, kbps) => Some(kbps),
+        }
+    }
+
+    pub(super) fn is_present(&self) -> bool {
+        self.away_since_ms.is_none()
+    }
+}

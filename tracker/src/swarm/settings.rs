@@ -1,0 +1,134 @@
+//! The limits of one swarm: plain numbers, so that simulations and tests set their own.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::bucket::Rate;
+
+/// Limits and intervals of a swarm. The same for every swarm of a tracker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// Viewers report this often, in milliseconds. The planner needs uplinks that are a few seconds old at most.
+    pub report_interval_ms: u32,
+    /// A viewer is gone after this time without a message, in milliseconds. Browsers let the timers of a hidden page
+    /// run once a minute at the worst, but not in a page that plays media.
+    pub silence_max_ms: u32,
+    /// A viewer whose connection broke keeps its peer id and its pairs for this long, in milliseconds.
+    pub resume_within_ms: u32,
+    /// Neighbors of one viewer. Each costs its browser a peer connection; a strong viewer that feeds 24 children in
+    /// some stripes and has 12 parents needs about 40.
+    pub neighbors_max: u32,
+    /// Viewers are asked to upload at most this many times the stream's rate, in percent. 200 is the smallest
+    /// cap of those examined that still carries a swarm in which a third never uploads.
+    pub upload_ratio_max_percent: u32,
+    /// Published pieces that a joining viewer is told of: those of the last milliseconds.
+    pub recent_ms: u32,
+    /// Messages a second from one viewer, in the long run.
+    pub messages_per_s_max: u32,
+    /// Messages that a viewer may send at once. Joining with eight neighbors takes about a hundred.
+    pub messages_burst: u32,
+    /// Bytes of one session description. Browsers make 1 to 3 KiB for a data channel.
+    pub description_bytes_max: u32,
+    /// Descriptions and candidates from one viewer to one peer, in the life of their introduction.
+    pub signals_per_pair_max: u8,
+    /// Candidates from one viewer to one peer. A host with several interfaces and a relay has about ten.
+    pub candidates_per_pair_max: u8,
+    /// Public addresses of the other family that one viewer may name (they can't be compared with its own).
+    pub unverified_addresses_max: u8,
+    /// Whether candidates are checked at all. Off only where every viewer is trusted.
+    pub check_candidates: bool,
+    /// Addresses of the operator's TURN servers, if other relays are to be refused.
+    pub relay_addresses: Vec<IpAddr>,
+    /// Gather relay candidates only, so that no viewer learns another's address.
+    pub relay_only: bool,
+    /// Viewers have to agree before anybody is introduced to them.
+    pub consent_required: bool,
+    /// Introductions to viewers of other networks that one network (or viewer token) may have at once.
+    pub introductions_burst: u32,
+    /// The same in the long run, for each hour. Bounds how many addresses a harvester learns.
+    pub introductions_per_hour: u32,
+    /// Neighbors of one viewer that may come from one foreign network, so that nobody is surrounded.
+    pub neighbors_per_network_max: u32,
+    /// Viewers of different networks that must accuse a peer before it is no longer introduced.
+    pub accusers_min: u32,
+    /// An accusation counts for this long, in milliseconds.
+    pub accusation_ms: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            report_interval_ms: 5_000,
+            silence_max_ms: 30_000,
+            resume_within_ms: 15_000,
+            neighbors_max: 48,
+            upload_ratio_max_percent: 200,
+            recent_ms: 6_000,
+            messages_per_s_max: 30,
+            messages_burst: 600,
+            description_bytes_max: 16 * 1024,
+            signals_per_pair_max: 64,
+            candidates_per_pair_max: 16,
+            unverified_addresses_max: 4,
+            check_candidates: true,
+            relay_addresses: Vec::new(),
+            relay_only: false,
+            consent_required: false,
+            introductions_burst: 120,
+            introductions_per_hour: 240,
+            neighbors_per_network_max: 4,
+            accusers_min: 3,
+            accusation_ms: 600_000,
+        }
+    }
+}
+
+impl Settings {
+    /// Names the first key that is out of range.
+    ///
+    /// # Errors
+    /// The key, its value and the range, in one line.
+    pub fn validate(&self) -> Result<(), String> {
+        check("report_interval_ms", self.report_interval_ms, 500, 60_000)?;
+        check("silence_max_ms", self.silence_max_ms, 2 * self.report_interval_ms, 600_000)?;
+        check("resume_within_ms", self.resume_within_ms, 0, 120_000)?;
+        check("neighbors_max", self.neighbors_max, 2, 200)?;
+        check("upload_ratio_max_percent", self.upload_ratio_max_percent, 0, 1_000)?;
+        check("recent_ms", self.recent_ms, 0, 60_000)?;
+        check("messages_per_s_max", self.messages_per_s_max, 1, 100_000)?;
+        check("messages_burst", self.messages_burst, 10, 1_000_000)?;
+        check("description_bytes_max", self.description_bytes_max, 1_024, 65_536)?;
+        check("accusers_min", self.accusers_min, 1, 1_000)?;
+        check("neighbors_per_network_max", self.neighbors_per_network_max, 1, 200)
+    }
+
+    pub(super) fn message_rate(&self) -> Rate {
+        Rate::per_second(self.messages_per_s_max, self.messages_burst)
+    }
+
+    pub(super) fn introduction_rate(&self) -> Rate {
+        Rate { per_hour: self.introductions_per_hour.into(), burst: self.introductions_burst }
+    }
+}
+
+fn check(key: &str, value: u32, low: u32, high: u32) -> Result<(), String> {
+    if (low..=high).contains(&value) {
+        Ok(())
+    } else {
+        Err(format!("{key} = {value} is out of range: {low} to {high}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_a_wrong_key_is_named() {
+        assert_eq!(Settings::default().validate(), Ok(()));
+        let wrong = Settings { neighbors_max: 1, ..Settings::default() };
+        assert_eq!(wrong.validate(), Err("neighbors_max = 1 is out of range: 2 to 200".into()));
+    }
+}

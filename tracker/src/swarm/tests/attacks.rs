@@ -1,0 +1,198 @@
+//! Attacks of strangers on a swarm, each beside the same attack with the defence switched off: the test must see the
+//! damage then, or it would prove nothing.
+
+use super::*;
+
+fn candidate(address: &str) -> ViewerMessage {
+    let candidate = format!("candidate:1 1 udp 2122260223 {address} 50123 typ host");
+    ViewerMessage::Signal { to: 0, data: Signal::Candidate { candidate, mid: None } }
+}
+
+/// Addresses that an attacker makes its neighbors send packets to.
+fn injected(settings: Settings) -> usize {
+    let mut world = World::new(settings);
+    let victim = world.join_from("5.6.7.8");
+    let attacker = world.join_from("9.8.7.6");
+    world.run_for(1_000);
+    for address in ["192.168.1.1", "127.0.0.1", "1.1.1.1", "10.0.0.138", "router.example", "224.0.0.1", "::1"]
+    {
+        let ViewerMessage::Signal { data, .. } = candidate(address) else { unreachable!() };
+        world.say(attacker, ViewerMessage::Signal { to: victim, data: data.clone() });
+        let Signal::Candidate { candidate, .. } = data else { unreachable!() };
+        let sdp = format!("v=0\r\na={candidate}\r\n");
+        world.say(attacker, ViewerMessage::Signal { to: victim, data: Signal::Offer { sdp: sdp.clone() } });
+        world.say(attacker, ViewerMessage::Signal { to: victim, data: Signal::Answer { sdp } });
+    }
+    let has_candidate = |message: &&TrackerMessage| match message {
+        TrackerMessage::Signal { data: Signal::Candidate { candidate, .. }, .. } => !candidate.is_empty(),
+        TrackerMessage::Signal { data: Signal::Offer { sdp } | Signal::Answer { sdp }, .. } => {
+            sdp.contains("candidate:")
+        }
+        _ => false,
+    };
+    world.viewers[&victim].received.iter().filter(has_candidate).count()
+}
+
+#[test]
+fn candidates_that_point_to_others_reach_nobody() {
+    assert_eq!(injected(Settings::default()), 0);
+}
+
+#[test]
+fn control_without_the_check_injected_candidates_arrive() {
+    assert_eq!(injected(Settings { check_candidates: false, ..Settings::default() }), 14);
+}
+
+/// Distinct viewers that one address meets in two hours of joining, leaving and joining again.
+fn harvested(settings: Settings) -> usize {
+    let mut world = World::new(settings);
+    (0..400).for_each(|at| {
+        world.join_from(&format!("5.{}.{}.1", at / 200, at % 200));
+    });
+    world.run_for(2_000);
+    let mut met = std::collections::BTreeSet::new();
+    for _ in 0..240 {
+        let peer = world.join_from("9.8.7.6");
+        world.run_for(1_000);
+        met.extend(world.viewers[&peer].met.iter().copied());
+        world.close(peer, true);
+        world.viewers.get_mut(&peer).unwrap().closed = Some(CloseReason::Silent);
+        world.now_ms += 29_000;
+        let alive = world.alive();
+        alive.into_iter().for_each(|peer| world.say(peer, ViewerMessage::Ping));
+    }
+    met.len()
+}
+
+#[test]
+fn one_address_learns_no_more_viewers_than_its_budget() {
+    let budget = Settings { introductions_burst: 20, introductions_per_hour: 25, ..Settings::default() };
+    let met = harvested(budget);
+    assert!((20..=20 + 2 * 25).contains(&met), "{met}");
+}
+
+#[test]
+fn control_without_a_budget_one_address_learns_nearly_everybody() {
+    let unlimited =
+        Settings { introductions_burst: 1_000_000, introductions_per_hour: 1_000_000, ..Settings::default() };
+    let met = harvested(unlimited);
+    assert!(met > 200, "{met}");
+}
+
+/// A victim joins a swarm of 30 honest viewers and 70 attackers who own two networks; how many neighbors of each
+/// kind it has.
+fn surrounded(settings: Settings) -> (usize, usize) {
+    let mut world = World::new(settings);
+    (0..30).for_each(|at| {
+        world.join_from(&format!("5.6.{at}.1"));
+    });
+    (0..70).for_each(|at| {
+        world.join_from(&format!("9.9.{}.{}", at % 2, 1 + at));
+    });
+    world.run_for(5_000);
+    let victim = world.join_from("77.1.2.3");
+    world.run_for(60_000);
+    let is_attacker = |peer: &&PeerId| {
+        let address = world.swarm.members[peer].address.to_string();
+        address.starts_with("9.9.")
+    };
+    let attackers = world.swarm.pairs.peers(victim).iter().filter(is_attacker).count();
+    (world.swarm.pairs.peers(victim).len() - attackers, attackers)
+}
+
+#[test]
+fn a_few_networks_cannot_surround_a_viewer() {
+    let settings = Settings { neighbors_per_network_max: 2, ..Settings::default() };
+    let (honest, attackers) = surrounded(settings);
+    assert!(honest >= 3 && attackers <= 4, "{honest} honest, {attackers} attackers");
+}
+
+#[test]
+fn control_without_the_cap_attackers_are_the_majority() {
+    let settings = Settings { neighbors_per_network_max: 200, ..Settings::default() };
+    let (honest, attackers) = surrounded(settings);
+    assert!(attackers > 4 && attackers > honest, "{honest} honest, {attackers} attackers");
+}
+
+/// Whether `colluders` of one network and `others` of further networks get an honest viewer shut out.
+fn slandered(accusers_min: u32, colluders: u8, others: u8) -> bool {
+    let mut world =
+        World::new(Settings { accusers_min, neighbors_per_network_max: 100, ..Settings::default() });
+    let victim = world.join_from("5.6.7.8");
+    let same = (0..colluders).map(|at| format!("9.9.9.{}", 1 + at));
+    let different = (0..others).map(|at| format!("8.8.{at}.1"));
+    let accusers: Vec<PeerId> = same.chain(different).map(|address| world.join_from(&address)).collect();
+    world.run_for(3_000);
+    let piece = Piece { rendition: 0, msn: 1, part: 0 };
+    for accuser in accusers {
+        for _ in 0..3 {
+            world.say(accuser, ViewerMessage::Accuse { peer: victim, piece });
+        }
+    }
+    let is_off = !world.viewers[&victim].sharing;
+    assert_eq!(is_off, world.swarm.counters().bans == 1);
+    is_off
+}
+
+#[test]
+fn slander_by_fewer_than_three_networks_shuts_nobody_out() {
+    assert!(!slandered(3, 5, 0), "five sockets of one network are one accuser");
+    assert!(!slandered(3, 3, 1));
+    assert!(slandered(3, 0, 3), "three networks are evidence");
+}
+
+#[test]
+fn control_with_single_accusers_believed_slander_works() {
+    assert!(slandered(1, 1, 0));
+}
+
+#[test]
+fn only_neighbors_can_accuse_and_an_accuser_loses_its_neighbor() {
+    let mut world = World::new(Settings::default());
+    world.connects = false;
+    let victim = world.join_from("5.6.7.8");
+    let accuser = world.join_from("9.9.9.9");
+    world.run_for(1_000);
+    let accuse = ViewerMessage::Accuse { peer: victim, piece: Piece { rendition: 0, msn: 1, part: 0 } };
+    world.say(accuser, accuse.clone());
+    assert_eq!(world.errors(accuser), [ErrorCode::NotIntroduced]);
+    assert_eq!(world.swarm.counters().accusations, 0);
+    world.say(victim, ViewerMessage::Connected { peer: accuser, rtt_ms: 1 });
+    world.say(accuser, ViewerMessage::Connected { peer: victim, rtt_ms: 1 });
+    world.say(accuser, accuse);
+    assert_eq!(world.swarm.counters().accusations, 1);
+    assert!(!world.swarm.pairs.contains(victim, accuser));
+    world.run_for(60_000);
+    assert!(!world.swarm.pairs.contains(victim, accuser), "they are not introduced again");
+}
+
+/// Messages of a flooding viewer that had an effect, and whether it was shut out.
+fn flooded(settings: Settings) -> (usize, bool) {
+    let mut world = World::new(settings);
+    let (victim, attacker) = (world.join_from("5.6.7.8"), world.join_from("9.9.9.9"));
+    world.run_for(1_000);
+    let before = world.viewers[&victim].received.len() + world.viewers[&attacker].received.len();
+    for at in 0..20_000_u32 {
+        if world.viewers[&attacker].closed.is_some() {
+            break;
+        }
+        let data = Signal::Candidate { candidate: String::new(), mid: None };
+        world.say(attacker, ViewerMessage::Signal { to: if at % 2 == 0 { victim } else { at }, data });
+    }
+    let after = world.viewers[&victim].received.len() + world.viewers[&attacker].received.len();
+    (after - before, world.viewers[&attacker].closed == Some(CloseReason::Refused))
+}
+
+#[test]
+fn a_flood_of_signals_is_cut_off() {
+    let (effects, is_closed) = flooded(Settings::default());
+    assert!(is_closed);
+    assert!(effects <= Settings::default().messages_burst as usize + 40, "{effects}");
+}
+
+#[test]
+fn control_without_a_rate_the_flood_goes_on() {
+    let settings = Settings { messages_burst: 1_000_000, ..Settings::default() };
+    let (effects, is_closed) = flooded(settings);
+    assert!(!is_closed && effects >= 10_000, "{effects}");
+}
