@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 
+use crate::dependencies;
 use crate::node::{self, END_TO_END, PAGES};
 use crate::process;
 use crate::setup::{self, Purpose};
@@ -11,6 +12,7 @@ use crate::workspace::Workspace;
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let mut cargo = workspace.cargo();
     process::run("formatting", cargo.args(["fmt", "--all", "--check"]))?;
+    dependencies::check(workspace)?;
     setup::everything(workspace, Purpose::Test)?;
     let mut cargo = workspace.cargo();
     process::run(
