@@ -1,0 +1,94 @@
+// Builds the pages and the package into dist/: `npm run build`. The WebAssembly module must be in src/wasm first
+// (`cargo xtask wasm`). File names that carry a hash may be cached for ever; the others are stable addresses.
+import { execFileSync } from 'node:child_process';
+import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+
+const root = dirname(fileURLToPath(import.meta.url));
+const dist = join(root, 'dist');
+const wasm = join(root, 'src/wasm/shoal_swarm_wasm_bg.wasm');
+
+if (!existsSync(wasm)) {
+  console.error('player/web: src/wasm is empty; run `cargo xtask wasm` first');
+  process.exit(1);
+}
+
+rmSync(dist, { recursive: true, force: true });
+mkdirSync(join(dist, 'assets'), { recursive: true });
+
+const entries = {
+  home: 'src/pages/home.ts',
+  publish: 'src/pages/publish.ts',
+  watch: 'src/pages/watch.ts',
+  'shoal-player': 'src/index.ts',
+  hls: 'src/hls.ts',
+};
+const { metafile } = await build({
+  absWorkingDir: root,
+  entryPoints: entries,
+  outdir: join(dist, 'assets'),
+  entryNames: '[name]',
+  chunkNames: '[name]-[hash]',
+  bundle: true,
+  splitting: true,
+  format: 'esm',
+  target: 'es2022',
+  minify: true,
+  legalComments: 'none',
+  metafile: true,
+  logLevel: 'warning',
+  // Minified by its makers already, and smaller than what we would make of the readable build.
+  alias: { 'hls.js': join(root, 'node_modules/hls.js/dist/hls.min.mjs') },
+});
+
+const styles = await build({
+  absWorkingDir: root,
+  entryPoints: ['src/pages/style.css'],
+  outdir: join(dist, 'assets'),
+  entryNames: '[name]-[hash]',
+  minify: true,
+  metafile: true,
+});
+const style = Object.keys(styles.metafile.outputs).map((path) => basename(path)).find((name) => name.endsWith('.css'));
+
+/** What a page's script imports statically, so that browsers can fetch it without parsing its way there. */
+function imports(entry) {
+  const found = new Set();
+  const visit = (path) => {
+    for (const { path: next, kind } of metafile.outputs[path].imports) {
+      if (kind !== 'import-statement' || found.has(next)) continue;
+      found.add(next);
+      visit(next);
+    }
+  };
+  visit(Object.keys(metafile.outputs).find((path) => metafile.outputs[path].entryPoint === entries[entry]));
+  return [...found].map((path) => basename(path));
+}
+
+const brand = readFileSync(join(root, 'src/pages/brand.html'), 'utf8').trim();
+for (const [page, entry] of [['index', 'home'], ['publish', 'publish'], ['watch', 'watch']]) {
+  const preloads = imports(entry).map((name) => `<link rel="modulepreload" href="/assets/${name}">`);
+  if (page === 'watch') {
+    preloads.push('<link rel="preload" href="/assets/swarm.wasm" as="fetch" type="application/wasm" crossorigin>');
+  }
+  const head = [
+    '<meta name="color-scheme" content="light dark">',
+    '<link rel="icon" href="/assets/icon.svg" type="image/svg+xml">',
+    `<link rel="stylesheet" href="/assets/${style}">`,
+    ...preloads,
+  ].join('\n  ');
+  const html = readFileSync(join(root, `src/pages/${page}.html`), 'utf8');
+  writeFileSync(join(dist, `${page}.html`), html.replace('{{head}}', head).replace('{{brand}}', brand));
+}
+
+cpSync(join(root, 'src/pages/icon.svg'), join(dist, 'assets/icon.svg'));
+cpSync(wasm, join(dist, 'assets/swarm.wasm'));
+cpSync(join(root, 'node_modules/hls.js/dist/hls.worker.js'), join(dist, 'assets/hls-worker.js'));
+cpSync(join(root, 'examples/minimal.html'), join(dist, 'assets/minimal.html'));
+cpSync(join(root, 'examples/minimal.js'), join(dist, 'assets/minimal.js'));
+execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.types.json'], {
+  cwd: root,
+  stdio: 'inherit',
+});

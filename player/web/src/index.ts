@@ -1,0 +1,24 @@
+/**
+ * `@shoal/player`: an hls.js plug-in that takes the parts of a live stream from other viewers.
+ *
+ * ```ts
+ * const hls = new Hls({ lowLatencyMode: true });
+ * const shoal = attach(hls);
+ * hls.loadSource('https://example.org/live/demo/index.m3u8');
+ * hls.attachMedia(video);
+ * ```
+ */
+
+export { Shoal, attach } from './shoal.ts';
+export type {
+  ShoalError,
+  ShoalErrorCode,
+  ShoalEvents,
+  ShoalOptions,
+  ShoalState,
+  ShoalStats,
+} from './shoal.ts';
+export type { AuditEntry } from './audit.ts';
+export type { Sample } from './meter.ts';
+export { boundLatency, liveConfig } from './live-config.ts';
+export { decodeClock, latencyOf, readClock, readLatency } from './clock.ts';

@@ -1,0 +1,179 @@
+/**
+ * The fragment loader that hls.js is given: asks the swarm for parts and segments, and hands everything else, and
+ * everything that the swarm can't answer, to the loader that hls.js would have used.
+ *
+ * Speaks hls.js's vocabulary (`frag`, `part`). One loader serves one request.
+ */
+
+import type {
+  FragmentLoaderConstructor,
+  FragmentLoaderContext,
+  HlsConfig,
+  Loader,
+  LoaderCallbacks,
+  LoaderConfiguration,
+  LoaderStats,
+} from 'hls.js';
+import type { Answer, Provenance, Request, Target } from './swarm/driver.ts';
+
+/** What the loaders of one player share. */
+export interface LoaderPort {
+  /** The loader for everything that does not come from the swarm. */
+  plain: FragmentLoaderConstructor;
+  /** Which piece or segment the request is for; null when it is none of the swarm's: initialisation segments, byte
+   * ranges, other playlists. */
+  targetOf: (context: FragmentLoaderContext) => Target | null;
+  /** Asks the swarm; returns what aborts the request, or null when there is no swarm to ask. */
+  request: (request: Request) => (() => void) | null;
+  /** Bytes that came over plain HTTP and are about to be played; false when they must not be, because a signed record
+   * says otherwise. The bytes are the receiver's to keep. */
+  offerLoaded: (target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number) => boolean;
+  /** Bytes are about to be handed to the player. */
+  onHandOver: (url: string, data: ArrayBuffer, from: Provenance, isFromSwarm: boolean) => void;
+}
+
+type Callbacks = LoaderCallbacks<FragmentLoaderContext>;
+
+/** Makes the class that goes into hls.js's `fLoader`. */
+export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
+  return class implements Loader<FragmentLoaderContext> {
+    context: FragmentLoaderContext | null = null;
+    stats: LoaderStats = emptyStats();
+    #plain: Loader<FragmentLoaderContext> | null = null;
+    #cancel: (() => void) | null = null;
+    #callbacks: Callbacks | null = null;
+
+    constructor(private readonly config: HlsConfig) {}
+
+    load(context: FragmentLoaderContext, config: LoaderConfiguration, callbacks: Callbacks): void {
+      this.context = context;
+      this.#callbacks = callbacks;
+      // In hls.js's progressive mode bytes are played while they arrive, before anything could be verified.
+      const target = this.config.progressive ? null : port.targetOf(context);
+      if (!target) {
+        this.#loadPlain(context, config, callbacks, null);
+        return;
+      }
+      const { stats } = this;
+      const startedAt = performance.now();
+      stats.loading.start = startedAt;
+      let isSettled = false;
+      const cancel = port.request({
+        target,
+        timeoutMs: Math.min(config.loadPolicy.maxLoadTimeMs, config.loadPolicy.maxTimeToFirstByteMs),
+        onProgress: (bytes) => {
+          if (stats.loading.first === 0) stats.loading.first = performance.now();
+          stats.loaded = bytes;
+        },
+        onAnswer: (answer) => {
+          isSettled = true;
+          this.#cancel = null;
+          fillStats(stats, startedAt, answer, performance.now());
+          port.onHandOver(context.url, answer.data, answer, true);
+          const response = { url: context.url, data: answer.data, code: 200 };
+          callbacks.onProgress?.(stats, context, answer.data, null);
+          callbacks.onSuccess(response, stats, context, null);
+        },
+        onFallback: () => {
+          isSettled = true;
+          this.#cancel = null;
+          this.#loadPlain(context, config, callbacks, target);
+        },
+      });
+      if (cancel) {
+        // The core may answer at once, and hls.js may then have destroyed this loader already.
+        // eslint-disable-next-line @typescript-eslint/no-unnecessary-condition -- set by the callbacks above
+        if (!isSettled) this.#cancel = cancel;
+      } else this.#loadPlain(context, config, callbacks, target);
+    }
+
+    abort(): void {
+      if (this.#plain) {
+        this.#plain.abort();
+        return;
+      }
+      this.#release();
+      this.stats.aborted = true;
+      if (this.context) this.#callbacks?.onAbort?.(this.stats, this.context, null);
+    }
+
+    destroy(): void {
+      this.#release();
+      this.#plain?.destroy();
+      this.#callbacks = null;
+      this.context = null;
+    }
+
+    getCacheAge(): number | null {
+      return this.#plain?.getCacheAge?.() ?? null;
+    }
+
+    getResponseHeader(name: string): string | null {
+      return this.#plain?.getResponseHeader?.(name) ?? null;
+    }
+
+    #release(): void {
+      this.#cancel?.();
+      this.#cancel = null;
+    }
+
+    #loadPlain(
+      context: FragmentLoaderContext,
+      config: LoaderConfiguration,
+      callbacks: Callbacks,
+      target: Target | null,
+    ): void {
+      const Plain = port.plain;
+      const plain = new Plain(this.config);
+      this.#plain = plain;
+      // hls.js holds on to our statistics, so the plain loader writes into them; it starts its own clock.
+      Object.assign(this.stats, emptyStats(), { retry: this.stats.retry });
+      plain.stats = this.stats;
+      const onSuccess: Callbacks['onSuccess'] = (response, stats, answered, details) => {
+        const { data } = response;
+        if (data instanceof ArrayBuffer) {
+          const tookMs = stats.loading.end - stats.loading.start;
+          // A copy, because hls.js's worker detaches what it is given.
+          if (target && !port.offerLoaded(target, new Uint8Array(data.slice(0)), tookMs)) {
+            callbacks.onError({ code: 0, text: 'the bytes do not match their record' }, answered, details, stats);
+            return;
+          }
+          port.onHandOver(context.url, data, { peerBytes: 0, originBytes: data.byteLength }, false);
+        }
+        callbacks.onSuccess(response, stats, answered, details);
+      };
+      plain.load(context, config, { ...callbacks, onSuccess });
+    }
+  };
+}
+
+/** Statistics as hls.js makes them for its own loaders. */
+function emptyStats(): LoaderStats {
+  return {
+    aborted: false,
+    loaded: 0,
+    retry: 0,
+    total: 0,
+    chunkCount: 0,
+    bwEstimate: 0,
+    loading: { start: 0, first: 0, end: 0 },
+    parsing: { start: 0, end: 0 },
+    buffering: { start: 0, first: 0, end: 0 },
+  };
+}
+
+/**
+ * Tells hls.js how long the bytes really travelled. It divides bytes by this time to choose a rendition, so bytes that
+ * lay in the piece store already must not look as if they had come in no time: for them the clock runs as long as
+ * their arrival took, and ends now.
+ */
+export function fillStats(stats: LoaderStats, askedAt: number, answer: Answer, now: number): void {
+  const wasThere = answer.lastByteAt <= askedAt;
+  const travelledMs = answer.lastByteAt - answer.firstByteAt;
+  stats.loading.start = wasThere ? now - travelledMs : askedAt;
+  stats.loading.first = wasThere ? stats.loading.start : Math.max(askedAt, answer.firstByteAt);
+  stats.loading.end = now;
+  stats.loaded = stats.total = answer.data.byteLength;
+  stats.chunkCount = 1;
+  stats.bwEstimate = (8_000 * stats.total) / Math.max(1, now - stats.loading.first);
+}

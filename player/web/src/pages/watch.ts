@@ -1,0 +1,329 @@
+/** The watch page: plays a stream, and shows where it comes from. */
+
+import Hls from 'hls.js';
+import type { ErrorData } from 'hls.js';
+
+import { readLatency } from '../clock.ts';
+import { boundLatency, liveConfig } from '../live-config.ts';
+import { attach } from '../shoal.ts';
+import type { Shoal, ShoalErrorCode, ShoalStats } from '../shoal.ts';
+import type { AuditEntry } from '../audit.ts';
+import { STREAM_NAME, byId, bytesWords, rateWords, setText } from './dom.ts';
+import { drawGraph } from './graph.ts';
+
+/** How often a stream that is not there is looked for, in milliseconds; half of it again at random, so that a crowd
+ * does not ask in step. */
+const RETRY_MS = 2_000;
+/** A stop is put into words when it lasts this long, in milliseconds. */
+const STALL_WORDS_MS = 2_500;
+
+/** What the page shows over the picture. */
+type PageState = 'loading' | 'waiting' | 'playing' | 'stalled' | 'ended' | 'offline' | 'unsupported';
+
+/** For benches, tests and the curious: `window.shoal` on the watch page. */
+export interface WatchPage {
+  readonly state: PageState;
+  readonly player: Hls | null;
+  readonly plugin: Shoal | null;
+  readonly video: HTMLVideoElement;
+  /** Milliseconds from the navigation's start to the first frame shown; null before. */
+  readonly firstFrameMs: number | null;
+  /** Milliseconds without playback for want of data since the first frame, and how often. */
+  readonly rebuffer: { ms: number; count: number };
+  getStats: () => ShoalStats | null;
+  /** Everything that hls.js was given, when the page was opened with `?audit=1`. */
+  getAudit: () => Promise<AuditEntry[]>;
+  /** Glass-to-glass latency in milliseconds, read from the test pattern's clock; null when there is none. */
+  readLatency: () => Promise<number | null>;
+}
+
+declare global {
+  interface Window {
+    shoal: WatchPage;
+  }
+}
+
+const parameters = new URLSearchParams(location.search);
+const stream = decodeURIComponent(location.pathname.split('/')[2] ?? '');
+const source = `/live/${encodeURIComponent(stream)}/index.m3u8`;
+const video = byId<HTMLVideoElement>('video');
+const sharing = byId<HTMLInputElement>('sharing');
+
+let hls: Hls | null = null;
+let shoal: Shoal | null = null;
+let state: PageState = 'loading';
+let firstFrameMs: number | null = null;
+let stalledSince: number | null = null;
+let rebufferMs = 0;
+let rebufferCount = 0;
+let endedEpoch: string | null = null;
+let retryTimer: ReturnType<typeof setTimeout> | undefined;
+let recoveredAt = 0;
+
+const words: Record<PageState, [title: string, text: string]> = {
+  loading: ['Loading…', ''],
+  waiting: [`Waiting for “${stream}”`, 'It is not live yet. Playback starts by itself when it is.'],
+  playing: ['', ''],
+  stalled: ['Waiting for the stream', 'Nothing new has come for a moment. Playback goes on by itself.'],
+  ended: ['The stream has ended', 'If it comes back, playback starts by itself.'],
+  offline: ['The server can’t be reached', 'Trying again by itself. Check your connection if this lasts.'],
+  unsupported: [
+    'This browser can’t play live streams here',
+    'It lacks Media Source Extensions. Use a current Firefox, Chrome, Edge or Safari.',
+  ],
+};
+
+function setState(next: PageState): void {
+  if (next === state) return;
+  state = next;
+  const cover = byId('cover');
+  cover.hidden = next === 'playing';
+  const [title, text] = words[next];
+  cover.children[0]?.replaceChildren(title);
+  cover.children[1]?.replaceChildren(text);
+  const badge = byId('badge');
+  badge.hidden = next !== 'playing' && next !== 'ended';
+  badge.className = next === 'playing' ? 'badge live' : 'badge';
+  badge.textContent = next === 'playing' ? 'Live' : 'Ended';
+}
+
+function start(): void {
+  stopPlayer();
+  hls = new Hls({
+    ...liveConfig('/assets/hls-worker.js'),
+    // The page looks for a stream that is not there by itself, with words for the viewer.
+    manifestLoadPolicy: {
+      default: { maxTimeToFirstByteMs: 8_000, maxLoadTimeMs: 10_000, timeoutRetry: null, errorRetry: null },
+    },
+  });
+  boundLatency(hls);
+  shoal = attach(hls, { sharing: sharing.checked, audit: parameters.get('audit') === '1', log: parameters.has('log') });
+  shoal.on('stats', showStats);
+  shoal.on('neighbors', () => {
+    showStats();
+  });
+  shoal.on('state', () => {
+    showStats();
+  });
+  hls.on(Hls.Events.ERROR, (_, data) => {
+    handleError(data);
+  });
+  hls.on(Hls.Events.MEDIA_ATTACHED, () => void play());
+  hls.loadSource(source);
+  hls.attachMedia(video);
+}
+
+function stopPlayer(): void {
+  clearTimeout(retryTimer);
+  hls?.destroy();
+  hls = null;
+  shoal = null;
+}
+
+async function play(): Promise<void> {
+  video.muted = parameters.get('muted') === '1';
+  try {
+    await video.play();
+  } catch (error) {
+    // Browsers let pages start by themselves without sound only.
+    if (!(error instanceof DOMException) || error.name !== 'NotAllowedError') return;
+    video.muted = true;
+    await video.play().catch(() => undefined);
+  }
+  showUnmute();
+}
+
+function showUnmute(): void {
+  byId('unmute').hidden = !video.muted || video.paused;
+}
+
+function handleError(data: ErrorData): void {
+  if (!data.fatal) return;
+  if (data.type === Hls.ErrorTypes.MEDIA_ERROR && performance.now() - recoveredAt > 5_000) {
+    recoveredAt = performance.now();
+    hls?.recoverMediaError();
+    return;
+  }
+  const status = data.response?.code ?? 0;
+  lookAgain(status === 404 || status === 410 ? 'waiting' : 'offline');
+}
+
+/** Ends the player and looks for the stream until it is there (again). */
+function lookAgain(why: 'waiting' | 'offline' | 'ended'): void {
+  stopPlayer();
+  setState(why);
+  retryTimer = setTimeout(() => void look(why), RETRY_MS * (0.5 + 0.5 * Math.random()));
+}
+
+async function look(why: 'waiting' | 'offline' | 'ended'): Promise<void> {
+  let next = why;
+  try {
+    const response = await fetch(source, { cache: 'no-store', signal: AbortSignal.timeout(5_000) });
+    const epoch = response.ok ? epochOf(await response.text()) : null;
+    if (response.ok && (endedEpoch === null || epoch !== endedEpoch)) {
+      setState('loading');
+      start();
+      return;
+    }
+    if (why === 'offline' && response.status < 500) next = 'waiting';
+  } catch {
+    if (why !== 'ended') next = 'offline';
+  }
+  lookAgain(next);
+}
+
+function epochOf(playlist: string): string | null {
+  return /DATA-ID="live\.shoal\.epoch",VALUE="([^"]*)"/.exec(playlist)?.[1] ?? null;
+}
+
+function endStall(): void {
+  if (stalledSince === null) return;
+  rebufferMs += performance.now() - stalledSince;
+  stalledSince = null;
+}
+
+function watchVideo(): void {
+  video.addEventListener('playing', () => {
+    endStall();
+    setState('playing');
+    showUnmute();
+  });
+  video.addEventListener('waiting', () => {
+    if (firstFrameMs === null || video.paused || video.seeking || stalledSince !== null) return;
+    stalledSince = performance.now();
+    rebufferCount++;
+  });
+  video.addEventListener('timeupdate', () => {
+    // Chromium does not always say `playing` after a short wait.
+    if (stalledSince !== null && video.readyState > HTMLMediaElement.HAVE_CURRENT_DATA) endStall();
+    if (state === 'stalled') setState('playing');
+  });
+  video.addEventListener('pause', endStall);
+  video.addEventListener('ended', () => {
+    const url = hls?.levels[0]?.uri ?? '';
+    endedEpoch = /\/([0-9a-f]{32})\//.exec(url)?.[1] ?? '';
+    endStall();
+    lookAgain('ended');
+  });
+  video.addEventListener('volumechange', showUnmute);
+  const onFrame = (): void => {
+    firstFrameMs ??= performance.now();
+  };
+  video.requestVideoFrameCallback(onFrame);
+  setInterval(() => {
+    if (stalledSince !== null && performance.now() - stalledSince > STALL_WORDS_MS && state === 'playing') {
+      setState('stalled');
+    }
+  }, 500);
+}
+
+const reasons: Record<ShoalErrorCode, string> = {
+  'not-shoal': 'This stream does not support it: everything comes from the server.',
+  'webrtc-absent': 'This browser has no WebRTC, or it is turned off: everything comes from the server.',
+  'wasm-refused': 'This browser refuses WebAssembly: everything comes from the server.',
+  'core-failed': 'Something went wrong with sharing: everything comes from the server.',
+  'tracker-away': 'The tracker can’t be reached: everything comes from the server until it is back.',
+  'tracker-refused': 'The tracker refused this viewer: everything comes from the server.',
+};
+
+function sharingWords(stats: ShoalStats | null): string {
+  if (!sharing.checked) return 'Off: everything comes from the server, and other viewers see nothing of this device.';
+  if (stats?.reason) return reasons[stats.reason];
+  if (stats?.isMetered) return 'This connection is metered: parts are taken from other viewers, and none are passed on.';
+  return 'On: parts come from other viewers and are passed on to them, within half of this line’s uplink.';
+}
+
+function showStats(): void {
+  const stats = shoal?.getStats() ?? null;
+  setText('sharing-words', sharingWords(stats));
+  if (!stats) return;
+  const now = stats.peerShareNow ?? stats.peerShare;
+  setText('share', now === null ? '–' : `${Math.round(100 * now)} %`);
+  const bar = byId('bar');
+  bar.classList.toggle('has-data', now !== null);
+  (bar.firstElementChild as HTMLElement).style.transform = `scaleX(${(now ?? 0).toFixed(3)})`;
+  setText('neighbors', String(stats.neighbors));
+  setText('neighbors-noun', stats.neighbors === 1 ? 'neighbor' : 'neighbors');
+  setText('behind', stats.latencyMs > 0 ? `${(stats.latencyMs / 1000).toFixed(1)} s` : '–');
+  byId('consent').hidden = !stats.needsConsent;
+  if (byId('details').hidden) return;
+  setText('peer-rate', rateWords(stats.peerRateBps));
+  setText('origin-rate', rateWords(stats.originRateBps));
+  setText('sent-rate', rateWords(stats.sentRateBps));
+  setText('totals', `${bytesWords(stats.peerBytes)} / ${bytesWords(stats.originBytes)}`);
+  setText('buffer', `${(stats.bufferMs / 1000).toFixed(1)} s`);
+  setText('rejected', stats.rejectedBytes > 0 ? bytesWords(stats.rejectedBytes) : 'none');
+  const level = hls?.levels[hls.currentLevel];
+  const height = video.videoHeight;
+  const rate = level?.bitrate ? `, ${rateWords(level.bitrate)}` : '';
+  setText('picture', height > 0 ? `${video.videoWidth} × ${height}${rate}` : '–');
+  setText('tracker', stats.isTrackerJoined ? 'connected' : stats.isSharing ? 'not connected' : 'not used');
+  drawGraph(byId<HTMLCanvasElement>('graph'), stats.history);
+}
+
+function setUpControls(): void {
+  sharing.checked = parameters.get('sharing') !== 'off';
+  sharing.addEventListener('change', () => {
+    shoal?.setSharing(sharing.checked);
+    showStats();
+  });
+  byId('unmute').addEventListener('click', () => {
+    video.muted = false;
+    video.focus();
+  });
+  byId('allow').addEventListener('click', () => {
+    shoal?.consent();
+    showStats();
+  });
+  const expand = byId('expand');
+  expand.addEventListener('click', () => {
+    const isOpen = expand.getAttribute('aria-expanded') !== 'true';
+    expand.setAttribute('aria-expanded', String(isOpen));
+    byId('details').hidden = !isOpen;
+    showStats();
+  });
+  const save = byId('save-log');
+  save.hidden = !parameters.has('log');
+  save.addEventListener('click', () => {
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([(shoal?.takeLog() ?? new Uint8Array()) as Uint8Array<ArrayBuffer>]));
+    link.download = `${stream}.swarmlog`;
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+  setText('sharing-words', sharingWords(null));
+}
+
+function setUp(): void {
+  setText('name', stream);
+  document.title = `${stream} · Shoal`;
+  window.shoal = {
+    get state() { return state; },
+    get player() { return hls; },
+    get plugin() { return shoal; },
+    video,
+    get firstFrameMs() { return firstFrameMs; },
+    get rebuffer() {
+      return { ms: rebufferMs + (stalledSince === null ? 0 : performance.now() - stalledSince), count: rebufferCount };
+    },
+    getStats: () => shoal?.getStats() ?? null,
+    getAudit: () => shoal?.getAudit() ?? Promise.resolve([]),
+    readLatency: () => readLatency(video),
+  };
+  setUpControls();
+  watchVideo();
+  if (!STREAM_NAME.test(stream)) setState('waiting');
+  else if (Hls.isSupported()) start();
+  else if (video.canPlayType('application/vnd.apple.mpegurl') !== '') {
+    // An iPhone without ManagedMediaSource: its own player, without peers.
+    video.src = source;
+    void play();
+  } else setState('unsupported');
+  addEventListener('pagehide', stopPlayer);
+  // Back from the browser's page cache: the player is gone, so begin anew.
+  addEventListener('pageshow', ({ persisted }) => {
+    if (persisted) start();
+  });
+}
+
+setUp();

@@ -1,0 +1,580 @@
+/**
+ * The plug-in: joins an hls.js player to its stream's swarm.
+ *
+ * Composes the loader, the swarm driver and the tracker's socket, and decides which of them exist: nothing while
+ * sharing is off, nothing where the browser lacks WebRTC or refuses WebAssembly. Whatever is missing or fails, hls.js
+ * goes on with plain HTTP; nothing here is ever fatal to playback.
+ */
+
+import type Hls from 'hls.js';
+import type { ErrorData, FragmentLoaderConstructor, FragmentLoaderContext, ManifestLoadedData } from 'hls.js';
+
+import { Audit } from './audit.ts';
+import type { AuditEntry } from './audit.ts';
+import { Emitter } from './emitter.ts';
+import { createLoaderClass } from './loader.ts';
+import { Meter } from './meter.ts';
+import type { Sample } from './meter.ts';
+import {
+  bufferedAhead,
+  connection,
+  defaultStoreBytesMax,
+  isMetered,
+  playingUrls,
+  programTimeAt,
+} from './playback.ts';
+import { Catalog, readSessionData } from './swarm/catalog.ts';
+import type { StreamInfo } from './swarm/catalog.ts';
+import { Stat, loadCore, randomSeed } from './swarm/core.ts';
+import type { CoreFactory } from './swarm/core.ts';
+import { Driver } from './swarm/driver.ts';
+import type { Target } from './swarm/driver.ts';
+import { Neighbors } from './swarm/neighbors.ts';
+import { TrackerSocket } from './swarm/tracker.ts';
+
+/** The playhead is reported to the core this often while nothing happens, in milliseconds. */
+const PLAYHEAD_INTERVAL_MS = 1_000;
+/** Whole pieces loaded before the core is ready, kept for it, in bytes: the start of a 4 Mbit/s stream. */
+const EARLY_BYTES_MAX = 8 * 1024 * 1024;
+
+/** What {@link attach} can be told. */
+export interface ShoalOptions {
+  /** Whether to take part in the swarm from the start. Default true. */
+  sharing?: boolean;
+  /** A viewer token, where the stream wants one. */
+  token?: string;
+  /** Where the WebAssembly module is. Default: `swarm.wasm` beside this script. */
+  wasmUrl?: string | URL;
+  /** The piece store's limit in bytes. Default 64 MB, on phones 24 MB. */
+  storeBytesMax?: number;
+  /** Keep a ledger of everything handed to hls.js: see {@link Shoal.getAudit}. Default false. */
+  audit?: boolean;
+  /** Record everything that happens to the swarm core: see {@link Shoal.takeLog}. Default false. */
+  log?: boolean;
+}
+
+/**
+ * Where the stream comes from now.
+ * - `idle`: no playlist of Shoal's was loaded yet.
+ * - `off`: the viewer turned sharing off.
+ * - `origin`: everything from the origin, because of {@link ShoalStats.reason}.
+ * - `joining`: from the origin, until the tracker has answered.
+ * - `swarm`: from peers and the origin, as the core decides.
+ */
+export type ShoalState = 'idle' | 'off' | 'origin' | 'joining' | 'swarm';
+
+/** Why peers are not used, or not as well as they could be. None of these stops playback. */
+export type ShoalErrorCode =
+  /** The playlist has no session data of Shoal's: another origin, or `attach` came after `loadSource`. */
+  | 'not-shoal'
+  /** This browser has no WebRTC data channels, or a policy forbids them. */
+  | 'webrtc-absent'
+  /** The module could not be loaded or compiled: an old browser, a policy, the network. */
+  | 'wasm-refused'
+  /** The core threw. */
+  | 'core-failed'
+  /** The tracker can't be reached; it is tried again. */
+  | 'tracker-away'
+  /** The tracker refuses this viewer for good. */
+  | 'tracker-refused';
+
+/** Something went wrong that does not stop playback. */
+export interface ShoalError {
+  code: ShoalErrorCode;
+  /** For developers. */
+  message: string;
+  /** Always false: peers are an optimisation. */
+  fatal: false;
+}
+
+/** Measurements; bytes count from {@link attach}. */
+export interface ShoalStats {
+  state: ShoalState;
+  /** Why the state is `origin`; null otherwise. */
+  reason: ShoalErrorCode | null;
+  isSharing: boolean;
+  /** Whether nothing is uploaded because the connection is metered. */
+  isMetered: boolean;
+  /** Whether the operator wants the viewer's consent before others see this device's address: {@link Shoal.consent}. */
+  needsConsent: boolean;
+  /** Whether the tracker's connection stands. */
+  isTrackerJoined: boolean;
+  /** Viewers with whom data channels are open. */
+  neighbors: number;
+  /** Verified media bytes from peers. */
+  peerBytes: number;
+  /** Media bytes from the origin, useful or not. */
+  originBytes: number;
+  /** Media bytes sent to peers. */
+  sentBytes: number;
+  /** Bytes that came twice or too late. */
+  wasteBytes: number;
+  /** Bytes that did not match their signed record; none of them was played. */
+  rejectedBytes: number;
+  /** peerBytes / (peerBytes + originBytes) since attach, and of the last 15 seconds; null before there are any. */
+  peerShare: number | null;
+  peerShareNow: number | null;
+  /** Means of the last 5 seconds, in bit/s. */
+  peerRateBps: number;
+  originRateBps: number;
+  sentRateBps: number;
+  /** hls.js's estimate of how far the playhead is behind the live edge, in milliseconds; 0 while unknown. */
+  latencyMs: number;
+  /** Media ahead of the playhead, in milliseconds. */
+  bufferMs: number;
+  /** Bytes held for other viewers. */
+  storeBytes: number;
+  /** The measured uplink in bit/s, 0 while unknown. */
+  uplinkBps: number;
+  /** One sample a second of the last minute, oldest first. */
+  history: readonly Sample[];
+}
+
+/** Events of {@link Shoal.on}. */
+export interface ShoalEvents {
+  /** The state changed. */
+  state: ShoalState;
+  /** Once a second. */
+  stats: ShoalStats;
+  /** The number of neighbors changed. */
+  neighbors: number;
+  /** Something went wrong; playback goes on. */
+  error: ShoalError;
+  /** The tracker says that the stream has ended. */
+  ended: undefined;
+  /** A request of hls.js was answered by the swarm. */
+  delivered: { url: string; peerBytes: number; originBytes: number };
+}
+
+interface Source {
+  info: StreamInfo;
+  catalog: Catalog;
+}
+
+interface Early {
+  target: Target;
+  bytes: Uint8Array<ArrayBuffer>;
+  tookMs: number;
+}
+
+/** A player's membership in a swarm. Made by {@link attach}. */
+export class Shoal extends Emitter<ShoalEvents> {
+  readonly #hls: Hls;
+  readonly #options: ShoalOptions;
+  readonly #plain: FragmentLoaderConstructor;
+  readonly #ownFLoader: FragmentLoaderConstructor | undefined;
+  readonly #meter = new Meter();
+  readonly #audit: Audit | null;
+  readonly #cleanUps: (() => void)[] = [];
+  #isSharing: boolean;
+  #isDestroyed = false;
+  #state: ShoalState = 'idle';
+  #reason: ShoalErrorCode | null = null;
+  #source: Source | null = null;
+  #driver: Driver | null = null;
+  #tracker: TrackerSocket | null = null;
+  /** Grows with each start, so that a module that arrives late can tell that nobody waits for it any more. */
+  #run = 0;
+  #core: Promise<CoreFactory> | null = null;
+  #early: Early[] = [];
+  #needsConsent = false;
+  #hasConsent = false;
+  #media: HTMLMediaElement | null = null;
+  #hasPlayed = false;
+  #isStalled = false;
+  #playing: number[] = [];
+
+  /** Use {@link attach}. */
+  constructor(hls: Hls, options: ShoalOptions) {
+    super();
+    this.#hls = hls;
+    this.#options = options;
+    this.#isSharing = options.sharing ?? true;
+    this.#audit = options.audit === true ? new Audit() : null;
+    this.#ownFLoader = hls.config.fLoader;
+    this.#plain = this.#ownFLoader ?? (hls.config.loader as unknown as FragmentLoaderConstructor);
+    hls.config.fLoader = this.#makeLoader();
+    this.#listen();
+    // The module is fetched beside the playlists, so that it is there when they are; nothing waits for it.
+    if (this.#isSharing) void this.#loadCore();
+    const timer = setInterval(() => {
+      this.#tick();
+    }, PLAYHEAD_INTERVAL_MS);
+    this.#cleanUps.push(() => {
+      clearInterval(timer);
+    });
+  }
+
+  /** The state now; changes are announced by the event of the same name. */
+  get state(): ShoalState {
+    return this.#state;
+  }
+
+  /** Whether this viewer takes part in the swarm. */
+  get isSharing(): boolean {
+    return this.#isSharing;
+  }
+
+  /** Turns sharing on or off, at once: off closes every connection to other viewers and to the tracker. */
+  setSharing(on: boolean): void {
+    if (on === this.#isSharing || this.#isDestroyed) return;
+    this.#isSharing = on;
+    if (on) this.#start();
+    else {
+      this.#stop();
+      this.#setState(this.#source ? 'off' : 'idle');
+    }
+  }
+
+  /** The viewer agrees to connect to other viewers, where {@link ShoalStats.needsConsent} says that this is asked for. */
+  consent(): void {
+    this.#hasConsent = true;
+    if (!this.#needsConsent) return;
+    this.#needsConsent = false;
+    this.#tracker?.send({ type: 'consent' });
+  }
+
+  /** Measurements so far. */
+  getStats(): ShoalStats {
+    const totals = this.#totals();
+    const core = this.#driver?.stats();
+    const recent = this.#meter.mean(15);
+    const rates = this.#meter.mean(5);
+    const media = this.#media;
+    return {
+      state: this.#state,
+      reason: this.#state === 'origin' ? this.#reason : null,
+      isSharing: this.#isSharing,
+      isMetered: isMetered(),
+      needsConsent: this.#needsConsent,
+      isTrackerJoined: this.#tracker?.isJoined === true,
+      neighbors: this.#driver?.neighbors.length ?? 0,
+      ...totals,
+      wasteBytes: (core?.[Stat.DuplicateBytes] ?? 0) + (core?.[Stat.LateBytes] ?? 0),
+      rejectedBytes: core?.[Stat.RejectedBytes] ?? 0,
+      peerShare: share(totals.peerBytes, totals.originBytes),
+      peerShareNow: share(recent.peerBps, recent.originBps),
+      peerRateBps: rates.peerBps,
+      originRateBps: rates.originBps,
+      sentRateBps: rates.sentBps,
+      latencyMs: this.#hls.latency * 1000,
+      bufferMs: media ? bufferedAhead(media.buffered, media.currentTime) * 1000 : 0,
+      storeBytes: this.#driver?.storeBytes ?? 0,
+      uplinkBps: core?.[Stat.UplinkBps] ?? 0,
+      history: this.#meter.history,
+    };
+  }
+
+  /** Everything that hls.js was given, with digests; empty unless attached with `audit`. */
+  getAudit(): Promise<AuditEntry[]> {
+    return this.#audit?.entries() ?? Promise.resolve([]);
+  }
+
+  /** The recorded inputs of the swarm core; the native core replays them with the same outputs. Empty unless attached
+   * with `log`. */
+  takeLog(): Uint8Array {
+    return this.#driver?.takeLog() ?? new Uint8Array();
+  }
+
+  /** Leaves the swarm and gives hls.js its own loader back. */
+  destroy(): void {
+    if (this.#isDestroyed) return;
+    this.#isDestroyed = true;
+    this.#stop();
+    for (const cleanUp of this.#cleanUps.splice(0)) cleanUp();
+    // hls.js drops its configuration when it is destroyed, so there may be nothing to give back.
+    const config = this.#hls.config as Hls['config'] | undefined;
+    if (!config) return;
+    if (this.#ownFLoader) config.fLoader = this.#ownFLoader;
+    else delete config.fLoader;
+  }
+
+  #makeLoader(): FragmentLoaderConstructor {
+    return createLoaderClass({
+      plain: this.#plain,
+      targetOf: (context) => this.#targetOf(context),
+      request: (request) => {
+        const driver = this.#driver;
+        if (!driver?.isUseful(this.#tracker?.isJoined === true)) return null;
+        return driver.request(request);
+      },
+      offerLoaded: (target, bytes, tookMs) => this.#offerLoaded(target, bytes, tookMs),
+      onHandOver: (url, data, from, isFromSwarm) => {
+        if (!isFromSwarm) this.#meter.plainBytes += data.byteLength;
+        this.#audit?.note(url, 0, data, from, isFromSwarm);
+        if (isFromSwarm) this.emit('delivered', { url, peerBytes: from.peerBytes, originBytes: from.originBytes });
+      },
+    });
+  }
+
+  #listen(): void {
+    const hls = this.#hls;
+    // From the player's own class, so that this module brings no second hls.js along.
+    const { Events, ErrorDetails } = hls.constructor as typeof Hls;
+    const onManifestLoading = (): void => {
+      this.#stop();
+      this.#source = null;
+      this.#setState('idle');
+    };
+    const onManifestLoaded = (_: string, data: ManifestLoadedData): void => {
+      this.#handleManifest(data);
+    };
+    const onAttached = (_: string, { media }: { media: HTMLMediaElement }): void => {
+      this.#watchMedia(media);
+    };
+    const onSwitch = (): void => {
+      this.#tellPlaying();
+    };
+    const onError = (_: string, { details }: ErrorData): void => {
+      if (details === ErrorDetails.BUFFER_STALLED_ERROR) this.#setStalled(true);
+    };
+    const onDestroying = (): void => {
+      this.destroy();
+    };
+    hls.on(Events.MANIFEST_LOADING, onManifestLoading);
+    hls.on(Events.MANIFEST_LOADED, onManifestLoaded);
+    hls.on(Events.MEDIA_ATTACHED, onAttached);
+    hls.on(Events.LEVEL_SWITCHING, onSwitch);
+    hls.on(Events.LEVEL_UPDATED, onSwitch);
+    hls.on(Events.AUDIO_TRACK_SWITCHED, onSwitch);
+    hls.on(Events.ERROR, onError);
+    hls.on(Events.DESTROYING, onDestroying);
+    this.#cleanUps.push(() => {
+      hls.off(Events.MANIFEST_LOADING, onManifestLoading);
+      hls.off(Events.MANIFEST_LOADED, onManifestLoaded);
+      hls.off(Events.MEDIA_ATTACHED, onAttached);
+      hls.off(Events.LEVEL_SWITCHING, onSwitch);
+      hls.off(Events.LEVEL_UPDATED, onSwitch);
+      hls.off(Events.AUDIO_TRACK_SWITCHED, onSwitch);
+      hls.off(Events.ERROR, onError);
+      hls.off(Events.DESTROYING, onDestroying);
+    });
+    if (hls.media) this.#watchMedia(hls.media);
+    const network = connection();
+    const onNetwork = (): void => {
+      this.#driver?.setMetered(isMetered());
+      this.#tracker?.send({ type: 'share', shares: !isMetered() });
+    };
+    network?.addEventListener('change', onNetwork);
+    this.#cleanUps.push(() => network?.removeEventListener('change', onNetwork));
+  }
+
+  #watchMedia(media: HTMLMediaElement): void {
+    if (media === this.#media) return;
+    this.#media = media;
+    const abort = new AbortController();
+    const on = (name: string, handle: () => void): void => {
+      media.addEventListener(name, handle, { signal: abort.signal });
+    };
+    on('playing', () => {
+      this.#hasPlayed = true;
+      this.#isStalled = false;
+      this.#tellPlayhead();
+    });
+    on('waiting', () => {
+      this.#setStalled(this.#hasPlayed && !media.paused && !media.seeking);
+    });
+    for (const name of ['pause', 'seeked', 'ratechange']) on(name, () => { this.#tellPlayhead(); });
+    this.#cleanUps.push(() => {
+      abort.abort();
+    });
+  }
+
+  #handleManifest(data: ManifestLoadedData): void {
+    const info = readSessionData(data.sessionData, data.url);
+    if (!info) {
+      this.#fail('not-shoal', 'the multivariant playlist has no live.shoal.* session data');
+      return;
+    }
+    const videos = data.levels.map(({ url }) => url);
+    const audios = data.audioTracks.map(({ url }) => url);
+    this.#source = { info, catalog: new Catalog(data.url, videos, audios) };
+    if (this.#isSharing) this.#start();
+    else this.#setState('off');
+  }
+
+  #loadCore(): Promise<CoreFactory> {
+    const url = this.#options.wasmUrl ?? new URL('swarm.wasm', import.meta.url);
+    this.#core ??= loadCore(url);
+    // Reported where it is waited for; here only kept from counting as unhandled.
+    this.#core.catch(() => undefined);
+    return this.#core;
+  }
+
+  #start(): void {
+    const source = this.#source;
+    if (!source || this.#isDestroyed) return;
+    if (!Neighbors.isSupported) {
+      this.#fail('webrtc-absent', 'this browser has no RTCPeerConnection');
+      return;
+    }
+    const run = ++this.#run;
+    this.#setState('joining');
+    this.#loadCore().then(
+      (factory) => {
+        if (run === this.#run) this.#join(source, factory);
+      },
+      (error: unknown) => {
+        this.#core = null;
+        if (run === this.#run) this.#fail('wasm-refused', String(error));
+      },
+    );
+  }
+
+  #join({ info, catalog }: Source, factory: CoreFactory): void {
+    let driver: Driver;
+    try {
+      const core = factory(info.key, info.epoch, randomSeed());
+      driver = new Driver(core, catalog, this.#options.storeBytesMax ?? defaultStoreBytesMax(), {
+        send: (message) => this.#tracker?.send(message),
+        onNeighbors: () => {
+          this.emit('neighbors', this.#driver?.neighbors.length ?? 0);
+        },
+        onFailed: (error) => {
+          this.#stop();
+          this.#fail('core-failed', String(error));
+        },
+      });
+    } catch (error) {
+      this.#fail('core-failed', String(error));
+      return;
+    }
+    this.#driver = driver;
+    if (this.#options.log === true) driver.startLog();
+    driver.setMetered(isMetered());
+    this.#playing = [];
+    this.#tellPlaying();
+    this.#tellPlayhead();
+    for (const { target, bytes, tookMs } of this.#early.splice(0)) driver.offerLoaded(target, bytes, tookMs);
+    const { token } = this.#options;
+    const tracker = new TrackerSocket(
+      {
+        url: info.trackerUrl,
+        stream: info.stream,
+        ...(token !== undefined && { token }),
+        shares: () => !isMetered(),
+        renditions: () => this.#playing,
+      },
+      {
+        onWelcome: (welcome) => {
+          driver.handleTracker(welcome);
+          this.#needsConsent = welcome.consent_required === true;
+          if (this.#hasConsent) this.consent();
+          this.#setState('swarm');
+        },
+        onMessage: (message) => {
+          if (message.type === 'ended') this.emit('ended', undefined);
+          driver.handleTracker(message);
+        },
+        onLost: (isFinal) => {
+          driver.handleTrackerLost();
+          const code = isFinal ? 'tracker-refused' : 'tracker-away';
+          // With neighbors left the swarm goes on without its tracker.
+          if (driver.neighbors.length === 0) this.#fail(code, `no connection to ${info.trackerUrl}`);
+        },
+        onMalformed: () => undefined,
+      },
+    );
+    this.#tracker = tracker;
+    tracker.open();
+  }
+
+  #stop(): void {
+    this.#run++;
+    this.#meter.absorb(this.#driver?.traffic);
+    const [tracker, driver] = [this.#tracker, this.#driver];
+    this.#tracker = this.#driver = null;
+    tracker?.close();
+    driver?.destroy();
+    this.#early = [];
+    if (driver) this.emit('neighbors', 0);
+  }
+
+  #targetOf({ frag, part, url, rangeEnd }: FragmentLoaderContext): Target | null {
+    const catalog = this.#source?.catalog;
+    const rendition = catalog?.renditionOf(url);
+    if (!catalog || rendition == null || typeof frag.sn !== 'number' || Boolean(rangeEnd)) return null;
+    if (part) {
+      catalog.learn({ rendition, msn: frag.sn, part: part.index }, url, true);
+      return { rendition, msn: frag.sn, part: part.index };
+    }
+    if (catalog.hasParts(rendition)) return { rendition, msn: frag.sn, part: null };
+    // Not known to have parts: a segment in a playlist without parts is a piece of its own.
+    const hasParts = this.#hls.latestLevelDetails?.partList != null;
+    if (hasParts) return { rendition, msn: frag.sn, part: null };
+    catalog.learn({ rendition, msn: frag.sn, part: 0 }, url, false);
+    return { rendition, msn: frag.sn, part: 0 };
+  }
+
+  #offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
+    if (this.#driver) return this.#driver.offerLoaded(target, bytes, tookMs);
+    const held = this.#early.reduce((sum, early) => sum + early.bytes.length, 0);
+    if (this.#state === 'joining' && held + bytes.length <= EARLY_BYTES_MAX) {
+      this.#early.push({ target, bytes, tookMs });
+    }
+    return true;
+  }
+
+  #tellPlaying(): void {
+    const { catalog } = this.#source ?? {};
+    if (!catalog || !this.#driver) return;
+    const renditions = playingUrls(this.#hls)
+      .map((url) => catalog.renditionOf(url))
+      .filter((rendition) => rendition !== null);
+    if (renditions.join() === this.#playing.join() || renditions.length === 0) return;
+    this.#playing = renditions;
+    this.#driver.setPlaying(renditions);
+  }
+
+  #tellPlayhead(): void {
+    const [media, details] = [this.#media, this.#hls.latestLevelDetails];
+    if (!media || !details || !this.#driver) return;
+    const position = programTimeAt(details, media.currentTime);
+    if (position === null) return;
+    const ahead = bufferedAhead(media.buffered, media.currentTime) * 1000;
+    const isRunning = this.#hasPlayed && !media.paused && !media.ended;
+    const rate = isRunning ? Math.round(media.playbackRate * 100) : 0;
+    this.#driver.setPlayhead(Math.round(position), Math.round(position + ahead), rate, isRunning && this.#isStalled);
+  }
+
+  #setStalled(isStalled: boolean): void {
+    if (this.#isStalled === isStalled) return;
+    this.#isStalled = isStalled;
+    this.#tellPlayhead();
+  }
+
+  #tick(): void {
+    this.#tellPlaying();
+    this.#tellPlayhead();
+    this.#meter.sample(this.#totals());
+    this.emit('stats', this.getStats());
+  }
+
+  #totals(): { peerBytes: number; originBytes: number; sentBytes: number } {
+    return this.#meter.totals(this.#driver?.traffic);
+  }
+
+  #setState(state: ShoalState): void {
+    if (state === this.#state) return;
+    this.#state = state;
+    this.emit('state', state);
+  }
+
+  #fail(code: ShoalErrorCode, message: string): void {
+    this.#reason = code;
+    this.#setState('origin');
+    this.emit('error', { code, message, fatal: false });
+  }
+}
+
+function share(peer: number, origin: number): number | null {
+  return peer + origin > 0 ? peer / (peer + origin) : null;
+}
+
+/**
+ * Joins an hls.js player to the swarm of what it plays. To be called before `hls.loadSource`. Streams of other origins
+ * play as if it had not been called.
+ */
+export function attach(hls: Hls, options: ShoalOptions = {}): Shoal {
+  return new Shoal(hls, options);
+}

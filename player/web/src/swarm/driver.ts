@@ -1,0 +1,638 @@
+/**
+ * Runs the swarm core in a browser: carries what happens to it, and carries out what it asks for.
+ *
+ * Decides nothing about where bytes come from; that is the core's (`player/swarm`). Holds the bytes (`store.ts`), the
+ * peer connections (`neighbors.ts`) and the fetches (`origin.ts`) of one viewer for one epoch of one stream. The
+ * player's side is `loader.ts`; who makes and ends drivers is `../shoal.ts`.
+ *
+ * Order matters: the core is drained after every input before the next is handed in, and answers to the player go out
+ * only after the drain, because hls.js may ask for the next part from inside the answer.
+ */
+
+import { BLOCK_BYTES, BLOCK_HEADER_BYTES, Stat, Tag } from './core.ts';
+import type { Core } from './core.ts';
+import { bytesFromBase64 } from './catalog.ts';
+import type { Catalog } from './catalog.ts';
+import { Neighbors } from './neighbors.ts';
+import { fetchRange, fetchRecord } from './origin.ts';
+import { PieceStore, keyOf } from './store.ts';
+import type { PieceKey } from './store.ts';
+import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
+
+/** The core is told that a channel drained when fewer bytes than this wait in it: one block keeps the line busy. */
+const DRAINED_BYTES = BLOCK_BYTES;
+/** A request that the core has not answered for this long is taken from it, in milliseconds, where the player's own
+ * policy is not stricter. It should never come to that: the core answers by the deadline. */
+const ANSWER_MAX_MS = 4_000;
+/** Whole pieces that wait for the core's verdict. */
+const LOADED_MAX = 64;
+
+/** Where a request's bytes came from. */
+export interface Provenance {
+  peerBytes: number;
+  originBytes: number;
+}
+
+/** The bytes that answer a request, and when they travelled (`performance.now()` milliseconds). */
+export interface Answer extends Provenance {
+  data: ArrayBuffer;
+  firstByteAt: number;
+  lastByteAt: number;
+}
+
+/** What a request is for: a piece, or where `part` is null a whole segment that has parts. */
+export interface Target {
+  rendition: number;
+  msn: number;
+  part: number | null;
+}
+
+/** One request of the player. Exactly one of `onAnswer` and `onFallback` is called, unless it is aborted. */
+export interface Request {
+  target: Target;
+  /** The player's own patience in milliseconds. */
+  timeoutMs: number;
+  onAnswer: (answer: Answer) => void;
+  /** The swarm can't or shouldn't: load it over plain HTTP. */
+  onFallback: () => void;
+  /** Bytes of the request that have come so far. */
+  onProgress: (bytes: number) => void;
+}
+
+/** Bytes counted by the driver since it was made. */
+export interface Traffic {
+  /** Verified bytes from peers. */
+  peerBytes: number;
+  /** Bytes of swarm fetches from the origin, wanted or not. */
+  originBytes: number;
+  /** Bytes sent to peers. */
+  sentBytes: number;
+}
+
+/** What a driver tells its owner. */
+export interface DriverEvents {
+  /** To the tracker. */
+  send: (message: ViewerMessage) => void;
+  onNeighbors: () => void;
+  /** The core threw: it must not be called again. Everything outstanding has fallen back. */
+  onFailed: (error: unknown) => void;
+}
+
+interface Arrival extends Provenance {
+  firstAt: number;
+  lastAt: number;
+}
+
+interface Pending extends Request {
+  timer: ReturnType<typeof setTimeout>;
+  bytes: number;
+}
+
+/** See the file's comment. Times come from `performance.now()`. */
+export class Driver {
+  readonly traffic: Traffic = { peerBytes: 0, originBytes: 0, sentBytes: 0 };
+  readonly #store: PieceStore;
+  readonly #neighbors: Neighbors;
+  #welcome: Welcome | null = null;
+  #isFailed = false;
+  #isDestroyed = false;
+  #inputs: ((now: number) => void)[] = [];
+  #isRunning = false;
+  #after: (() => void)[] = [];
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  /** The bytes that the input being handled speaks of. */
+  #current: { bytes: Uint8Array<ArrayBuffer>; isFromPeer: boolean } | null = null;
+  #held = new Map<number, Uint8Array<ArrayBuffer>>();
+  #loaded = new Map<PieceKey, Uint8Array<ArrayBuffer>>();
+  #fetches = new Map<number, AbortController>();
+  #requests = new Map<number, Pending>();
+  #nextRequest = 1;
+  #arrivals = new Map<PieceKey, Arrival>();
+  #renditions: number[] = [];
+
+  constructor(
+    private readonly core: Core,
+    private readonly catalog: Catalog,
+    storeBytesMax: number,
+    private readonly events: DriverEvents,
+  ) {
+    // The core evicts by its own count; the slack covers pieces that are being filled while others go.
+    this.#store = new PieceStore(storeBytesMax * 1.25, BLOCK_BYTES);
+    core.setStoreBytesMax(storeBytesMax);
+    this.#neighbors = new Neighbors(
+      {
+        onOpen: (peer) => {
+          this.#handleOpen(peer);
+        },
+        onMessage: (peer, channel, bytes) => {
+          if (channel === 'control') this.#input((now) => { core.message(now, peer, bytes); });
+          else this.#inputBytes(bytes.subarray(BLOCK_HEADER_BYTES), true, (now) => { core.block(now, peer, bytes); });
+        },
+        onDrained: (peer) => {
+          this.#input((now) => { core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
+        },
+        onLost: (peer, wasConnected) => {
+          events.send({ type: 'lost', peer, was_connected: wasConnected });
+          if (!wasConnected) return;
+          this.#input((now) => { core.neighborLost(now, peer); });
+          events.onNeighbors();
+        },
+        onSignal: (peer, data) => {
+          events.send({ type: 'signal', to: peer, data });
+        },
+      },
+      DRAINED_BYTES,
+    );
+  }
+
+  /** Peers with open channels. */
+  get neighbors(): PeerId[] {
+    return this.#neighbors.open;
+  }
+
+  /** Bytes held in the piece store. */
+  get storeBytes(): number {
+    return this.#store.bytes;
+  }
+
+  /** Whether asking the swarm makes sense: there is, or was, a tracker, and somebody to swap with or a plan to serve. */
+  isUseful(isTrackerJoined: boolean): boolean {
+    return this.#welcome !== null && !this.#isFailed && (isTrackerJoined || this.#neighbors.open.length > 0);
+  }
+
+  /** The core's counters; null after it failed. */
+  stats(): Float64Array | null {
+    return this.#isFailed || this.#isDestroyed ? null : this.core.stats();
+  }
+
+  /** Takes a tracker's message. */
+  handleTracker(message: TrackerMessage): void {
+    const { core } = this;
+    switch (message.type) {
+      case 'welcome':
+        this.#handleWelcome(message);
+        break;
+      case 'introduce':
+        this.#neighbors.meet(message.peer, message.offers);
+        break;
+      case 'signal':
+        this.#neighbors.signal(message.from, message.data);
+        break;
+      case 'published':
+        this.#handlePublished(message.piece, message.uri, message.record);
+        break;
+      case 'plan': {
+        const places = message.places.flatMap(({ stripe, root, parent, children = [], expected_ms = 0 }) => [
+          stripe,
+          root === true ? 1 : 0,
+          parent ?? -1,
+          expected_ms,
+          children.length,
+          ...children,
+        ]);
+        this.#input((now) => { core.plan(now, message.rendition, message.stripes, Float64Array.from(places)); });
+        break;
+      }
+      case 'part':
+        this.#close(message.peer);
+        break;
+      case 'sharing':
+        this.#input((now) => { core.sharing(now, message.on); });
+        break;
+      default:
+    }
+  }
+
+  /** The tracker's connection is gone. */
+  handleTrackerLost(): void {
+    this.#input((now) => { this.core.trackerLost(now); });
+  }
+
+  /** Which renditions are being played. */
+  setPlaying(renditions: number[]): void {
+    this.#renditions = renditions;
+    this.#input((now) => { this.core.playing(now, Uint8Array.from(renditions)); });
+  }
+
+  /** Where the player is; program date times in Unix milliseconds. */
+  setPlayhead(positionMs: number, bufferedUntilMs: number, ratePercent: number, isStalled: boolean): void {
+    this.#input((now) => { this.core.playhead(now, positionMs, bufferedUntilMs, ratePercent, isStalled); });
+  }
+
+  /** Whether the connection is metered: nothing is uploaded then. */
+  setMetered(on: boolean): void {
+    this.#input((now) => { this.core.metered(now, on); });
+  }
+
+  /** Asks for media; returns what aborts the request. */
+  request(request: Request): () => void {
+    const id = this.#nextRequest++;
+    const { rendition, msn, part } = request.target;
+    const timer = setTimeout(() => {
+      this.#input((now) => { this.core.unwant(now, id); });
+      this.#fallBack(id);
+    }, Math.min(ANSWER_MAX_MS, request.timeoutMs));
+    this.#requests.set(id, { ...request, timer, bytes: 0 });
+    this.#input((now) => {
+      if (part === null) this.core.wantSegment(now, id, rendition, msn, -1);
+      else this.core.wantPiece(now, id, rendition, msn, part, -1);
+    });
+    return () => {
+      if (!this.#take(id)) return;
+      this.#input((now) => { this.core.unwant(now, id); });
+    };
+  }
+
+  /**
+   * Hands in what was loaded over plain HTTP; `bytes` stays the driver's. Returns false when a signed record says
+   * that the bytes are not the origin's: then they must not be played.
+   */
+  offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
+    const { rendition, msn, part } = target;
+    if (part !== null) return this.#offerPiece({ rendition, msn, part }, bytes, tookMs);
+    const lengths = this.#isFailed ? undefined : this.core.segmentParts(rendition, msn);
+    if (!lengths) return true;
+    if (lengths.reduce((sum, length) => sum + length, 0) !== bytes.length) return false;
+    let at = 0;
+    let isGood = true;
+    lengths.forEach((length, index) => {
+      const piece = bytes.slice(at, (at += length));
+      isGood &&= this.#offerPiece({ rendition, msn, part: index }, piece, tookMs / lengths.length);
+    });
+    return isGood;
+  }
+
+  /** Starts to record the core's inputs, for a replay. */
+  startLog(): void {
+    if (!this.#isFailed) this.core.startLog();
+  }
+
+  /** The inputs recorded so far. */
+  takeLog(): Uint8Array {
+    return this.#isFailed ? new Uint8Array() : this.core.takeLog();
+  }
+
+  /** Ends everything; outstanding requests fall back. */
+  destroy(): void {
+    if (this.#isDestroyed) return;
+    this.#input((now) => { this.core.leave(now); });
+    this.#isDestroyed = true;
+    this.#shutDown();
+    // A core that threw may be inside a call still, and freeing it then would throw again.
+    if (!this.#isFailed) this.core.free();
+  }
+
+  #handleWelcome(welcome: Welcome): void {
+    if (this.#welcome && this.#welcome.peer !== welcome.peer) {
+      // The tracker has given our number away: those who know us by it must not be confused.
+      for (const peer of this.#neighbors.all) this.#close(peer);
+    }
+    this.#welcome = welcome;
+    this.#neighbors.configuration = {
+      iceServers: welcome.ice_servers,
+      ...(welcome.relay_only === true && { iceTransportPolicy: 'relay' }),
+    };
+    this.#input((now) => {
+      this.core.welcome(
+        now,
+        welcome.peer,
+        welcome.neighbors_max,
+        welcome.upload_ratio_max_percent,
+        welcome.report_interval_ms,
+      );
+    });
+    for (const peer of this.#neighbors.open) void this.#tellConnected(peer);
+    this.#input((now) => { this.core.sharing(now, welcome.sharing); });
+    for (const { piece, uri, record } of welcome.recent) this.#handlePublished(piece, uri, record);
+  }
+
+  #handlePublished(piece: Piece, uri: string, record: string): void {
+    const bytes = bytesFromBase64(record);
+    if (!bytes || !this.catalog.learnNotice(piece, uri)) return;
+    this.#input((now) => { this.core.record(now, bytes); });
+  }
+
+  #handleOpen(peer: PeerId): void {
+    this.#input((now) => { this.core.neighborConnected(now, peer, -1); });
+    this.events.onNeighbors();
+    void this.#tellConnected(peer);
+  }
+
+  async #tellConnected(peer: PeerId): Promise<void> {
+    const rttMs = await this.#neighbors.roundTripMs(peer).catch(() => 0);
+    if (this.#neighbors.isOpen(peer)) this.events.send({ type: 'connected', peer, rtt_ms: rttMs });
+  }
+
+  #close(peer: PeerId): void {
+    if (!this.#neighbors.has(peer)) return;
+    const wasOpen = this.#neighbors.isOpen(peer);
+    this.#neighbors.close(peer);
+    if (!wasOpen) return;
+    this.#input((now) => { this.core.neighborLost(now, peer); });
+    this.events.onNeighbors();
+  }
+
+  #offerPiece(piece: Piece, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
+    const key = keyOf(piece);
+    if (this.#isFailed || this.#isDestroyed || this.#loaded.size >= LOADED_MAX) return true;
+    this.#loaded.set(key, bytes);
+    const rejected = this.core.stats()[Stat.RejectedBytes] ?? 0;
+    this.#input((now) => { this.core.loaded(now, piece.rendition, piece.msn, piece.part, bytes, tookMs); });
+    return (this.stats()?.[Stat.RejectedBytes] ?? rejected) === rejected;
+  }
+
+  /** Hands an input in, drains, and re-arms the timer. Inputs that come up meanwhile wait their turn. */
+  #input(input: (now: number) => void): void {
+    if (this.#isFailed || this.#isDestroyed) return;
+    this.#inputs.push(input);
+    if (this.#isRunning) return;
+    this.#isRunning = true;
+    try {
+      for (let next = this.#inputs.shift(); next; next = this.#inputs.shift()) {
+        next(performance.now());
+        this.#drain();
+        this.#current = null;
+      }
+      this.#arm();
+    } catch (error) {
+      this.#fail(error);
+    } finally {
+      this.#isRunning = false;
+    }
+    for (const answer of this.#after.splice(0)) answer();
+  }
+
+  #inputBytes(bytes: Uint8Array<ArrayBuffer>, isFromPeer: boolean, input: (now: number) => void): void {
+    this.#input((now) => {
+      this.#current = { bytes, isFromPeer };
+      input(now);
+    });
+  }
+
+  #arm(): void {
+    clearTimeout(this.#timer);
+    const deadline = this.core.nextDeadline();
+    if (deadline < 0) return;
+    // Timers may fire up to a millisecond early by this clock; a superfluous wake does no harm, a late one does.
+    const delay = Math.max(0, Math.ceil(deadline - performance.now()));
+    this.#timer = setTimeout(() => { this.#input((now) => { this.core.wake(now); }); }, delay);
+  }
+
+  #drain(): void {
+    const { core } = this;
+    const field = (index: number): number => core.field(index);
+    const pieceAt = (index: number): Piece => ({
+      rendition: field(index),
+      msn: field(index + 1),
+      part: field(index + 2),
+    });
+    for (let tag = core.poll(); tag !== Tag.None; tag = core.poll()) {
+      switch (tag) {
+        case Tag.SendControl:
+          this.#neighbors.send(field(0), 'control', core.bytes() as Uint8Array<ArrayBuffer>);
+          break;
+        case Tag.SendBlock:
+          this.#sendBlock(field(0), pieceAt(1), field(4));
+          break;
+        case Tag.Fetch:
+          this.#fetch(field(0), pieceAt(1), field(4), field(5), field(6) === 1, field(7) === 1);
+          break;
+        case Tag.CancelFetch:
+          this.#fetches.get(field(0))?.abort();
+          this.#fetches.delete(field(0));
+          break;
+        case Tag.FetchRecord:
+          this.#fetchRecord(pieceAt(0));
+          break;
+        case Tag.Store:
+          this.#storeBlock(pieceAt(0), field(3), field(4), field(5));
+          break;
+        case Tag.Hold:
+          if (this.#current) this.#held.set(field(0), this.#current.bytes);
+          break;
+        case Tag.DropHeld:
+          this.#held.delete(field(0));
+          break;
+        case Tag.KeepLoaded:
+          this.#keepLoaded(pieceAt(0));
+          break;
+        case Tag.DropLoaded:
+          this.#loaded.delete(keyOf(pieceAt(0)));
+          break;
+        case Tag.Evict: {
+          const key = keyOf(pieceAt(0));
+          this.#store.drop(key);
+          this.#arrivals.delete(key);
+          break;
+        }
+        case Tag.Deliver:
+          this.#deliver(field(0), pieceAt(1), field(4));
+          break;
+        case Tag.Fallback: {
+          const request = field(0);
+          this.#after.push(() => { this.#fallBack(request); });
+          break;
+        }
+        case Tag.Disconnect:
+          this.#disconnect(field(0));
+          break;
+        case Tag.Accuse:
+          this.events.send({ type: 'accuse', peer: field(0), piece: pieceAt(1) });
+          break;
+        case Tag.Report:
+          this.#report();
+          break;
+        default:
+          throw new Error(`the core asks for ${tag}, which this driver does not know`);
+      }
+    }
+  }
+
+  #sendBlock(peer: PeerId, piece: Piece, block: number): void {
+    const bytes = this.#store.block(keyOf(piece), block);
+    if (bytes) {
+      const message = new Uint8Array(BLOCK_HEADER_BYTES + bytes.length);
+      message.set(this.core.bytes());
+      message.set(bytes, BLOCK_HEADER_BYTES);
+      if (this.#neighbors.send(peer, 'blocks', message)) this.traffic.sentBytes += bytes.length;
+    }
+    this.#inputs.push((now) => { this.core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
+  }
+
+  #fetch(id: number, piece: Piece, offset: number, length: number, isWhole: boolean, isRetry: boolean): void {
+    const { core } = this;
+    const url = this.catalog.urlOf(piece);
+    if (url === null) {
+      this.#inputs.push((now) => { core.fetchFailed(now, id, 404); });
+      return;
+    }
+    const controller = fetchRange(
+      { url, offset, length, isWhole, isRetry },
+      {
+        onBlock: (block, bytes) => {
+          this.#inputBytes(bytes, false, (now) => { core.fetchBlock(now, id, block, bytes); });
+        },
+        onBytes: (count) => {
+          this.traffic.originBytes += count;
+        },
+        onFinished: () => {
+          this.#fetches.delete(id);
+          this.#input((now) => { core.fetchFinished(now, id); });
+        },
+        onFailed: (status) => {
+          this.#fetches.delete(id);
+          this.#input((now) => { core.fetchFailed(now, id, status); });
+        },
+      },
+    );
+    this.#fetches.set(id, controller);
+  }
+
+  #fetchRecord(piece: Piece): void {
+    const { rendition, msn, part } = piece;
+    const url = this.catalog.urlOf(piece);
+    void (url === null ? Promise.resolve(null) : fetchRecord(url)).then((bytes) => {
+      this.#input((now) => {
+        if (bytes) this.core.record(now, bytes);
+        else this.core.recordFailed(now, rendition, msn, part);
+      });
+    });
+  }
+
+  #storeBlock(piece: Piece, block: number, pieceLength: number, hold: number): void {
+    const key = keyOf(piece);
+    const bytes = hold < 0 ? this.#current?.bytes : this.#held.get(hold);
+    // Only what peers send is ever held: what the origin sends has a record already.
+    const isFromPeer = hold >= 0 || this.#current?.isFromPeer === true;
+    this.#held.delete(hold);
+    if (!bytes || !this.#store.open(key, pieceLength)) return;
+    if (!this.#store.write(key, block, bytes)) return;
+    this.#note(key, isFromPeer, bytes.length);
+    for (const request of this.#requests.values()) {
+      const { rendition, msn, part } = request.target;
+      if (piece.rendition !== rendition || piece.msn !== msn || (part !== null && piece.part !== part)) continue;
+      request.bytes += bytes.length;
+      request.onProgress(request.bytes);
+    }
+  }
+
+  #note(key: PieceKey, isFromPeer: boolean, bytes: number): void {
+    const now = performance.now();
+    const arrival = this.#arrivals.get(key) ?? { firstAt: now, lastAt: now, peerBytes: 0, originBytes: 0 };
+    arrival.lastAt = now;
+    if (isFromPeer) {
+      arrival.peerBytes += bytes;
+      this.traffic.peerBytes += bytes;
+    } else arrival.originBytes += bytes;
+    this.#arrivals.set(key, arrival);
+  }
+
+  #keepLoaded(piece: Piece): void {
+    const key = keyOf(piece);
+    const bytes = this.#loaded.get(key);
+    this.#loaded.delete(key);
+    if (!bytes || !this.#store.open(key, bytes.length)) return;
+    for (let block = 0; block * BLOCK_BYTES < bytes.length; block++) {
+      this.#store.write(key, block, bytes.subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES));
+    }
+    this.#note(key, false, bytes.length);
+  }
+
+  #deliver(id: number, first: Piece, parts: number): void {
+    const answer: Answer = {
+      data: new ArrayBuffer(0),
+      firstByteAt: Number.POSITIVE_INFINITY,
+      lastByteAt: 0,
+      peerBytes: 0,
+      originBytes: 0,
+    };
+    const copies: ArrayBuffer[] = [];
+    for (let part = first.part; part < first.part + parts; part++) {
+      const key = keyOf({ ...first, part });
+      const copy = this.#store.copy(key);
+      const arrival = this.#arrivals.get(key);
+      if (!copy || !arrival) {
+        this.#after.push(() => { this.#fallBack(id); });
+        return;
+      }
+      copies.push(copy);
+      answer.firstByteAt = Math.min(answer.firstByteAt, arrival.firstAt);
+      answer.lastByteAt = Math.max(answer.lastByteAt, arrival.lastAt);
+      answer.peerBytes += arrival.peerBytes;
+      answer.originBytes += arrival.originBytes;
+    }
+    answer.data = concatenate(copies);
+    this.#after.push(() => { this.#take(id)?.onAnswer(answer); });
+  }
+
+  #disconnect(peer: PeerId): void {
+    const wasConnected = this.#neighbors.isOpen(peer);
+    // Goodbyes that the core has just sent leave before the channels close.
+    this.#after.push(() => {
+      this.#neighbors.close(peer);
+      this.events.send({ type: 'lost', peer, was_connected: wasConnected });
+      this.events.onNeighbors();
+    });
+  }
+
+  #report(): void {
+    const { core } = this;
+    this.events.send({
+      type: 'report',
+      uplink_kbps: core.field(0),
+      renditions: this.#renditions,
+      buffer_ms: core.field(1),
+      behind_ms: core.field(2),
+      peer_bytes: core.field(3),
+      origin_bytes: core.field(4),
+      sent_bytes: core.field(5),
+      waste_bytes: core.field(6),
+      rebuffer_ms: core.field(7),
+    });
+  }
+
+  /** Takes a request out; from here on the caller answers it. */
+  #take(id: number): Pending | undefined {
+    const request = this.#requests.get(id);
+    if (!request) return undefined;
+    clearTimeout(request.timer);
+    this.#requests.delete(id);
+    return request;
+  }
+
+  #fallBack(id: number): void {
+    this.#take(id)?.onFallback();
+  }
+
+  #fail(error: unknown): void {
+    this.#isFailed = true;
+    this.#shutDown();
+    this.#after.push(() => { this.events.onFailed(error); });
+  }
+
+  #shutDown(): void {
+    clearTimeout(this.#timer);
+    this.#inputs = [];
+    this.#neighbors.closeAll();
+    for (const fetch of this.#fetches.values()) fetch.abort();
+    this.#fetches.clear();
+    this.#store.clear();
+    this.#held.clear();
+    this.#loaded.clear();
+    this.#arrivals.clear();
+    for (const id of [...this.#requests.keys()]) this.#after.push(() => { this.#fallBack(id); });
+    if (!this.#isRunning) for (const answer of this.#after.splice(0)) answer();
+  }
+}
+
+function concatenate(buffers: ArrayBuffer[]): ArrayBuffer {
+  const [only] = buffers;
+  if (only && buffers.length === 1) return only;
+  const whole = new Uint8Array(buffers.reduce((sum, buffer) => sum + buffer.byteLength, 0));
+  let at = 0;
+  for (const buffer of buffers) {
+    whole.set(new Uint8Array(buffer), at);
+    at += buffer.byteLength;
+  }
+  return whole.buffer;
+}

@@ -1,0 +1,129 @@
+// store.test.ts
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+// ../src/swarm/store.ts
+function keyOf(piece) {
+  return `${piece.rendition}/${piece.msn}/${piece.part}`;
+}
+var PieceStore = class {
+  constructor(bytesMax, blockBytes) {
+    this.bytesMax = bytesMax;
+    this.blockBytes = blockBytes;
+  }
+  bytesMax;
+  blockBytes;
+  #held = /* @__PURE__ */ new Map();
+  #bytes = 0;
+  /** Bytes that the store occupies. */
+  get bytes() {
+    return this.#bytes;
+  }
+  /** Pieces that have room in the store. */
+  get size() {
+    return this.#held.size;
+  }
+  /** Makes room for a piece of `length` bytes. False when it would not fit. */
+  open(key2, length) {
+    const held = this.#held.get(key2);
+    if (held) return held.bytes.length === length;
+    if (this.#bytes + length > this.bytesMax) return false;
+    const count = Math.ceil(length / this.blockBytes);
+    this.#held.set(key2, { bytes: new Uint8Array(length), blocks: new Uint8Array(count), missing: count });
+    this.#bytes += length;
+    return true;
+  }
+  /** Writes a verified block. False when the piece is not open or the length is not the block's. */
+  write(key2, block, bytes) {
+    const held = this.#held.get(key2);
+    if (held?.blocks[block] === void 0) return false;
+    const at = block * this.blockBytes;
+    if (bytes.length !== Math.min(this.blockBytes, held.bytes.length - at)) return false;
+    if (held.blocks[block] === 0) {
+      held.blocks[block] = 1;
+      held.missing--;
+      held.bytes.set(bytes, at);
+    }
+    return true;
+  }
+  /** The bytes of a block, to be sent at once and not kept; null when it is not held. */
+  block(key2, block) {
+    const held = this.#held.get(key2);
+    if (held?.blocks[block] !== 1) return null;
+    const at = block * this.blockBytes;
+    return held.bytes.subarray(at, Math.min(at + this.blockBytes, held.bytes.length));
+  }
+  /** The length of a piece that is open, in bytes. */
+  lengthOf(key2) {
+    return this.#held.get(key2)?.bytes.length ?? null;
+  }
+  /** Whether every block of the piece is held. */
+  isComplete(key2) {
+    return this.#held.get(key2)?.missing === 0;
+  }
+  /** A copy of a complete piece, for a player that may detach it; null while blocks are missing. */
+  copy(key2) {
+    const held = this.#held.get(key2);
+    return held?.missing === 0 ? held.bytes.buffer.slice(0) : null;
+  }
+  /** Forgets a piece. */
+  drop(key2) {
+    const held = this.#held.get(key2);
+    if (!held) return;
+    this.#held.delete(key2);
+    this.#bytes -= held.bytes.length;
+  }
+  /** Forgets everything. */
+  clear() {
+    this.#held.clear();
+    this.#bytes = 0;
+  }
+};
+
+// store.test.ts
+var key = keyOf({ rendition: 0, msn: 5, part: 1 });
+test("piece is complete when every block was written, in any order", () => {
+  const store = new PieceStore(100, 4);
+  assert.ok(store.open(key, 10));
+  assert.ok(store.write(key, 2, Uint8Array.of(8, 9)));
+  assert.ok(store.write(key, 0, Uint8Array.of(0, 1, 2, 3)));
+  assert.equal(store.copy(key), null);
+  assert.ok(store.write(key, 1, Uint8Array.of(4, 5, 6, 7)));
+  assert.deepEqual([...new Uint8Array(store.copy(key) ?? new ArrayBuffer(0))], [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+});
+test("what the player detaches is a copy", () => {
+  const store = new PieceStore(100, 4);
+  store.open(key, 4);
+  store.write(key, 0, Uint8Array.of(1, 2, 3, 4));
+  const given = store.copy(key);
+  assert.ok(given);
+  structuredClone(given, { transfer: [given] });
+  assert.equal(given.byteLength, 0);
+  assert.equal(store.copy(key)?.byteLength, 4);
+  assert.deepEqual([...store.block(key, 0) ?? []], [1, 2, 3, 4]);
+});
+test("a written block is never overwritten", () => {
+  const store = new PieceStore(100, 4);
+  store.open(key, 4);
+  store.write(key, 0, Uint8Array.of(1, 2, 3, 4));
+  assert.ok(store.write(key, 0, Uint8Array.of(9, 9, 9, 9)));
+  assert.deepEqual([...store.block(key, 0) ?? []], [1, 2, 3, 4]);
+});
+test("blocks of wrong length or index are refused", () => {
+  const store = new PieceStore(100, 4);
+  store.open(key, 6);
+  assert.equal(store.write(key, 0, new Uint8Array(3)), false);
+  assert.equal(store.write(key, 1, new Uint8Array(4)), false);
+  assert.equal(store.write(key, 2, new Uint8Array(0)), false);
+  assert.equal(store.write("0/0/0", 0, new Uint8Array(4)), false);
+  assert.equal(store.block(key, 0), null);
+});
+test("limit holds, and dropping gives the room back", () => {
+  const store = new PieceStore(10, 4);
+  assert.ok(store.open(key, 8));
+  assert.equal(store.open("0/6/0", 3), false);
+  store.drop(key);
+  assert.equal(store.bytes, 0);
+  assert.ok(store.open("0/6/0", 10));
+});
+//# sourceMappingURL=data:application/json;base64,ewogICJ2ZXJzaW9uIjogMywKICAic291cmNlcyI6IFsiLi4vc3RvcmUudGVzdC50cyIsICIuLi8uLi9zcmMvc3dhcm0vc3RvcmUudHMiXSwKICAic291cmNlc0NvbnRlbnQiOiBbImltcG9ydCBhc3NlcnQgZnJvbSAnbm9kZTphc3NlcnQvc3RyaWN0JztcbmltcG9ydCB7IHRlc3QgfSBmcm9tICdub2RlOnRlc3QnO1xuXG5pbXBvcnQgeyBQaWVjZVN0b3JlLCBrZXlPZiB9IGZyb20gJy4uL3NyYy9zd2FybS9zdG9yZS50cyc7XG5cbmNvbnN0IGtleSA9IGtleU9mKHsgcmVuZGl0aW9uOiAwLCBtc246IDUsIHBhcnQ6IDEgfSk7XG5cbnRlc3QoJ3BpZWNlIGlzIGNvbXBsZXRlIHdoZW4gZXZlcnkgYmxvY2sgd2FzIHdyaXR0ZW4sIGluIGFueSBvcmRlcicsICgpID0+IHtcbiAgY29uc3Qgc3RvcmUgPSBuZXcgUGllY2VTdG9yZSgxMDAsIDQpO1xuICBhc3NlcnQub2soc3RvcmUub3BlbihrZXksIDEwKSk7XG4gIGFzc2VydC5vayhzdG9yZS53cml0ZShrZXksIDIsIFVpbnQ4QXJyYXkub2YoOCwgOSkpKTtcbiAgYXNzZXJ0Lm9rKHN0b3JlLndyaXRlKGtleSwgMCwgVWludDhBcnJheS5vZigwLCAxLCAyLCAzKSkpO1xuICBhc3NlcnQuZXF1YWwoc3RvcmUuY29weShrZXkpLCBudWxsKTtcbiAgYXNzZXJ0Lm9rKHN0b3JlLndyaXRlKGtleSwgMSwgVWludDhBcnJheS5vZig0LCA1LCA2LCA3KSkpO1xuICBhc3NlcnQuZGVlcEVxdWFsKFsuLi5uZXcgVWludDhBcnJheShzdG9yZS5jb3B5KGtleSkgPz8gbmV3IEFycmF5QnVmZmVyKDApKV0sIFswLCAxLCAyLCAzLCA0LCA1LCA2LCA3LCA4LCA5XSk7XG59KTtcblxudGVzdCgnd2hhdCB0aGUgcGxheWVyIGRldGFjaGVzIGlzIGEgY29weScsICgpID0+IHtcbiAgY29uc3Qgc3RvcmUgPSBuZXcgUGllY2VTdG9yZSgxMDAsIDQpO1xuICBzdG9yZS5vcGVuKGtleSwgNCk7XG4gIHN0b3JlLndyaXRlKGtleSwgMCwgVWludDhBcnJheS5vZigxLCAyLCAzLCA0KSk7XG4gIGNvbnN0IGdpdmVuID0gc3RvcmUuY29weShrZXkpO1xuICBhc3NlcnQub2soZ2l2ZW4pO1xuICBzdHJ1Y3R1cmVkQ2xvbmUoZ2l2ZW4sIHsgdHJhbnNmZXI6IFtnaXZlbl0gfSk7XG4gIGFzc2VydC5lcXVhbChnaXZlbi5ieXRlTGVuZ3RoLCAwKTtcbiAgYXNzZXJ0LmVxdWFsKHN0b3JlLmNvcHkoa2V5KT8uYnl0ZUxlbmd0aCwgNCk7XG4gIGFzc2VydC5kZWVwRXF1YWwoWy4uLihzdG9yZS5ibG9jayhrZXksIDApID8/IFtdKV0sIFsxLCAyLCAzLCA0XSk7XG59KTtcblxudGVzdCgnYSB3cml0dGVuIGJsb2NrIGlzIG5ldmVyIG92ZXJ3cml0dGVuJywgKCkgPT4ge1xuICBjb25zdCBzdG9yZSA9IG5ldyBQaWVjZVN0b3JlKDEwMCwgNCk7XG4gIHN0b3JlLm9wZW4oa2V5LCA0KTtcbiAgc3RvcmUud3JpdGUoa2V5LCAwLCBVaW50OEFycmF5Lm9mKDEsIDIsIDMsIDQpKTtcbiAgYXNzZXJ0Lm9rKHN0b3JlLndyaXRlKGtleSwgMCwgVWludDhBcnJheS5vZig5LCA5LCA5LCA5KSkpO1xuICBhc3NlcnQuZGVlcEVxdWFsKFsuLi4oc3RvcmUuYmxvY2soa2V5LCAwKSA/PyBbXSldLCBbMSwgMiwgMywgNF0pO1xufSk7XG5cbnRlc3QoJ2Jsb2NrcyBvZiB3cm9uZyBsZW5ndGggb3IgaW5kZXggYXJlIHJlZnVzZWQnLCAoKSA9PiB7XG4gIGNvbnN0IHN0b3JlID0gbmV3IFBpZWNlU3RvcmUoMTAwLCA0KTtcbiAgc3RvcmUub3BlbihrZXksIDYpO1xuICBhc3NlcnQuZXF1YWwoc3RvcmUud3JpdGUoa2V5LCAwLCBuZXcgVWludDhBcnJheSgzKSksIGZhbHNlKTtcbiAgYXNzZXJ0LmVxdWFsKHN0b3JlLndyaXRlKGtleSwgMSwgbmV3IFVpbnQ4QXJyYXkoNCkpLCBmYWxzZSk7XG4gIGFzc2VydC5lcXVhbChzdG9yZS53cml0ZShrZXksIDIsIG5ldyBVaW50OEFycmF5KDApKSwgZmFsc2UpO1xuICBhc3NlcnQuZXF1YWwoc3RvcmUud3JpdGUoJzAvMC8wJywgMCwgbmV3IFVpbnQ4QXJyYXkoNCkpLCBmYWxzZSk7XG4gIGFzc2VydC5lcXVhbChzdG9yZS5ibG9jayhrZXksIDApLCBudWxsKTtcbn0pO1xuXG50ZXN0KCdsaW1pdCBob2xkcywgYW5kIGRyb3BwaW5nIGdpdmVzIHRoZSByb29tIGJhY2snLCAoKSA9PiB7XG4gIGNvbnN0IHN0b3JlID0gbmV3IFBpZWNlU3RvcmUoMTAsIDQpO1xuICBhc3NlcnQub2soc3RvcmUub3BlbihrZXksIDgpKTtcbiAgYXNzZXJ0LmVxdWFsKHN0b3JlLm9wZW4oJzAvNi8wJywgMyksIGZhbHNlKTtcbiAgc3RvcmUuZHJvcChrZXkpO1xuICBhc3NlcnQuZXF1YWwoc3RvcmUuYnl0ZXMsIDApO1xuICBhc3NlcnQub2soc3RvcmUub3BlbignMC82LzAnLCAxMCkpO1xufSk7XG4iLCAiLyoqXG4gKiBUaGUgcGllY2Ugc3RvcmU6IGJ5dGVzIGhlbGQgZm9yIHRoZSBwbGF5ZXIgYW5kIGZvciBzZXJ2aW5nIG90aGVycy4gVGhlIHN3YXJtIGNvcmUgZGVjaWRlcyB3aGF0IGlzIGluIGl0IGJ5IGlkcyBhbmRcbiAqIGxlbmd0aHM7IHRoZSBieXRlcyBhcmUgaGVyZSBhbmQgb25seSBoZXJlLlxuICpcbiAqIEJvdW5kZWQgaW4gYnl0ZXMuIEJ1ZmZlcnMgaGFuZGVkIHRvIGhscy5qcyBhcmUgY29waWVzICh7QGxpbmsgUGllY2VTdG9yZS5jb3B5fSk6IGl0cyB3b3JrZXIgZGV0YWNoZXMgd2hhdCBpdCBnZXRzLlxuICovXG5cbmltcG9ydCB0eXBlIHsgUGllY2UgfSBmcm9tICcuL3Byb3RvY29sLnRzJztcblxuLyoqIEEgbWFwIGtleSBmb3IgYSBwaWVjZS4gKi9cbmV4cG9ydCB0eXBlIFBpZWNlS2V5ID0gc3RyaW5nO1xuXG4vKiogVGhlIGtleSBvZiBhIHBpZWNlLiAqL1xuZXhwb3J0IGZ1bmN0aW9uIGtleU9mKHBpZWNlOiBQaWVjZSk6IFBpZWNlS2V5IHtcbiAgcmV0dXJuIGAke3BpZWNlLnJlbmRpdGlvbn0vJHtwaWVjZS5tc259LyR7cGllY2UucGFydH1gO1xufVxuXG5pbnRlcmZhY2UgSGVsZCB7XG4gIGJ5dGVzOiBVaW50OEFycmF5PEFycmF5QnVmZmVyPjtcbiAgLyoqIFdoaWNoIGJsb2NrcyB3ZXJlIHdyaXR0ZW46IGEgYmxvY2sgaXMgd3JpdHRlbiBvbmx5IGFmdGVyIGl0cyBkaWdlc3QgbWF0Y2hlZC4gKi9cbiAgYmxvY2tzOiBVaW50OEFycmF5O1xuICBtaXNzaW5nOiBudW1iZXI7XG59XG5cbi8qKiBIb2xkcyBwaWVjZXMgYmxvY2sgYnkgYmxvY2suIFRoZSBjb3JlIGV2aWN0czsgYGJ5dGVzTWF4YCBpcyB0aGUgbGltaXQgdGhhdCBob2xkcyBldmVuIGlmIHRoZSBjb3JlIG1pc2NvdW50cy4gKi9cbmV4cG9ydCBjbGFzcyBQaWVjZVN0b3JlIHtcbiAgI2hlbGQgPSBuZXcgTWFwPFBpZWNlS2V5LCBIZWxkPigpO1xuICAjYnl0ZXMgPSAwO1xuXG4gIGNvbnN0cnVjdG9yKFxuICAgIHJlYWRvbmx5IGJ5dGVzTWF4OiBudW1iZXIsXG4gICAgcmVhZG9ubHkgYmxvY2tCeXRlczogbnVtYmVyLFxuICApIHt9XG5cbiAgLyoqIEJ5dGVzIHRoYXQgdGhlIHN0b3JlIG9jY3VwaWVzLiAqL1xuICBnZXQgYnl0ZXMoKTogbnVtYmVyIHtcbiAgICByZXR1cm4gdGhpcy4jYnl0ZXM7XG4gIH1cblxuICAvKiogUGllY2VzIHRoYXQgaGF2ZSByb29tIGluIHRoZSBzdG9yZS4gKi9cbiAgZ2V0IHNpemUoKTogbnVtYmVyIHtcbiAgICByZXR1cm4gdGhpcy4jaGVsZC5zaXplO1xuICB9XG5cbiAgLyoqIE1ha2VzIHJvb20gZm9yIGEgcGllY2Ugb2YgYGxlbmd0aGAgYnl0ZXMuIEZhbHNlIHdoZW4gaXQgd291bGQgbm90IGZpdC4gKi9cbiAgb3BlbihrZXk6IFBpZWNlS2V5LCBsZW5ndGg6IG51bWJlcik6IGJvb2xlYW4ge1xuICAgIGNvbnN0IGhlbGQgPSB0aGlzLiNoZWxkLmdldChrZXkpO1xuICAgIGlmIChoZWxkKSByZXR1cm4gaGVsZC5ieXRlcy5sZW5ndGggPT09IGxlbmd0aDtcbiAgICBpZiAodGhpcy4jYnl0ZXMgKyBsZW5ndGggPiB0aGlzLmJ5dGVzTWF4KSByZXR1cm4gZmFsc2U7XG4gICAgY29uc3QgY291bnQgPSBNYXRoLmNlaWwobGVuZ3RoIC8gdGhpcy5ibG9ja0J5dGVzKTtcbiAgICB0aGlzLiNoZWxkLnNldChrZXksIHsgYnl0ZXM6IG5ldyBVaW50OEFycmF5KGxlbmd0aCksIGJsb2NrczogbmV3IFVpbnQ4QXJyYXkoY291bnQpLCBtaXNzaW5nOiBjb3VudCB9KTtcbiAgICB0aGlzLiNieXRlcyArPSBsZW5ndGg7XG4gICAgcmV0dXJuIHRydWU7XG4gIH1cblxuICAvKiogV3JpdGVzIGEgdmVyaWZpZWQgYmxvY2suIEZhbHNlIHdoZW4gdGhlIHBpZWNlIGlzIG5vdCBvcGVuIG9yIHRoZSBsZW5ndGggaXMgbm90IHRoZSBibG9jaydzLiAqL1xuICB3cml0ZShrZXk6IFBpZWNlS2V5LCBibG9jazogbnVtYmVyLCBieXRlczogVWludDhBcnJheSk6IGJvb2xlYW4ge1xuICAgIGNvbnN0IGhlbGQgPSB0aGlzLiNoZWxkLmdldChrZXkpO1xuICAgIGlmIChoZWxkPy5ibG9ja3NbYmxvY2tdID09PSB1bmRlZmluZWQpIHJldHVybiBmYWxzZTtcbiAgICBjb25zdCBhdCA9IGJsb2NrICogdGhpcy5ibG9ja0J5dGVzO1xuICAgIGlmIChieXRlcy5sZW5ndGggIT09IE1hdGgubWluKHRoaXMuYmxvY2tCeXRlcywgaGVsZC5ieXRlcy5sZW5ndGggLSBhdCkpIHJldHVybiBmYWxzZTtcbiAgICBpZiAoaGVsZC5ibG9ja3NbYmxvY2tdID09PSAwKSB7XG4gICAgICBoZWxkLmJsb2Nrc1tibG9ja10gPSAxO1xuICAgICAgaGVsZC5taXNzaW5nLS07XG4gICAgICBoZWxkLmJ5dGVzLnNldChieXRlcywgYXQpO1xuICAgIH1cbiAgICByZXR1cm4gdHJ1ZTtcbiAgfVxuXG4gIC8qKiBUaGUgYnl0ZXMgb2YgYSBibG9jaywgdG8gYmUgc2VudCBhdCBvbmNlIGFuZCBub3Qga2VwdDsgbnVsbCB3aGVuIGl0IGlzIG5vdCBoZWxkLiAqL1xuICBibG9jayhrZXk6IFBpZWNlS2V5LCBibG9jazogbnVtYmVyKTogVWludDhBcnJheTxBcnJheUJ1ZmZlcj4gfCBudWxsIHtcbiAgICBjb25zdCBoZWxkID0gdGhpcy4jaGVsZC5nZXQoa2V5KTtcbiAgICBpZiAoaGVsZD8uYmxvY2tzW2Jsb2NrXSAhPT0gMSkgcmV0dXJuIG51bGw7XG4gICAgY29uc3QgYXQgPSBibG9jayAqIHRoaXMuYmxvY2tCeXRlcztcbiAgICByZXR1cm4gaGVsZC5ieXRlcy5zdWJhcnJheShhdCwgTWF0aC5taW4oYXQgKyB0aGlzLmJsb2NrQnl0ZXMsIGhlbGQuYnl0ZXMubGVuZ3RoKSk7XG4gIH1cblxuICAvKiogVGhlIGxlbmd0aCBvZiBhIHBpZWNlIHRoYXQgaXMgb3BlbiwgaW4gYnl0ZXMuICovXG4gIGxlbmd0aE9mKGtleTogUGllY2VLZXkpOiBudW1iZXIgfCBudWxsIHtcbiAgICByZXR1cm4gdGhpcy4jaGVsZC5nZXQoa2V5KT8uYnl0ZXMubGVuZ3RoID8/IG51bGw7XG4gIH1cblxuICAvKiogV2hldGhlciBldmVyeSBibG9jayBvZiB0aGUgcGllY2UgaXMgaGVsZC4gKi9cbiAgaXNDb21wbGV0ZShrZXk6IFBpZWNlS2V5KTogYm9vbGVhbiB7XG4gICAgcmV0dXJuIHRoaXMuI2hlbGQuZ2V0KGtleSk/Lm1pc3NpbmcgPT09IDA7XG4gIH1cblxuICAvKiogQSBjb3B5IG9mIGEgY29tcGxldGUgcGllY2UsIGZvciBhIHBsYXllciB0aGF0IG1heSBkZXRhY2ggaXQ7IG51bGwgd2hpbGUgYmxvY2tzIGFyZSBtaXNzaW5nLiAqL1xuICBjb3B5KGtleTogUGllY2VLZXkpOiBBcnJheUJ1ZmZlciB8IG51bGwge1xuICAgIGNvbnN0IGhlbGQgPSB0aGlzLiNoZWxkLmdldChrZXkpO1xuICAgIHJldHVybiBoZWxkPy5taXNzaW5nID09PSAwID8gaGVsZC5ieXRlcy5idWZmZXIuc2xpY2UoMCkgOiBudWxsO1xuICB9XG5cbiAgLyoqIEZvcmdldHMgYSBwaWVjZS4gKi9cbiAgZHJvcChrZXk6IFBpZWNlS2V5KTogdm9pZCB7XG4gICAgY29uc3QgaGVsZCA9IHRoaXMuI2hlbGQuZ2V0KGtleSk7XG4gICAgaWYgKCFoZWxkKSByZXR1cm47XG4gICAgdGhpcy4jaGVsZC5kZWxldGUoa2V5KTtcbiAgICB0aGlzLiNieXRlcyAtPSBoZWxkLmJ5dGVzLmxlbmd0aDtcbiAgfVxuXG4gIC8qKiBGb3JnZXRzIGV2ZXJ5dGhpbmcuICovXG4gIGNsZWFyKCk6IHZvaWQge1xuICAgIHRoaXMuI2hlbGQuY2xlYXIoKTtcbiAgICB0aGlzLiNieXRlcyA9IDA7XG4gIH1cbn1cbiJdLAogICJtYXBwaW5ncyI6ICI7QUFBQSxPQUFPLFlBQVk7QUFDbkIsU0FBUyxZQUFZOzs7QUNZZCxTQUFTLE1BQU0sT0FBd0I7QUFDNUMsU0FBTyxHQUFHLE1BQU0sU0FBUyxJQUFJLE1BQU0sR0FBRyxJQUFJLE1BQU0sSUFBSTtBQUN0RDtBQVVPLElBQU0sYUFBTixNQUFpQjtBQUFBLEVBSXRCLFlBQ1csVUFDQSxZQUNUO0FBRlM7QUFDQTtBQUFBLEVBQ1I7QUFBQSxFQUZRO0FBQUEsRUFDQTtBQUFBLEVBTFgsUUFBUSxvQkFBSSxJQUFvQjtBQUFBLEVBQ2hDLFNBQVM7QUFBQTtBQUFBLEVBUVQsSUFBSSxRQUFnQjtBQUNsQixXQUFPLEtBQUs7QUFBQSxFQUNkO0FBQUE7QUFBQSxFQUdBLElBQUksT0FBZTtBQUNqQixXQUFPLEtBQUssTUFBTTtBQUFBLEVBQ3BCO0FBQUE7QUFBQSxFQUdBLEtBQUtBLE1BQWUsUUFBeUI7QUFDM0MsVUFBTSxPQUFPLEtBQUssTUFBTSxJQUFJQSxJQUFHO0FBQy9CLFFBQUksS0FBTSxRQUFPLEtBQUssTUFBTSxXQUFXO0FBQ3ZDLFFBQUksS0FBSyxTQUFTLFNBQVMsS0FBSyxTQUFVLFFBQU87QUFDakQsVUFBTSxRQUFRLEtBQUssS0FBSyxTQUFTLEtBQUssVUFBVTtBQUNoRCxTQUFLLE1BQU0sSUFBSUEsTUFBSyxFQUFFLE9BQU8sSUFBSSxXQUFXLE1BQU0sR0FBRyxRQUFRLElBQUksV0FBVyxLQUFLLEdBQUcsU0FBUyxNQUFNLENBQUM7QUFDcEcsU0FBSyxVQUFVO0FBQ2YsV0FBTztBQUFBLEVBQ1Q7QUFBQTtBQUFBLEVBR0EsTUFBTUEsTUFBZSxPQUFlLE9BQTRCO0FBQzlELFVBQU0sT0FBTyxLQUFLLE1BQU0sSUFBSUEsSUFBRztBQUMvQixRQUFJLE1BQU0sT0FBTyxLQUFLLE1BQU0sT0FBVyxRQUFPO0FBQzlDLFVBQU0sS0FBSyxRQUFRLEtBQUs7QUFDeEIsUUFBSSxNQUFNLFdBQVcsS0FBSyxJQUFJLEtBQUssWUFBWSxLQUFLLE1BQU0sU0FBUyxFQUFFLEVBQUcsUUFBTztBQUMvRSxRQUFJLEtBQUssT0FBTyxLQUFLLE1BQU0sR0FBRztBQUM1QixXQUFLLE9BQU8sS0FBSyxJQUFJO0FBQ3JCLFdBQUs7QUFDTCxXQUFLLE1BQU0sSUFBSSxPQUFPLEVBQUU7QUFBQSxJQUMxQjtBQUNBLFdBQU87QUFBQSxFQUNUO0FBQUE7QUFBQSxFQUdBLE1BQU1BLE1BQWUsT0FBK0M7QUFDbEUsVUFBTSxPQUFPLEtBQUssTUFBTSxJQUFJQSxJQUFHO0FBQy9CLFFBQUksTUFBTSxPQUFPLEtBQUssTUFBTSxFQUFHLFFBQU87QUFDdEMsVUFBTSxLQUFLLFFBQVEsS0FBSztBQUN4QixXQUFPLEtBQUssTUFBTSxTQUFTLElBQUksS0FBSyxJQUFJLEtBQUssS0FBSyxZQUFZLEtBQUssTUFBTSxNQUFNLENBQUM7QUFBQSxFQUNsRjtBQUFBO0FBQUEsRUFHQSxTQUFTQSxNQUE4QjtBQUNyQyxXQUFPLEtBQUssTUFBTSxJQUFJQSxJQUFHLEdBQUcsTUFBTSxVQUFVO0FBQUEsRUFDOUM7QUFBQTtBQUFBLEVBR0EsV0FBV0EsTUFBd0I7QUFDakMsV0FBTyxLQUFLLE1BQU0sSUFBSUEsSUFBRyxHQUFHLFlBQVk7QUFBQSxFQUMxQztBQUFBO0FBQUEsRUFHQSxLQUFLQSxNQUFtQztBQUN0QyxVQUFNLE9BQU8sS0FBSyxNQUFNLElBQUlBLElBQUc7QUFDL0IsV0FBTyxNQUFNLFlBQVksSUFBSSxLQUFLLE1BQU0sT0FBTyxNQUFNLENBQUMsSUFBSTtBQUFBLEVBQzVEO0FBQUE7QUFBQSxFQUdBLEtBQUtBLE1BQXFCO0FBQ3hCLFVBQU0sT0FBTyxLQUFLLE1BQU0sSUFBSUEsSUFBRztBQUMvQixRQUFJLENBQUMsS0FBTTtBQUNYLFNBQUssTUFBTSxPQUFPQSxJQUFHO0FBQ3JCLFNBQUssVUFBVSxLQUFLLE1BQU07QUFBQSxFQUM1QjtBQUFBO0FBQUEsRUFHQSxRQUFjO0FBQ1osU0FBSyxNQUFNLE1BQU07QUFDakIsU0FBSyxTQUFTO0FBQUEsRUFDaEI7QUFDRjs7O0FEckdBLElBQU0sTUFBTSxNQUFNLEVBQUUsV0FBVyxHQUFHLEtBQUssR0FBRyxNQUFNLEVBQUUsQ0FBQztBQUVuRCxLQUFLLGdFQUFnRSxNQUFNO0FBQ3pFLFFBQU0sUUFBUSxJQUFJLFdBQVcsS0FBSyxDQUFDO0FBQ25DLFNBQU8sR0FBRyxNQUFNLEtBQUssS0FBSyxFQUFFLENBQUM7QUFDN0IsU0FBTyxHQUFHLE1BQU0sTUFBTSxLQUFLLEdBQUcsV0FBVyxHQUFHLEdBQUcsQ0FBQyxDQUFDLENBQUM7QUFDbEQsU0FBTyxHQUFHLE1BQU0sTUFBTSxLQUFLLEdBQUcsV0FBVyxHQUFHLEdBQUcsR0FBRyxHQUFHLENBQUMsQ0FBQyxDQUFDO0FBQ3hELFNBQU8sTUFBTSxNQUFNLEtBQUssR0FBRyxHQUFHLElBQUk7QUFDbEMsU0FBTyxHQUFHLE1BQU0sTUFBTSxLQUFLLEdBQUcsV0FBVyxHQUFHLEdBQUcsR0FBRyxHQUFHLENBQUMsQ0FBQyxDQUFDO0FBQ3hELFNBQU8sVUFBVSxDQUFDLEdBQUcsSUFBSSxXQUFXLE1BQU0sS0FBSyxHQUFHLEtBQUssSUFBSSxZQUFZLENBQUMsQ0FBQyxDQUFDLEdBQUcsQ0FBQyxHQUFHLEdBQUcsR0FBRyxHQUFHLEdBQUcsR0FBRyxHQUFHLEdBQUcsR0FBRyxDQUFDLENBQUM7QUFDN0csQ0FBQztBQUVELEtBQUssc0NBQXNDLE1BQU07QUFDL0MsUUFBTSxRQUFRLElBQUksV0FBVyxLQUFLLENBQUM7QUFDbkMsUUFBTSxLQUFLLEtBQUssQ0FBQztBQUNqQixRQUFNLE1BQU0sS0FBSyxHQUFHLFdBQVcsR0FBRyxHQUFHLEdBQUcsR0FBRyxDQUFDLENBQUM7QUFDN0MsUUFBTSxRQUFRLE1BQU0sS0FBSyxHQUFHO0FBQzVCLFNBQU8sR0FBRyxLQUFLO0FBQ2Ysa0JBQWdCLE9BQU8sRUFBRSxVQUFVLENBQUMsS0FBSyxFQUFFLENBQUM7QUFDNUMsU0FBTyxNQUFNLE1BQU0sWUFBWSxDQUFDO0FBQ2hDLFNBQU8sTUFBTSxNQUFNLEtBQUssR0FBRyxHQUFHLFlBQVksQ0FBQztBQUMzQyxTQUFPLFVBQVUsQ0FBQyxHQUFJLE1BQU0sTUFBTSxLQUFLLENBQUMsS0FBSyxDQUFDLENBQUUsR0FBRyxDQUFDLEdBQUcsR0FBRyxHQUFHLENBQUMsQ0FBQztBQUNqRSxDQUFDO0FBRUQsS0FBSyx3Q0FBd0MsTUFBTTtBQUNqRCxRQUFNLFFBQVEsSUFBSSxXQUFXLEtBQUssQ0FBQztBQUNuQyxRQUFNLEtBQUssS0FBSyxDQUFDO0FBQ2pCLFFBQU0sTUFBTSxLQUFLLEdBQUcsV0FBVyxHQUFHLEdBQUcsR0FBRyxHQUFHLENBQUMsQ0FBQztBQUM3QyxTQUFPLEdBQUcsTUFBTSxNQUFNLEtBQUssR0FBRyxXQUFXLEdBQUcsR0FBRyxHQUFHLEdBQUcsQ0FBQyxDQUFDLENBQUM7QUFDeEQsU0FBTyxVQUFVLENBQUMsR0FBSSxNQUFNLE1BQU0sS0FBSyxDQUFDLEtBQUssQ0FBQyxDQUFFLEdBQUcsQ0FBQyxHQUFHLEdBQUcsR0FBRyxDQUFDLENBQUM7QUFDakUsQ0FBQztBQUVELEtBQUssK0NBQStDLE1BQU07QUFDeEQsUUFBTSxRQUFRLElBQUksV0FBVyxLQUFLLENBQUM7QUFDbkMsUUFBTSxLQUFLLEtBQUssQ0FBQztBQUNqQixTQUFPLE1BQU0sTUFBTSxNQUFNLEtBQUssR0FBRyxJQUFJLFdBQVcsQ0FBQyxDQUFDLEdBQUcsS0FBSztBQUMxRCxTQUFPLE1BQU0sTUFBTSxNQUFNLEtBQUssR0FBRyxJQUFJLFdBQVcsQ0FBQyxDQUFDLEdBQUcsS0FBSztBQUMxRCxTQUFPLE1BQU0sTUFBTSxNQUFNLEtBQUssR0FBRyxJQUFJLFdBQVcsQ0FBQyxDQUFDLEdBQUcsS0FBSztBQUMxRCxTQUFPLE1BQU0sTUFBTSxNQUFNLFNBQVMsR0FBRyxJQUFJLFdBQVcsQ0FBQyxDQUFDLEdBQUcsS0FBSztBQUM5RCxTQUFPLE1BQU0sTUFBTSxNQUFNLEtBQUssQ0FBQyxHQUFHLElBQUk7QUFDeEMsQ0FBQztBQUVELEtBQUssaURBQWlELE1BQU07QUFDMUQsUUFBTSxRQUFRLElBQUksV0FBVyxJQUFJLENBQUM7QUFDbEMsU0FBTyxHQUFHLE1BQU0sS0FBSyxLQUFLLENBQUMsQ0FBQztBQUM1QixTQUFPLE1BQU0sTUFBTSxLQUFLLFNBQVMsQ0FBQyxHQUFHLEtBQUs7QUFDMUMsUUFBTSxLQUFLLEdBQUc7QUFDZCxTQUFPLE1BQU0sTUFBTSxPQUFPLENBQUM7QUFDM0IsU0FBTyxHQUFHLE1BQU0sS0FBSyxTQUFTLEVBQUUsQ0FBQztBQUNuQyxDQUFDOyIsCiAgIm5hbWVzIjogWyJrZXkiXQp9Cg==
