@@ -1,0 +1,202 @@
+//! The tracker's settings: one flat table, every limit a key, units in the names.
+
+use serde::{Deserialize, Serialize};
+use shoal_tracker_protocol::IceServer;
+
+use crate::{Error, swarm};
+
+/// Swarms: who may join, how many, and what viewers are asked to give.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// 64 hex digits from which swarm ids and resume tokens are made; random at each start when empty. Set it where
+    /// viewers shall keep their places when the tracker is restarted.
+    pub secret: String,
+    /// Connections at a time.
+    pub viewers_max: u32,
+    /// Connections at a time from one address (one /64 with IPv6); not counted for loopback.
+    pub viewers_per_address_max: u32,
+    /// Joins a second, for all streams together; more are told to come back later.
+    pub joins_per_s_max: u32,
+    /// Joins that one address (one /64) may make in a minute; not counted for loopback.
+    pub joins_per_address_per_min_max: u32,
+    /// Web origins whose pages may connect, like "https://example.org"; any when empty.
+    pub origins_allowed: Vec<String>,
+    /// Proxies in front, like "10.0.0.0/8", whose X-Forwarded-For is believed. Without this, viewers behind a proxy
+    /// all seem to have the proxy's address: limits and the checks of candidates can't tell them apart.
+    pub trusted_proxies: Vec<String>,
+    /// Bearer token for the operator's routes under /api/tracker; they are closed when empty.
+    pub admin_token: String,
+    /// A connection that has not joined after this time is closed, in milliseconds.
+    pub join_within_ms: u32,
+    /// The longest message of a viewer, in bytes.
+    pub message_bytes_max: u32,
+    /// Messages a second from one viewer, in the long run.
+    pub messages_per_s_max: u32,
+    /// Messages that one viewer may send at once.
+    pub messages_burst: u32,
+    /// Messages that wait for one viewer to read them; one whose queue is full is closed.
+    pub queue_messages_max: u32,
+    /// A viewer that takes nothing for this long while something waits is closed, in milliseconds.
+    pub write_stall_max_ms: u32,
+    /// Buffer for reading from one connection, in bytes. It is held for the whole life of an idle connection.
+    pub read_buffer_bytes: u32,
+    /// Viewers report this often, in milliseconds.
+    pub report_interval_ms: u32,
+    /// A viewer is gone after this time without a message, in milliseconds.
+    pub silence_max_ms: u32,
+    /// A viewer whose connection broke keeps its place for this long, in milliseconds.
+    pub resume_within_ms: u32,
+    /// Neighbors of one viewer.
+    pub neighbors_max: u32,
+    /// Viewers are asked to upload at most this many times the stream's rate, in percent.
+    pub upload_ratio_max_percent: u32,
+    /// Viewers that may use peers when the program starts, in percent.
+    pub sharing_percent: u8,
+    /// Gather relay candidates only, so that no viewer learns another's address. Needs a TURN server.
+    pub relay_only: bool,
+    /// Viewers have to agree before anybody is introduced to them.
+    pub consent_required: bool,
+    /// Remove ICE candidates that point to private, loopback or other people's addresses.
+    pub check_candidates: bool,
+    /// Introductions to viewers of other networks that one address may have at once.
+    pub introductions_burst: u32,
+    /// The same in the long run, for each hour.
+    pub introductions_per_hour: u32,
+    /// Neighbors of one viewer that may come from one foreign /24 (IPv6: /48).
+    pub neighbors_per_network_max: u32,
+    /// Viewers of different networks that must accuse a peer before it is no longer introduced.
+    pub accusers_min: u32,
+    /// STUN and TURN servers of the operator that viewers are told, as RTCIceServer has them.
+    pub ice_servers: Vec<IceServer>,
+    /// When the program stops, viewers are told to come back within this time, in milliseconds.
+    pub reconnect_within_ms: u32,
+    /// When the program stops, connections stay this long after viewers were told, in milliseconds.
+    pub drain_ms: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        let swarm = swarm::Settings::default();
+        Self {
+            secret: String::new(),
+            viewers_max: 20_000,
+            viewers_per_address_max: 256,
+            joins_per_s_max: 2_000,
+            joins_per_address_per_min_max: 240,
+            origins_allowed: Vec::new(),
+            trusted_proxies: Vec::new(),
+            admin_token: String::new(),
+            join_within_ms: 5_000,
+            message_bytes_max: 32 * 1024,
+            messages_per_s_max: swarm.messages_per_s_max,
+            messages_burst: swarm.messages_burst,
+            queue_messages_max: 512,
+            write_stall_max_ms: 5_000,
+            read_buffer_bytes: 4 * 1024,
+            report_interval_ms: swarm.report_interval_ms,
+            silence_max_ms: swarm.silence_max_ms,
+            resume_within_ms: swarm.resume_within_ms,
+            neighbors_max: swarm.neighbors_max,
+            upload_ratio_max_percent: swarm.upload_ratio_max_percent,
+            sharing_percent: 100,
+            relay_only: false,
+            consent_required: false,
+            check_candidates: true,
+            introductions_burst: swarm.introductions_burst,
+            introductions_per_hour: swarm.introductions_per_hour,
+            neighbors_per_network_max: swarm.neighbors_per_network_max,
+            accusers_min: swarm.accusers_min,
+            ice_servers: Vec::new(),
+            reconnect_within_ms: 10_000,
+            drain_ms: 1_000,
+        }
+    }
+}
+
+impl Config {
+    /// Checks ranges. To be called before any socket opens.
+    ///
+    /// # Errors
+    /// [`Error::Config`] with the key, its value and what is allowed.
+    pub fn validate(&self) -> Result<(), Error> {
+        self.swarm_settings().validate().map_err(Error::Config)?;
+        self.secret_bytes()?;
+        crate::service::Proxies::parse(&self.trusted_proxies)?;
+        let ranges = [
+            ("viewers_max", self.viewers_max, 1, 10_000_000),
+            ("viewers_per_address_max", self.viewers_per_address_max, 1, 10_000_000),
+            ("joins_per_s_max", self.joins_per_s_max, 1, 1_000_000),
+            ("joins_per_address_per_min_max", self.joins_per_address_per_min_max, 1, 1_000_000),
+            ("join_within_ms", self.join_within_ms, 100, 60_000),
+            ("message_bytes_max", self.message_bytes_max, 4 * 1024, 1024 * 1024),
+            ("queue_messages_max", self.queue_messages_max, 64, 100_000),
+            ("write_stall_max_ms", self.write_stall_max_ms, 100, 60_000),
+            ("read_buffer_bytes", self.read_buffer_bytes, 1024, 1024 * 1024),
+            ("reconnect_within_ms", self.reconnect_within_ms, 0, 600_000),
+            ("drain_ms", self.drain_ms, 0, 600_000),
+            ("sharing_percent", self.sharing_percent.into(), 0, 100),
+        ];
+        for (key, value, low, high) in ranges {
+            if !(low..=high).contains(&value) {
+                return Err(Error::Config(format!("{key} = {value} is out of range: {low} to {high}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The secret, none if each start shall have its own.
+    pub(crate) fn secret_bytes(&self) -> Result<Option<[u8; 32]>, Error> {
+        if self.secret.is_empty() {
+            return Ok(None);
+        }
+        let mut bytes = [0; 32];
+        match hex::decode_to_slice(&self.secret, &mut bytes) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(_) => Err(Error::Config("secret must be 64 hex digits or empty".into())),
+        }
+    }
+
+    /// What concerns one swarm.
+    pub(crate) fn swarm_settings(&self) -> swarm::Settings {
+        swarm::Settings {
+            report_interval_ms: self.report_interval_ms,
+            silence_max_ms: self.silence_max_ms,
+            resume_within_ms: self.resume_within_ms,
+            neighbors_max: self.neighbors_max,
+            upload_ratio_max_percent: self.upload_ratio_max_percent,
+            messages_per_s_max: self.messages_per_s_max,
+            messages_burst: self.messages_burst,
+            check_candidates: self.check_candidates,
+            relay_only: self.relay_only,
+            consent_required: self.consent_required,
+            introductions_burst: self.introductions_burst,
+            introductions_per_hour: self.introductions_per_hour,
+            neighbors_per_network_max: self.neighbors_per_network_max,
+            accusers_min: self.accusers_min,
+            ..swarm::Settings::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_wrong_values_are_named() {
+        Config::default().validate().unwrap();
+        let message = |config: Config| config.validate().unwrap_err().to_string();
+        assert!(message(Config { viewers_max: 0, ..Config::default() }).contains("viewers_max = 0"));
+        assert!(message(Config { secret: "abc".into(), ..Config::default() }).contains("secret"));
+        assert!(message(Config { silence_max_ms: 1, ..Config::default() }).contains("silence_max_ms = 1"));
+        let proxies = vec!["10.0.0.0/99".to_owned()];
+        assert!(message(Config { trusted_proxies: proxies, ..Config::default() }).contains("10.0.0.0/99"));
+    }
+
+    #[test]
+    fn misspelt_keys_are_refused() {
+        let text = serde_json::json!({ "viewer_max": 3 }).to_string();
+        assert!(serde_json::from_str::<Config>(&text).unwrap_err().to_string().contains("viewer_max"));
+    }
+}

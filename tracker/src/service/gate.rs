@@ -1,0 +1,299 @@
+//! Who gets in: how many connections, from where, how fast.
+//!
+//! Everything here is decided before anything is kept for a viewer; what a viewer may do once it is in is decided by its
+//! swarm. A place is given back when its [`Place`] is dropped.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use axum::http::{HeaderMap, header};
+use dashmap::DashMap;
+use parking_lot::Mutex;
+
+use crate::swarm::{Bucket, Rate, canonical};
+use crate::{Config, Error};
+
+/// Entries of addresses without connections are dropped when there are this many: about a megabyte.
+const ADDRESSES_IDLE_MAX: usize = 16_384;
+
+/// Counts connections and joins.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    viewers_max: u32,
+    per_address_max: u32,
+    joins: Mutex<Bucket>,
+    joins_rate: Rate,
+    address_rate: Rate,
+    origins_allowed: Vec<String>,
+    proxies: Proxies,
+    viewers: AtomicU32,
+    addresses: DashMap<IpAddr, Address>,
+    is_draining: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Address {
+    connections: u32,
+    joins: Bucket,
+}
+
+/// Why somebody is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// No room, or too many from this address.
+    Full,
+    /// The page's origin is not allowed.
+    Origin,
+    /// The tracker is about to stop.
+    Draining,
+}
+
+/// One connection's place.
+#[derive(Debug)]
+pub(crate) struct Place {
+    gate: Arc<Gate>,
+    /// The address under which it is counted; none for loopback.
+    counted: Option<IpAddr>,
+}
+
+impl Gate {
+    pub(crate) fn new(config: &Config, now_ms: u64) -> Result<Self, Error> {
+        // A burst of a quarter of a second: the scheduler of a busy machine lets joins bunch up.
+        let joins_rate = Rate::per_second(config.joins_per_s_max, config.joins_per_s_max.div_ceil(4).max(16));
+        let per_min = config.joins_per_address_per_min_max;
+        Ok(Self {
+            viewers_max: config.viewers_max,
+            per_address_max: config.viewers_per_address_max,
+            joins: Mutex::new(Bucket::full(joins_rate, now_ms)),
+            joins_rate,
+            address_rate: Rate { per_hour: u64::from(per_min) * 60, burst: per_min },
+            origins_allowed: config.origins_allowed.clone(),
+            proxies: Proxies::parse(&config.trusted_proxies)?,
+            viewers: AtomicU32::new(0),
+            addresses: DashMap::new(),
+            is_draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Connections that are open.
+    pub(crate) fn viewers(&self) -> u32 {
+        self.viewers.load(Ordering::Relaxed)
+    }
+
+    /// Lets nobody in from now on.
+    pub(crate) fn close(&self) {
+        self.is_draining.store(true, Ordering::Relaxed);
+    }
+
+    /// The address that a request comes from.
+    pub(crate) fn address(&self, socket: SocketAddr, headers: &HeaderMap) -> IpAddr {
+        self.proxies.client(socket.ip(), headers)
+    }
+
+    /// Whether a page of this origin may connect. Programs send no origin: they could send any.
+    pub(crate) fn allows_origin(&self, headers: &HeaderMap) -> bool {
+        let Some(origin) = headers.get(header::ORIGIN).filter(|_| !self.origins_allowed.is_empty()) else {
+            return true;
+        };
+        self.origins_allowed.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
+    }
+
+    /// Takes a place for a connection.
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr, now_ms: u64) -> Result<Place, Closed> {
+        if self.is_draining.load(Ordering::Relaxed) {
+            return Err(Closed::Draining);
+        }
+        if self.viewers.fetch_add(1, Ordering::Relaxed) >= self.viewers_max {
+            self.viewers.fetch_sub(1, Ordering::Relaxed);
+            return Err(Closed::Full);
+        }
+        let mut place = Place { gate: Arc::clone(self), counted: None };
+        if let Some(address) = counted_as(address) {
+            self.sweep(now_ms);
+            let fresh = || Address { connections: 0, joins: Bucket::full(self.address_rate, now_ms) };
+            let mut entry = self.addresses.entry(address).or_insert_with(fresh);
+            if entry.connections >= self.per_address_max {
+                return Err(Closed::Full);
+            }
+            entry.connections += 1;
+            drop(entry);
+            place.counted = Some(address);
+        }
+        Ok(place)
+    }
+
+    /// Whether one more may join now, of all and of this address.
+    pub(crate) fn may_join(&self, place: &Place, now_ms: u64) -> bool {
+        if let Some(mut address) = place.counted.and_then(|address| self.addresses.get_mut(&address))
+            && !address.joins.take(self.address_rate, now_ms, 1)
+        {
+            return false;
+        }
+        self.joins.lock().take(self.joins_rate, now_ms, 1)
+    }
+
+    fn sweep(&self, now_ms: u64) {
+        if self.addresses.len() >= ADDRESSES_IDLE_MAX {
+            let rate = self.address_rate;
+            self.addresses
+                .retain(|_, address| address.connections > 0 || !address.joins.is_full(rate, now_ms));
+        }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.gate.viewers.fetch_sub(1, Ordering::Relaxed);
+        if let Some(mut address) = self.counted.and_then(|address| self.gate.addresses.get_mut(&address)) {
+            address.connections = address.connections.saturating_sub(1);
+        }
+    }
+}
+
+/// The unit in which connections are counted: an address, with IPv6 a /64, since a host has all of it. Loopback is not
+/// counted: a proxy on the same machine that was not configured would let in nobody.
+fn counted_as(address: IpAddr) -> Option<IpAddr> {
+    match canonical(address) {
+        address if address.is_loopback() => None,
+        IpAddr::V6(v6) => Some(IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into())),
+        v4 => Some(v4),
+    }
+}
+
+/// Networks of proxies whose `X-Forwarded-For` is believed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Proxies {
+    networks: Vec<(IpAddr, u8)>,
+}
+
+impl Proxies {
+    /// Reads addresses with or without a prefix length.
+    pub(crate) fn parse(texts: &[String]) -> Result<Self, Error> {
+        let parse = |text: &String| {
+            let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+            let address: IpAddr = address.parse().ok()?;
+            let whole = if address.is_ipv4() { 32 } else { 128 };
+            let prefix = if prefix.is_empty() { whole } else { prefix.parse().ok()? };
+            (prefix <= whole).then_some((address, prefix))
+        };
+        let bad = |text: &String| {
+            Error::Config(format!("trusted_proxies: {text} is no address or network like 10.0.0.0/8"))
+        };
+        let networks =
+            texts.iter().map(|text| parse(text).ok_or_else(|| bad(text))).collect::<Result<_, _>>()?;
+        Ok(Self { networks })
+    }
+
+    fn trusts(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|(network, prefix)| match (address, *network) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
+                a.to_bits() & mask == b.to_bits() & mask
+            }
+            (IpAddr::V6(a), IpAddr::V6(b)) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(*prefix)).unwrap_or(0);
+                a.to_bits() & mask == b.to_bits() & mask
+            }
+            _ => false,
+        })
+    }
+
+    /// The last address in the chain that no trusted proxy has: everything before it may be invented.
+    fn client(&self, socket: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = canonical(socket);
+        let chain: Vec<&str> = headers
+            .get_all("x-forwarded-for")
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .collect();
+        for hop in chain.iter().rev() {
+            if !self.trusts(client) {
+                break;
+            }
+            match hop.trim().parse() {
+                Ok(address) => client = canonical(address),
+                Err(_) => break,
+            }
+        }
+        client
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn gate(config: &Config) -> Arc<Gate> {
+        Arc::new(Gate::new(config, 0).unwrap())
+    }
+
+    #[test]
+    fn places_are_limited_in_all_and_for_each_address_and_come_back() {
+        let gate = gate(&Config { viewers_max: 3, viewers_per_address_max: 2, ..Config::default() });
+        let first = gate.enter(ip("5.6.7.8"), 0).unwrap();
+        let _second = gate.enter(ip("5.6.7.8"), 0).unwrap();
+        assert_eq!(gate.enter(ip("5.6.7.8"), 0).unwrap_err(), Closed::Full);
+        assert_eq!(gate.viewers(), 2, "a refused connection takes no place");
+        let third = gate.enter(ip("5.6.7.9"), 0).unwrap();
+        assert_eq!(gate.enter(ip("127.0.0.1"), 0).unwrap_err(), Closed::Full);
+        drop(first);
+        drop(third);
+        let _again = gate.enter(ip("5.6.7.8"), 0).unwrap();
+        gate.close();
+        assert_eq!(gate.enter(ip("5.6.7.7"), 0).unwrap_err(), Closed::Draining);
+    }
+
+    #[test]
+    fn a_whole_ipv6_site_is_one_address_and_loopback_is_not_counted() {
+        let gate = gate(&Config { viewers_per_address_max: 1, ..Config::default() });
+        let _first = gate.enter(ip("2a01:1:2:3::1"), 0).unwrap();
+        assert!(gate.enter(ip("2a01:1:2:3:ffff::2"), 0).is_err());
+        assert!(gate.enter(ip("2a01:1:2:4::1"), 0).is_ok());
+        let _many: Vec<Place> = (0..10).map(|_| gate.enter(ip("::ffff:127.0.0.1"), 0).unwrap()).collect();
+    }
+
+    #[test]
+    fn joins_are_limited_for_each_address_even_when_it_reconnects() {
+        let gate = gate(&Config { joins_per_address_per_min_max: 5, ..Config::default() });
+        let joins = |now_ms| {
+            (0..20)
+                .filter(|_| {
+                    let place = gate.enter(ip("5.6.7.8"), now_ms).unwrap();
+                    gate.may_join(&place, now_ms)
+                })
+                .count()
+        };
+        assert_eq!(joins(0), 5);
+        assert_eq!(joins(12_000), 1);
+    }
+
+    #[test]
+    fn forwarded_addresses_are_believed_only_from_trusted_proxies() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", "1.1.1.1, 9.9.9.9, 10.0.0.2".parse().unwrap());
+        let none = Proxies::default();
+        assert_eq!(none.client(ip("10.0.0.1"), &headers), ip("10.0.0.1"));
+        let ours = Proxies::parse(&["10.0.0.0/8".into()]).unwrap();
+        assert_eq!(ours.client(ip("10.0.0.1"), &headers), ip("9.9.9.9"), "1.1.1.1 is what the client claims");
+        assert_eq!(ours.client(ip("8.8.8.8"), &headers), ip("8.8.8.8"));
+        assert!(Proxies::parse(&["10.0.0.0/33".into()]).is_err());
+        assert!(Proxies::parse(&["::/0".into()]).unwrap().trusts(ip("2a01::1")));
+    }
+
+    #[test]
+    fn only_listed_origins_may_connect_when_there_is_a_list() {
+        let gate = gate(&Config { origins_allowed: vec!["https://a.example".into()], ..Config::default() });
+        let mut headers = HeaderMap::new();
+        assert!(gate.allows_origin(&headers));
+        headers.insert(header::ORIGIN, "https://a.example".parse().unwrap());
+        assert!(gate.allows_origin(&headers));
+        headers.insert(header::ORIGIN, "https://a.example.evil.example".parse().unwrap());
+        assert!(!gate.allows_origin(&headers));
+    }
+}

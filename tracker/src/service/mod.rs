@@ -1,0 +1,272 @@
+//! The tracker as a service: its routes, its rooms, its beginning and end.
+//!
+//! Sockets, clocks and tasks are here; what is decided is decided in `../swarm` and `../plan`. `gate.rs` lets viewers
+//! in, `socket.rs` speaks with one viewer, `room.rs` owns one swarm, `api.rs` is the operator's.
+
+mod api;
+mod gate;
+mod room;
+mod socket;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::any;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use dashmap::DashMap;
+use metrics::{counter, gauge};
+use shoal_tracker_protocol::Piece;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::swarm::{Published, Secret, Swarm, Switch};
+use crate::{Config, Error, plan};
+use gate::{Closed, Gate};
+use room::{Control, Room};
+
+pub(crate) use gate::Proxies;
+
+/// What is written at once to a socket. Longer messages grow the buffer for as long as the connection lives, and it
+/// is held for every idle viewer.
+const WRITE_BUFFER_BYTES: usize = 2 * 1024;
+/// What may wait in a socket's write buffer. The queue in front of it holds messages in a smaller form.
+const WRITE_BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// The gauges are set this often.
+const GAUGES_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The tracker's clock: milliseconds since its start.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    fn now_ms(self) -> u64 {
+        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    fn instant(self, at_ms: u64) -> Instant {
+        self.start + Duration::from_millis(at_ms)
+    }
+}
+
+/// The tracker. Clones share everything.
+#[derive(Clone, Debug)]
+pub struct Tracker {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    secret: Secret,
+    clock: Clock,
+    gate: Arc<Gate>,
+    streams: DashMap<String, Stream>,
+    /// The operator's switch for all streams, in percent.
+    percent: AtomicU8,
+}
+
+#[derive(Debug)]
+struct Stream {
+    epoch: [u8; 16],
+    room: Room,
+    /// The operator's switch for this stream, in percent.
+    percent: u8,
+}
+
+impl Tracker {
+    /// A tracker without streams.
+    ///
+    /// # Errors
+    /// [`Error::Config`], as [`Config::validate`].
+    pub fn new(config: Config) -> Result<Self, Error> {
+        config.validate()?;
+        let secret = Secret::new(config.secret_bytes()?.unwrap_or_else(rand::random));
+        let clock = Clock { start: Instant::now() };
+        let gate = Arc::new(Gate::new(&config, clock.now_ms())?);
+        let percent = AtomicU8::new(config.sharing_percent);
+        let shared = Shared { config, secret, clock, gate, streams: DashMap::new(), percent };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// The routes: `/tracker` for viewers, `/api/tracker` for the operator. The server has to put a
+    /// `ConnectInfo<SocketAddr>` into the requests' extensions.
+    pub fn router(&self) -> Router {
+        let socket = Router::new().route("/tracker", any(upgrade)).with_state(Arc::clone(&self.shared));
+        socket.merge(api::router(Arc::clone(&self.shared)))
+    }
+
+    /// A stream went live: viewers may join its swarm. A stream of the same name that was live has ended by this. To
+    /// be called inside a tokio runtime.
+    pub fn stream_started(&self, name: &str, epoch: [u8; 16]) {
+        let percent = 100;
+        let room = self.shared.start_room(name, &epoch, percent);
+        let old = self.shared.streams.insert(name.to_owned(), Stream { epoch, room, percent });
+        if let Some(old) = old {
+            old.room.tell(Control::Ended);
+        }
+        info!(stream = name, "swarm opened");
+    }
+
+    /// The origin has published a piece. `uri` is relative to the multivariant playlist, `record` its signed digest
+    /// record. Returns at once; unknown streams are ignored.
+    pub fn published(&self, stream: &str, piece: Piece, uri: String, record: &[u8], length: u32) {
+        if let Some(stream) = self.shared.streams.get(stream) {
+            let record = STANDARD.encode(record);
+            stream.room.tell(Control::Published(Published { piece, uri, record, length }));
+        }
+    }
+
+    /// A stream has ended.
+    pub fn stream_ended(&self, name: &str) {
+        if let Some((_, stream)) = self.shared.streams.remove(name) {
+            stream.room.tell(Control::Ended);
+            info!(stream = name, "swarm closed");
+        }
+    }
+
+    /// Viewers of a stream that are connected to the tracker.
+    #[must_use]
+    pub fn viewers(&self, stream: &str) -> usize {
+        self.shared.streams.get(stream).map_or(0, |stream| stream.room.viewers())
+    }
+
+    /// Sets for all streams how many of the viewers may use peers, in percent; 0 switches sharing off.
+    pub fn set_sharing(&self, percent: u8) {
+        self.shared.set_sharing(percent);
+    }
+
+    /// The same for one stream; the smaller of the two counts. False if the stream is not live.
+    #[must_use]
+    pub fn set_stream_sharing(&self, stream: &str, percent: u8) -> bool {
+        self.shared.set_stream_sharing(stream, percent)
+    }
+
+    /// Runs until `stop`; then tells the viewers to come back, gives them the time that the settings say, and closes
+    /// their connections.
+    pub async fn run(&self, stop: CancellationToken) {
+        let shared = &self.shared;
+        let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = gauges.tick() => {
+                    gauge!("tracker_viewers").set(shared.gate.viewers());
+                    gauge!("tracker_swarms").set(u32::try_from(shared.streams.len()).unwrap_or(u32::MAX));
+                }
+            }
+        }
+        shared.gate.close();
+        let viewers = shared.gate.viewers();
+        if viewers > 0 {
+            info!(viewers, "viewers are told to come back");
+            let reconnect_within_ms = shared.config.reconnect_within_ms;
+            shared.tell_all(|| Control::Drain { reconnect_within_ms });
+            let until = Instant::now() + Duration::from_millis(shared.config.drain_ms.into());
+            while shared.gate.viewers() > 0 && Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        }
+        shared.tell_all(|| Control::Stop);
+        // Closing takes as long as the slowest socket is allowed to stall.
+        let until = Instant::now() + Duration::from_millis(shared.config.write_stall_max_ms.into());
+        while shared.gate.viewers() > 0 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Shared {
+    fn start_room(&self, name: &str, epoch: &[u8; 16], percent: u8) -> Room {
+        let id = self.secret.swarm_id(name, epoch, 0);
+        let settings = self.config.swarm_settings();
+        let seed = rand::random();
+        let swarm = Swarm::new(id, self.secret.clone(), seed, settings, plan::Settings::default());
+        let room = Room::start(swarm, self.clock);
+        let percent = percent.min(self.percent.load(Ordering::Relaxed));
+        room.tell(Control::Switch(Switch { percent }));
+        room
+    }
+
+    /// The room of a live stream. One that is gone because of a bug is replaced: its viewers come back by themselves.
+    fn room(&self, name: &str) -> Option<Room> {
+        {
+            let stream = self.streams.get(name)?;
+            if !stream.room.is_gone() {
+                return Some(stream.room.clone());
+            }
+        }
+        let mut stream = self.streams.get_mut(name)?;
+        if stream.room.is_gone() {
+            counter!("tracker_rooms_restarted_total").increment(1);
+            warn!(stream = name, "the task of a swarm had ended and was started anew");
+            stream.room = self.start_room(name, &stream.epoch, stream.percent);
+        }
+        Some(stream.room.clone())
+    }
+
+    fn tell_all(&self, control: impl Fn() -> Control) {
+        self.streams.iter().for_each(|stream| stream.room.tell(control()));
+    }
+
+    fn set_sharing(&self, percent: u8) {
+        let all = percent.min(100);
+        self.percent.store(all, Ordering::Relaxed);
+        for stream in &self.streams {
+            stream.room.tell(Control::Switch(Switch { percent: stream.percent.min(all) }));
+        }
+    }
+
+    fn set_stream_sharing(&self, name: &str, percent: u8) -> bool {
+        let Some(mut stream) = self.streams.get_mut(name) else { return false };
+        stream.percent = percent.min(100);
+        let percent = stream.percent.min(self.percent.load(Ordering::Relaxed));
+        stream.room.tell(Control::Switch(Switch { percent }));
+        true
+    }
+}
+
+/// `GET /tracker` with an upgrade to WebSocket.
+async fn upgrade(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(socket): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let address = shared.gate.address(socket, &headers);
+    let place = if shared.gate.allows_origin(&headers) {
+        shared.gate.enter(address, shared.clock.now_ms())
+    } else {
+        Err(Closed::Origin)
+    };
+    let place = match place {
+        Ok(place) => place,
+        Err(closed) => {
+            let (status, why, label) = match closed {
+                Closed::Full => (StatusCode::SERVICE_UNAVAILABLE, "no room for more viewers", "full"),
+                Closed::Origin => (StatusCode::FORBIDDEN, "this page may not connect", "origin"),
+                Closed::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the tracker is stopping", "draining"),
+            };
+            counter!("tracker_connections_refused_total", "why" => label).increment(1);
+            return (status, why).into_response();
+        }
+    };
+    let config = &shared.config;
+    upgrade
+        .read_buffer_size(config.read_buffer_bytes as usize)
+        .write_buffer_size(WRITE_BUFFER_BYTES)
+        .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
+        .max_message_size(config.message_bytes_max as usize)
+        .max_frame_size(config.message_bytes_max as usize)
+        .on_upgrade(move |socket| socket::serve(socket, shared, address, place))
+}

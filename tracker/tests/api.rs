@@ -1,0 +1,117 @@
+//! The operator's routes.
+
+mod common;
+
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use common::Server;
+use http_body_util::BodyExt as _;
+use shoal_tracker::{Config, Tracker};
+use shoal_tracker_protocol::{Report, TrackerMessage, ViewerMessage};
+use tower::ServiceExt as _;
+
+async fn call(tracker: &Tracker, method: &str, path: &str, token: &str, body: &str) -> (StatusCode, String) {
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("authorization", format!("Bearer {token}"))
+        .header("content-type", "application/json")
+        .body(Body::from(body.to_owned()))
+        .unwrap();
+    let response = tracker.router().oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (status, String::from_utf8(bytes.to_vec()).unwrap())
+}
+
+fn config() -> Config {
+    Config { admin_token: "s3cret".into(), ..Config::default() }
+}
+
+#[tokio::test]
+async fn the_operators_routes_want_his_token() {
+    let server = Server::live(config()).await;
+    for path in ["/api/tracker", "/api/tracker/streams/demo"] {
+        assert_eq!(call(&server.tracker, "GET", path, "wrong", "").await.0, StatusCode::UNAUTHORIZED);
+        assert_eq!(call(&server.tracker, "GET", path, "", "").await.0, StatusCode::UNAUTHORIZED);
+        assert_eq!(call(&server.tracker, "GET", path, "s3cret", "").await.0, StatusCode::OK);
+    }
+    let body = r#"{"percent":0}"#;
+    let path = "/api/tracker/sharing";
+    assert_eq!(call(&server.tracker, "PUT", path, "wrong", body).await.0, StatusCode::UNAUTHORIZED);
+    let open = Server::live(Config::default()).await;
+    assert_eq!(call(&open.tracker, "GET", "/api/tracker", "", "").await.0, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_stream_is_shown_in_numbers_and_never_with_addresses() {
+    let server = Server::live(config()).await;
+    let mut viewer = server.join().await;
+    let report = Report {
+        uplink_kbps: 5_000,
+        renditions: vec![0],
+        peer_bytes: 300,
+        origin_bytes: 100,
+        ..Report::default()
+    };
+    viewer.say(&ViewerMessage::Report(report)).await;
+    viewer.say(&ViewerMessage::Ping).await;
+    viewer.until(|message| *message == TrackerMessage::Pong).await;
+    let (status, body) = call(&server.tracker, "GET", "/api/tracker", "s3cret", "").await;
+    assert_eq!(status, StatusCode::OK);
+    let overview: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(overview["viewers"], 1);
+    let stream = &overview["streams"][0];
+    assert_eq!(stream["name"], "demo");
+    assert_eq!(stream["offload_percent"], 75.0);
+    assert!(stream["plans"][0]["roots"].as_u64().unwrap() > 0);
+    assert!(!body.contains("127.0.0.1"));
+    assert_eq!(
+        call(&server.tracker, "GET", "/api/tracker/streams/no", "s3cret", "").await.0,
+        StatusCode::NOT_FOUND
+    );
+    // Every field is described, and everything described is there.
+    let (_, description) = call(&server.tracker, "GET", "/api/tracker/openapi.json", "", "").await;
+    let description: serde_json::Value = serde_json::from_str(&description).unwrap();
+    let schemas = &description["components"]["schemas"];
+    let of = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(of(&overview), of(&schemas["Overview"]["properties"]));
+    assert_eq!(of(stream), of(&schemas["Stream"]["properties"]));
+    assert_eq!(of(&stream["plans"][0]), of(&schemas["Plan"]["properties"]));
+}
+
+#[tokio::test]
+async fn sharing_is_switched_live_for_a_stream_and_for_all() {
+    let server = Server::live(config()).await;
+    let mut viewer = server.join().await;
+    let path = "/api/tracker/streams/demo/sharing";
+    let off = TrackerMessage::Sharing { on: false };
+    let on = TrackerMessage::Sharing { on: true };
+    assert_eq!(
+        call(&server.tracker, "PUT", path, "s3cret", r#"{"percent":0}"#).await.0,
+        StatusCode::NO_CONTENT
+    );
+    viewer.until(|message| *message == off).await;
+    assert_eq!(
+        call(&server.tracker, "PUT", path, "s3cret", r#"{"percent":100}"#).await.0,
+        StatusCode::NO_CONTENT
+    );
+    viewer.until(|message| *message == on).await;
+    let all = "/api/tracker/sharing";
+    assert_eq!(
+        call(&server.tracker, "PUT", all, "s3cret", r#"{"percent":0}"#).await.0,
+        StatusCode::NO_CONTENT
+    );
+    viewer.until(|message| *message == off).await;
+    // A stream that starts meanwhile is off, too.
+    server.tracker.stream_started("demo", [3; 16]);
+    assert!(!server.join().await.welcome.unwrap().sharing);
+    for (path, body, expected) in [
+        (all, r#"{"percent":101}"#, StatusCode::UNPROCESSABLE_ENTITY),
+        (all, r#"{"percnt":1}"#, StatusCode::UNPROCESSABLE_ENTITY),
+        (all, "{", StatusCode::BAD_REQUEST),
+        ("/api/tracker/streams/no/sharing", r#"{"percent":1}"#, StatusCode::NOT_FOUND),
+    ] {
+        assert_eq!(call(&server.tracker, "PUT", path, "s3cret", body).await.0, expected, "{path} {body}");
+    }
+}
