@@ -83,7 +83,7 @@ export class Server {
 
   /** Starts a server; `settings` are environment variables without their prefix, such as `SEGMENTER_PART_MS`. */
   static async start(settings: Record<string, string> = {}, flags: string[] = []): Promise<Server> {
-    const env = { HTTP_LISTEN: '127.0.0.1:0', INGEST_UDP_LISTEN: '127.0.0.1:0', ...settings };
+    const env = { HTTP_LISTEN: '127.0.0.1:0', INGEST_MEDIA_ADDRESS: '127.0.0.1:0', ...settings };
     const prefixed = Object.fromEntries(Object.entries(env).map(([name, value]) => [`SHOAL_${name}`, value]));
     const program = new Program(shoalPath(), ['serve', ...flags], prefixed);
     try {

@@ -1,0 +1,56 @@
+/** Viewers in different browsers take parts from each other, and every fallback plays on. */
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+
+import { startChromium, startFirefox } from '../src/browsers.ts';
+import type { Browser } from '../src/browsers.ts';
+import { assertVerified } from '../src/checks.ts';
+import { Server } from '../src/program.ts';
+import type { Program } from '../src/program.ts';
+import { Viewer } from '../src/viewer.ts';
+import { until } from '../src/wait.ts';
+
+let server: Server;
+let publisher: Program;
+let chromium: Browser;
+let firefox: Browser;
+
+before(async () => {
+  server = await Server.start();
+  publisher = await server.publish('mixed', ['--size', '640x360', '--bitrate', '1000k']);
+  chromium = await startChromium();
+  firefox = await startFirefox();
+});
+after(async () => {
+  await firefox?.close();
+  await chromium?.close();
+  await publisher?.stop();
+  await server?.stop();
+});
+
+test('Chromium and Firefox take parts from each other', async () => {
+  const viewers = [await Viewer.open(chromium, server.url, 'mixed'), await Viewer.open(firefox, server.url, 'mixed')];
+  for (const viewer of viewers) await viewer.untilPlaying(45_000);
+  for (const [index, viewer] of viewers.entries()) {
+    await until(
+      `viewer ${index} has bytes from the other`,
+      async () => {
+        const { neighbors, peerBytes, sentBytes } = await viewer.stats();
+        return neighbors === 1 && peerBytes > 100_000 && sentBytes > 100_000;
+      },
+      60_000,
+    ).catch(async (error: unknown) => {
+      throw new Error(`${String(error)}\n${await viewer.describe()}`);
+    });
+  }
+  for (const viewer of viewers) {
+    const audit = await viewer.audit();
+    assert.ok(audit.some((entry) => entry.peerBytes > 0), 'bytes from the other viewer were played');
+    await assertVerified(audit);
+    const { rejectedBytes } = await viewer.stats();
+    assert.equal(rejectedBytes, 0);
+    assert.ok((await viewer.framesIn(2_000)) > 20, 'pictures move');
+  }
+  for (const viewer of viewers) await viewer.close();
+});

@@ -1,0 +1,232 @@
+/**
+ * Whatever of the swarm is missing or fails, playback goes on from the origin, no unverified byte reaches the player,
+ * and nothing freezes.
+ */
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+
+import { startChromium } from '../src/browsers.ts';
+import type { Browser } from '../src/browsers.ts';
+import { assertVerified } from '../src/checks.ts';
+import { Server } from '../src/program.ts';
+import type { Program } from '../src/program.ts';
+import { Door, deadPort } from '../src/proxy.ts';
+import { Viewer } from '../src/viewer.ts';
+import type { ViewerOptions } from '../src/viewer.ts';
+import { pause, until } from '../src/wait.ts';
+
+const STREAM = 'sturdy';
+const PUBLISH = ['--size', '640x360', '--bitrate', '1000k'];
+/** A pause that a viewer would call a freeze. */
+const REBUFFER_MAX_MS = 1_000;
+
+let browser: Browser;
+let server: Server;
+let publisher: Program;
+
+before(async () => {
+  browser = await startChromium();
+  server = await Server.start();
+  publisher = await server.publish(STREAM, PUBLISH);
+});
+after(async () => {
+  await publisher?.stop();
+  await server?.stop();
+  await browser?.close();
+});
+
+/** Asserts that a viewer plays on for a while without a freeze and was given only the origin's bytes. */
+async function assertPlaysOn(viewer: Viewer, ms = 5_000): Promise<void> {
+  const before = await viewer.probe();
+  const frames = await viewer.framesIn(ms);
+  const rebuffer = (await viewer.probe()).rebufferMs - before.rebufferMs;
+  const context = await viewer.describe();
+  // Half of 30 frames a second: a busy machine drops frames, a freeze shows none.
+  assert.ok(frames > (ms / 1000) * 15, `${frames} frames in ${ms} ms\n${context}`);
+  assert.ok(rebuffer < REBUFFER_MAX_MS, `stood still for ${rebuffer} ms\n${context}`);
+  await assertVerified(await viewer.audit());
+}
+
+async function open(options: ViewerOptions = {}, from = server): Promise<Viewer> {
+  const viewer = await Viewer.open(browser, from.url, STREAM, options);
+  await viewer.untilPlaying();
+  return viewer;
+}
+
+test('control: two viewers without any fault swap parts', async () => {
+  const viewers = [await open(), await open()];
+  for (const viewer of viewers) {
+    await until('parts come from the other', async () => (await viewer.stats()).peerBytes > 50_000, 45_000).catch(
+      async (error: unknown) => {
+        throw new Error(`${String(error)}\n${await viewer.describe()}`);
+      },
+    );
+    await assertPlaysOn(viewer, 2_000);
+  }
+  for (const viewer of viewers) await viewer.close();
+});
+
+test('WebAssembly refused: plays from the origin and says why', async () => {
+  const viewer = await open({ prelude: "WebAssembly.compile = WebAssembly.instantiate = WebAssembly.compileStreaming = WebAssembly.instantiateStreaming = () => Promise.reject(new WebAssembly.CompileError('refused by the test'));" });
+  await until('the state is known', async () => (await viewer.stats()).state === 'origin');
+  assert.equal((await viewer.stats()).reason, 'wasm-refused');
+  await assertPlaysOn(viewer);
+  await viewer.close();
+});
+
+test('WebAssembly absent: plays from the origin and says why', async () => {
+  const viewer = await open({ prelude: 'delete globalThis.WebAssembly;' });
+  await until('the state is known', async () => (await viewer.stats()).state === 'origin');
+  assert.equal((await viewer.stats()).reason, 'wasm-refused');
+  await assertPlaysOn(viewer);
+  await viewer.close();
+});
+
+test('WebRTC absent: plays from the origin and says why', async () => {
+  const viewer = await open({ prelude: 'delete globalThis.RTCPeerConnection; delete globalThis.webkitRTCPeerConnection;' });
+  await until('the state is known', async () => (await viewer.stats()).state === 'origin');
+  assert.equal((await viewer.stats()).reason, 'webrtc-absent');
+  await assertPlaysOn(viewer);
+  await viewer.close();
+});
+
+test('sharing switched off while playing closes every connection at once and plays on', async () => {
+  const viewers = [await open(), await open()];
+  const [one, other] = viewers as [Viewer, Viewer];
+  await until('they are neighbors', async () => (await one.stats()).neighbors === 1, 45_000);
+  // The switch is drawn by its label.
+  await one.tab.click('#expand');
+  await one.tab.evaluate("document.querySelector('#sharing').click()");
+  await until('no neighbor is left', async () => (await one.stats()).neighbors === 0, 2_000);
+  assert.equal((await one.stats()).state, 'off');
+  const { peerBytes, sentBytes } = await one.stats();
+  await assertPlaysOn(one);
+  await assertPlaysOn(other);
+  const later = await one.stats();
+  assert.deepEqual([later.peerBytes, later.sentBytes], [peerBytes, sentBytes], 'nothing moved after the switch');
+  for (const viewer of viewers) await viewer.close();
+});
+
+test('all peers gone: plays on', async () => {
+  const [one, other] = [await open(), await open()];
+  await until('parts come from the other', async () => (await one.stats()).peerBytes > 50_000, 45_000);
+  await other.close();
+  await assertPlaysOn(one, 6_000);
+  await until('the neighbor is forgotten', async () => (await one.stats()).neighbors === 0, 30_000);
+  await assertPlaysOn(one, 2_000);
+  await one.close();
+});
+
+/** Replaces the bytes of blocks on their way out, while everything else of the client is as it should be. */
+const LIAR = `
+  globalThis.liesTold = 0;
+  const send = RTCDataChannel.prototype.send;
+  RTCDataChannel.prototype.send = function (data) {
+    const bytes = data instanceof ArrayBuffer ? new Uint8Array(data.slice(0)) : ArrayBuffer.isView(data) ? new Uint8Array(data.buffer, data.byteOffset, data.byteLength).slice() : null;
+    if (bytes && bytes.length > 1024) {
+      bytes[bytes.length - 200] ^= 0xff;
+      globalThis.liesTold += 1;
+      return send.call(this, bytes);
+    }
+    return send.call(this, data);
+  };
+`;
+
+test('a peer that serves garbage: none of it is played, and playback goes on', async () => {
+  const liar = await open({ prelude: LIAR });
+  const victim = await open();
+  await until('the victim was sent garbage', async () => (await victim.stats()).rejectedBytes > 0, 60_000).catch(
+    async (error: unknown) => {
+      throw new Error(`${String(error)}\n${await victim.describe()}\nliar: ${await liar.describe()}`);
+    },
+  );
+  assert.ok((await liar.tab.evaluate<number>('globalThis.liesTold')) > 0);
+  await assertPlaysOn(victim, 6_000);
+  // A liar is not believed for ever: it is no longer a neighbor.
+  await until('the liar is left', async () => (await victim.stats()).neighbors === 0, 30_000);
+  await assertPlaysOn(victim, 2_000);
+  await victim.close();
+  await liar.close();
+});
+
+/** Sends nonsense into every data channel as soon as it opens and now and then afterwards. */
+const BABBLER = `
+  globalThis.babbled = 0;
+  const babble = (channel) => {
+    const timer = setInterval(() => {
+      if (channel.readyState !== 'open') { if (channel.readyState === 'closed') clearInterval(timer); return; }
+      const bytes = new Uint8Array([0, 1, 7, 100, 20_000][globalThis.babbled % 5]);
+      for (let index = 0; index < bytes.length; index++) bytes[index] = Math.random() * 256;
+      try {
+        channel.send(globalThis.babbled % 7 === 0 ? 'text '.repeat(globalThis.babbled % 50) : bytes);
+        globalThis.babbled += 1;
+      } catch {}
+    }, 50);
+  };
+  const create = RTCPeerConnection.prototype.createDataChannel;
+  RTCPeerConnection.prototype.createDataChannel = function (...args) {
+    const channel = create.apply(this, args);
+    babble(channel);
+    return channel;
+  };
+`;
+
+test('a peer that babbles: playback goes on', async () => {
+  const babbler = await open({ prelude: BABBLER });
+  const victim = await open();
+  await until('nonsense was sent', async () => (await babbler.tab.evaluate<number>('globalThis.babbled')) > 20, 60_000);
+  await assertPlaysOn(victim, 6_000);
+  assert.deepEqual(victim.tab.errors, []);
+  await victim.close();
+  await babbler.close();
+});
+
+test('tracker down from the start: plays from the origin and says why', async () => {
+  const port = await deadPort();
+  const lonely = await Server.start({ PLAYER_TRACKER_URL: `ws://127.0.0.1:${port}/tracker` });
+  const source = await lonely.publish(STREAM, PUBLISH);
+  try {
+    const viewer = await open({}, lonely);
+    await until('the state is known', async () => (await viewer.stats()).state === 'origin');
+    assert.equal((await viewer.stats()).reason, 'tracker-away');
+    await assertPlaysOn(viewer);
+    await viewer.close();
+  } finally {
+    await source.stop();
+    await lonely.stop();
+  }
+});
+
+test('tracker killed while playing: neighbors stay, playback goes on', async () => {
+  // The tracker is reached by a door, so that it can die while the origin in the same program lives. The door's
+  // target is only known once the server listens, and its port has to be told to the server at its start.
+  const target = await deadPort();
+  const door = await Door.open(target);
+  const split = await Server.start({
+    HTTP_LISTEN: `127.0.0.1:${target}`,
+    PLAYER_TRACKER_URL: `ws://127.0.0.1:${door.port}/tracker`,
+  });
+  const source = await split.publish(STREAM, PUBLISH);
+  try {
+    const viewers = [await open({}, split), await open({}, split)];
+    for (const viewer of viewers) {
+      await until('parts come from the other', async () => (await viewer.stats()).peerBytes > 50_000, 45_000);
+    }
+    assert.ok(door.connections >= 2, 'both came through the door');
+    await door.shut();
+    for (const viewer of viewers) await until('the loss is noticed', async () => !(await viewer.stats()).isTrackerJoined);
+    const before = await Promise.all(viewers.map((viewer) => viewer.stats()));
+    for (const viewer of viewers) await assertPlaysOn(viewer, 6_000);
+    await pause(2_000);
+    const later = await Promise.all(viewers.map((viewer) => viewer.stats()));
+    for (const [index, stats] of later.entries()) {
+      assert.equal(stats.neighbors, 1, 'the neighbors keep each other');
+      assert.ok(stats.peerBytes > (before[index]?.peerBytes ?? 0), 'parts are still swapped');
+    }
+    for (const viewer of viewers) await viewer.close();
+  } finally {
+    await source.stop();
+    await split.stop();
+  }
+});
