@@ -148,7 +148,7 @@ mod tests {
     #[test]
     fn known_time_has_the_documented_bits() {
         // 0x01_A0C4_2F00 has the bytes a0 c4 2f 00 after its leading 01: checksum 01^a0^c4^2f^00 = 4a.
-        assert_eq!(encode(0x01_a0c4_2f00), 0x0001_a0c4_2f00_4a);
-        assert_eq!(encode(0xffff_ff01_a0c4_2f00), 0x01_a0c4_2f00_4a);
+        assert_eq!(encode(0x01_a0c4_2f00), 0x01a0_c42f_004a);
+        assert_eq!(encode(0xffff_ff01_a0c4_2f00), 0x01a0_c42f_004a);
     }
 }

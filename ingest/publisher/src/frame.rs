@@ -34,11 +34,3 @@ pub(crate) struct Frame {
     /// One RTP payload each; the last one gets the marker bit (video).
     pub(crate) payloads: Arc<[Bytes]>,
 }
-
-impl Frame {
-    /// Media bytes, without RTP headers.
-    #[cfg(test)]
-    pub(crate) fn bytes(&self) -> usize {
-        self.payloads.iter().map(Bytes::len).sum()
-    }
-}

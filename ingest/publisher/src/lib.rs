@@ -8,11 +8,20 @@
 pub mod clock;
 mod encode;
 mod error;
+mod feed;
 mod frame;
 mod options;
 mod packetize;
 mod pattern;
+mod peer;
+mod progress;
+mod publisher;
+mod session;
+mod source;
 mod timeline;
+mod whip;
 
 pub use error::Error;
 pub use options::{Bitrate, Options, Size, Source, Transcode, VideoCodec};
+pub use progress::{Progress, State, Summary};
+pub use publisher::{Publisher, run};

@@ -78,7 +78,7 @@ impl Pattern {
         let (width, height) = (size.width as usize, size.height as usize);
         let arena = arena_top(height);
         let noise_area = Area {
-            x: width * 11 / 16 & !1,
+            x: (width * 11 / 16) & !1,
             y: arena + (height - arena) / 8,
             width: width / 4,
             height: (height - arena) / 2,
@@ -179,7 +179,7 @@ impl Pattern {
 
 /// Even, so that chroma lines up.
 fn arena_top(height: usize) -> usize {
-    height * 11 / 20 & !1
+    (height * 11 / 20) & !1
 }
 
 fn fill(plane: &mut [u8], stride: usize, area: Area, luma: u8) {
