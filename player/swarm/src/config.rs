@@ -29,6 +29,9 @@ pub struct Config {
     /// A piece must be complete this long before the playhead reaches it: appending takes time, and a player with less
     /// in its buffer stops.
     pub append_margin: Span,
+    /// Fetches for the sake of a deadline are spread over at most this long before the last call, so that viewers with
+    /// the same deadline do not ask the origin in the same moment.
+    pub fallback_spread: Span,
     /// How many messages that make no sense are forgiven.
     pub strikes_max: u32,
     /// At most this many blocks wait in the upload queue.
@@ -59,6 +62,7 @@ impl Config {
             uplink_initial_bps: 2_000_000,
             pull_margin: Span::from_ms(250),
             append_margin: Span::from_ms(150),
+            fallback_spread: Span::from_ms(200),
             strikes_max: 4,
             // Five seconds of a 3 Mbit/s stream to one neighbor; what waits longer is late anyway.
             upload_queue_max: 128,

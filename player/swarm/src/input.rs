@@ -213,6 +213,8 @@ pub enum Input<'a> {
         /// Whether the viewer gives.
         on: bool,
     },
+    /// The viewer is leaving: neighbors are told, so that they need not find out.
+    Leave,
     /// Whether the connection is metered (`saveData`, cellular). Metered: nothing is uploaded.
     Metered {
         /// Whether it is.

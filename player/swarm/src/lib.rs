@@ -20,12 +20,19 @@
 mod bits;
 mod config;
 mod input;
+mod neighbor;
+mod origin;
 mod output;
 mod peer;
+mod piece;
+mod plan;
+mod player;
 mod record;
+pub mod replay;
 mod rng;
 mod stats;
 mod time;
+mod upload;
 pub mod wire;
 
 pub use config::Config;

@@ -1,10 +1,43 @@
-//! The state machine of one viewer.
+//! The state machine of one viewer: its state, and where each input goes.
+//!
+//! The parts: `records` (what the origin vouches for), `blocks` (bytes that arrive, are stored and passed on),
+//! `schedule` (what to pull and fetch when), `messages` (what neighbors say), `requests` (what the player wants),
+//! `upkeep` (what is done twice a second). Policy in words: `../README.md`.
 
-use std::collections::VecDeque;
+mod blocks;
+mod messages;
+mod records;
+mod requests;
+mod schedule;
+mod upkeep;
+
+#[cfg(test)]
+mod behaviour;
+#[cfg(test)]
+mod world;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use shoal_digest::{BlockDigest, PieceId};
 
 use crate::{
-    Config, Input, Output, PieceId, Stats, Time, input::RequestId, output::FallbackReason, rng::Rng,
+    Config, Input, Output, Span, Stats, Time,
+    bits::Bits,
+    input::{HoldId, PeerId},
+    neighbor::Neighbor,
+    origin::Origin,
+    output::DisconnectReason,
+    piece::Piece,
+    plan::Plans,
+    player::{Player, Request},
+    replay::Recorder,
+    rng::Rng,
+    upload::Uploads,
+    wire::{Control, Flags},
 };
+
+/// At most this many peers are remembered as banned; the oldest numbers are forgotten, which costs one bad block each.
+const BANNED_MAX: usize = 256;
 
 /// Why the core wants to be woken, for logs and the simulator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -13,12 +46,46 @@ pub enum Reason {
     Upload,
     /// A piece's blocks are late, or a deadline is near.
     Piece,
-    /// A neighbor is to be asked whether it is alive.
-    Neighbor,
+    /// Stored blocks are to be announced.
+    Announce,
     /// A request has waited for its record.
     Request,
-    /// A report is due.
-    Report,
+    /// Neighbors, rates and limits are to be looked after.
+    Upkeep,
+}
+
+/// Checks that tests switch off to show what they prevent.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Unsafe {
+    pub(crate) no_digests: bool,
+    pub(crate) no_signatures: bool,
+    pub(crate) no_epoch: bool,
+    pub(crate) no_holding: bool,
+    pub(crate) no_pull_timeout: bool,
+    pub(crate) no_fair_answers: bool,
+    pub(crate) no_strikes: bool,
+}
+
+/// A block whose record is not known yet.
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    peer: PeerId,
+    piece: PieceId,
+    block: u16,
+    length: u32,
+    digest: BlockDigest,
+    is_answer: bool,
+    hops: u8,
+    since: Time,
+}
+
+/// A piece that the driver loaded itself, before its record came.
+#[derive(Clone, Debug)]
+struct Loaded {
+    length: u32,
+    digests: Vec<BlockDigest>,
+    since: Time,
 }
 
 /// The swarm core of one viewer.
@@ -26,23 +93,192 @@ pub enum Reason {
 pub struct Peer {
     config: Config,
     rng: Rng,
+    now: Time,
+    #[cfg(test)]
+    pub(crate) unsafe_mode: Unsafe,
+
+    me: PeerId,
+    has_tracker: bool,
+    /// The operator's switch, the viewer's switch, and what the network allows.
+    is_sharing_on: bool,
+    does_share: bool,
+    is_metered: bool,
+    upload_ratio_percent: u64,
+    neighbors_max: usize,
+
+    playing: Vec<u8>,
+    player: Player,
+    requests: Vec<Request>,
+
+    pieces: BTreeMap<PieceId, Piece>,
+    /// The incomplete pieces that are being obtained, and when each is to be looked at next.
+    active: Vec<(PieceId, Time)>,
+    store_bytes: u64,
+    held: BTreeMap<HoldId, Held>,
+    next_hold: HoldId,
+    loaded: BTreeMap<PieceId, Loaded>,
+    /// Bits per second of each rendition, from its records.
+    rates: BTreeMap<u8, u64>,
+    newest_end_ms: u64,
+
+    neighbors: BTreeMap<PeerId, Neighbor>,
+    banned: BTreeSet<PeerId>,
+    plans: Plans,
+    flags: Flags,
+    next_nonce: u32,
+    /// Blocks stored since the last announcement.
+    fresh: Vec<(PieceId, Bits)>,
+    announce_at: Time,
+
+    origin: Origin,
+    uploads: Uploads,
+    shed_at: Time,
+
+    upkeep_at: Time,
+    report_interval: Span,
+    report_at: Time,
+    reported: Stats,
+
     outputs: VecDeque<Output>,
     stats: Stats,
+    deadline: Option<(Time, Reason)>,
+    recorder: Option<Recorder>,
 }
 
 impl Peer {
     /// A viewer that knows nothing yet.
     #[must_use]
     pub fn new(config: Config, seed: u64) -> Self {
-        Self { config, rng: Rng::new(seed), outputs: VecDeque::new(), stats: Stats::default() }
+        let upload_ratio_percent = config.upload_ratio_percent;
+        let neighbors_max = config.neighbors_max;
+        Self {
+            config,
+            rng: Rng::new(seed),
+            now: Time::ZERO,
+            #[cfg(test)]
+            unsafe_mode: Unsafe::default(),
+            me: 0,
+            has_tracker: false,
+            is_sharing_on: true,
+            does_share: true,
+            is_metered: false,
+            upload_ratio_percent,
+            neighbors_max,
+            playing: Vec::new(),
+            player: Player::default(),
+            requests: Vec::new(),
+            pieces: BTreeMap::new(),
+            active: Vec::new(),
+            store_bytes: 0,
+            held: BTreeMap::new(),
+            next_hold: 0,
+            loaded: BTreeMap::new(),
+            rates: BTreeMap::new(),
+            newest_end_ms: 0,
+            neighbors: BTreeMap::new(),
+            banned: BTreeSet::new(),
+            plans: Plans::new(),
+            flags: Flags::default(),
+            next_nonce: 0,
+            fresh: Vec::new(),
+            announce_at: Time::NEVER,
+            origin: Origin::new(),
+            uploads: Uploads::new(),
+            shed_at: Time::ZERO,
+            upkeep_at: Time::ZERO,
+            report_interval: Span::ZERO,
+            report_at: Time::NEVER,
+            reported: Stats::default(),
+            outputs: VecDeque::new(),
+            stats: Stats::default(),
+            deadline: None,
+            recorder: None,
+        }
     }
 
     /// Takes in what happened at `now`. Times must not go backwards; where they do, the core acts as if no time had
     /// passed.
     pub fn handle_input(&mut self, now: Time, input: Input<'_>) {
-        let _ = (now, &self.config, &mut self.rng);
-        if let Input::Want { request, .. } = input {
-            self.fall_back(request, FallbackReason::Starting);
+        let now = now.max(self.now);
+        self.now = now;
+        if let Some(recorder) = &mut self.recorder {
+            recorder.add(now, &input);
+        }
+        self.dispatch(input);
+        self.run_due();
+        self.pump_uploads();
+        self.deadline = self.find_deadline();
+    }
+
+    fn dispatch(&mut self, input: Input<'_>) {
+        match input {
+            Input::Wake => {}
+            Input::Welcome { peer, neighbors_max, upload_ratio_percent, report_interval } => {
+                self.me = peer;
+                self.has_tracker = true;
+                self.neighbors_max = self.config.neighbors_max.min(usize::from(neighbors_max));
+                let ratio = u64::from(upload_ratio_percent);
+                self.upload_ratio_percent = self.config.upload_ratio_percent.min(ratio);
+                self.report_interval = report_interval;
+                self.report_at =
+                    if report_interval > Span::ZERO { self.now + report_interval } else { Time::NEVER };
+                self.update_rate();
+            }
+            Input::TrackerLost => {
+                self.has_tracker = false;
+                self.report_at = Time::NEVER;
+                self.update_flags();
+                self.check_requests();
+                self.wake_pieces();
+            }
+            Input::Record { record } => self.accept_record(record, None),
+            Input::RecordBytes { bytes } => self.accept_record_bytes(bytes, None),
+            Input::RecordFailed { piece } => self.record_failed(piece),
+            Input::Plan { rendition, stripes, places } => self.accept_plan(rendition, stripes, places),
+            Input::Sharing { on } => {
+                self.is_sharing_on = on;
+                if !on {
+                    self.part_from_all(DisconnectReason::SharingOff);
+                }
+                self.update_rate();
+            }
+            Input::NeighborConnected { peer, rtt } => self.add_neighbor(peer, rtt),
+            Input::NeighborLost { peer } => self.forget_neighbor(peer),
+            Input::Message { peer, bytes } => self.accept_message(peer, bytes),
+            Input::Block { peer, header, length, digest } => self.accept_block(peer, header, length, digest),
+            Input::SendQueue { peer, buffered } => self.accept_send_queue(peer, buffered),
+            Input::FetchBlock { fetch, block, length, digest } => {
+                self.accept_fetched_block(fetch, block, length, digest);
+            }
+            Input::FetchFinished { fetch } => self.end_fetch(fetch, None),
+            Input::FetchFailed { fetch, status } => self.end_fetch(fetch, Some(status)),
+            Input::Loaded { piece, length, digests, took } => {
+                self.accept_loaded(piece, length, digests, took)
+            }
+            Input::Playing { renditions } => {
+                self.playing.clear();
+                self.playing.extend_from_slice(renditions);
+                self.update_rate();
+                self.wake_pieces();
+            }
+            Input::Playhead { position_ms, buffered_until_ms, rate_percent, is_stalled } => {
+                let stalled =
+                    self.player.update(self.now, position_ms, buffered_until_ms, rate_percent, is_stalled);
+                self.stats.rebuffer_ms += stalled.as_ms();
+                self.update_rate();
+                self.wake_pieces();
+            }
+            Input::Want { request, target, deadline } => self.accept_want(request, target, deadline),
+            Input::Unwant { request } => self.drop_request(request),
+            Input::Share { on } => {
+                self.does_share = on;
+                self.update_rate();
+            }
+            Input::Metered { on } => {
+                self.is_metered = on;
+                self.update_rate();
+            }
+            Input::Leave => self.part_from_all(DisconnectReason::Left),
         }
     }
 
@@ -51,10 +287,10 @@ impl Peer {
         self.outputs.pop_front()
     }
 
-    /// When to hand in [`Input::Wake`] if nothing happens before, and what for.
+    /// When to hand in [`Input::Wake`] if nothing happens before, and what for. Nothing before the first input.
     #[must_use]
     pub fn next_deadline(&self) -> Option<(Time, Reason)> {
-        None
+        self.deadline
     }
 
     /// Changes the piece store's limit, for devices with little memory.
@@ -62,30 +298,116 @@ impl Peer {
         self.config.store_bytes_max = bytes;
     }
 
-    /// Begins to record all inputs, so that they can be replayed: see `replay`.
-    pub fn start_log(&mut self) {}
+    /// Begins to record all inputs, so that they can be replayed: see [`replay`](crate::replay). To be called before the
+    /// first input.
+    pub fn start_log(&mut self) {
+        self.recorder = Some(Recorder::new(&self.config, self.rng.state()));
+    }
 
-    /// The recorded inputs since `start_log`, or nothing; recording ends.
+    /// The recorded inputs since [`Peer::start_log`], or nothing; recording ends.
     pub fn take_log(&mut self) -> Vec<u8> {
-        Vec::new()
+        self.recorder.take().map(Recorder::into_bytes).unwrap_or_default()
     }
 
     /// What happened so far.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.stats
+        let clamp = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        Stats {
+            neighbors: clamp(self.neighbors.len() as u64),
+            store_bytes: self.store_bytes,
+            uplink_bps: self.uploads.uplink_bps(),
+            upload_rate_bps: self.uploads.rate_bps(),
+            origin_p95_ms: clamp(self.origin.p95().as_ms()),
+            behind_ms: clamp(self.behind_ms()),
+            buffer_ms: clamp(self.player.buffer_ms(self.now)),
+            ..self.stats
+        }
     }
 
     /// The pieces of a segment with their lengths, in order, once the records of all its parts are known: where to cut a
     /// segment that the driver loaded itself.
     #[must_use]
     pub fn segment_parts(&self, rendition: u8, msn: u64) -> Option<Vec<(PieceId, u32)>> {
-        let _ = (rendition, msn);
+        let mut parts = Vec::new();
+        for part in 0..=u16::MAX {
+            let id = PieceId { rendition, msn, part };
+            let record = self.pieces.get(&id)?.record()?;
+            parts.push((id, record.length));
+            if record.is_last_in_segment {
+                return Some(parts);
+            }
+        }
         None
     }
 
-    fn fall_back(&mut self, request: RequestId, reason: FallbackReason) {
-        self.stats.fallbacks += 1;
-        self.outputs.push_back(Output::Fallback { request, reason });
+    /// Does what has become due.
+    fn run_due(&mut self) {
+        if self.upkeep_at <= self.now {
+            self.upkeep();
+        }
+        // A check may wake other pieces; those are looked at in the same round, each at most once more than there are
+        // pieces, so that nothing can spin.
+        for _ in 0..=self.active.len() {
+            let Some(at) = self.active.iter().position(|(_, next)| *next <= self.now) else { break };
+            self.check_piece(at);
+        }
+        if self.requests.iter().any(|request| request.give_up <= self.now) {
+            self.check_requests();
+        }
+        if self.announce_at <= self.now {
+            self.announce();
+        }
+    }
+
+    fn find_deadline(&self) -> Option<(Time, Reason)> {
+        let piece = self.active.iter().map(|(_, next)| (*next, Reason::Piece)).min();
+        let request = self.requests.iter().map(|request| (request.give_up, Reason::Request)).min();
+        let upload = self.uploads.next_at(|peer| self.is_channel_open(peer)).map(|at| (at, Reason::Upload));
+        let fixed = [(self.announce_at, Reason::Announce), (self.upkeep_at, Reason::Upkeep)];
+        // Never at once again: whatever is due now was done, or waits for an input.
+        let soonest = self.now + Span::from_us(1);
+        fixed
+            .into_iter()
+            .chain(piece)
+            .chain(request)
+            .chain(upload)
+            .map(|(at, reason)| (at.max(soonest), reason))
+            .min()
+            .filter(|(at, _)| *at < Time::NEVER)
+    }
+
+    fn send(&mut self, peer: PeerId, message: &Control<'_>) {
+        self.outputs.push_back(Output::SendControl { peer, bytes: message.to_bytes() });
+    }
+
+    fn behind_ms(&self) -> u64 {
+        if !self.player.has_started {
+            return 0;
+        }
+        self.newest_end_ms.saturating_sub(self.player.position_ms(self.now))
+    }
+
+    /// Whether anything may be uploaded at all.
+    fn may_upload(&self) -> bool {
+        self.is_sharing_on && self.does_share && !self.is_metered
+    }
+
+    /// Every queue keeps its limit.
+    #[cfg(test)]
+    pub(crate) fn check_limits(&self) {
+        assert!(self.pieces.len() <= self.config.pieces_max);
+        assert!(self.neighbors.len() <= self.neighbors_max);
+        assert!(self.uploads.len() <= self.config.upload_queue_max);
+        assert!(self.held.len() <= self.config.held_max);
+        assert!(self.origin.fetches.len() <= self.config.fetches_max);
+        assert!(self.active.len() <= self.pieces.len());
+        assert!(self.requests.len() <= 64);
+        let asked: usize = self.neighbors.values().map(|neighbor| usize::from(neighbor.asked)).sum();
+        let pulls = self.pieces.values().flat_map(|piece| &piece.blocks).filter(|block| block.pull.is_some());
+        assert_eq!(asked, pulls.count(), "each open question is counted once");
+        let queued: usize =
+            self.neighbors.values().map(|neighbor| usize::from(neighbor.answers_queued)).sum();
+        assert_eq!(queued, self.uploads.answers(), "each waiting answer is counted once");
     }
 }

@@ -11,6 +11,11 @@ impl Rng {
         Self(seed)
     }
 
+    /// What to give to [`Rng::new`] to get the same numbers from here on.
+    pub(crate) fn state(&self) -> u64 {
+        self.0
+    }
+
     pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         mix(self.0)

@@ -209,6 +209,10 @@ impl SwarmPeer {
         self.peer.handle_input(time(now), Input::Metered { on });
     }
 
+    pub fn leave(&mut self, now: f64) {
+        self.peer.handle_input(time(now), Input::Leave);
+    }
+
     #[wasm_bindgen(js_name = segmentParts)]
     pub fn segment_parts(&self, rendition: u8, msn: f64) -> Option<Vec<f64>> {
         let parts = self.peer.segment_parts(rendition, msn as u64)?;

@@ -1,0 +1,77 @@
+//! What is known of a neighbor.
+
+use crate::{Span, Time, wire::Flags};
+
+/// Assumed before anything was measured: a national path.
+const RTT_INITIAL: Span = Span::from_ms(60);
+
+/// A peer with open data channels.
+#[derive(Clone, Debug)]
+pub(crate) struct Neighbor {
+    pub(crate) has_greeted: bool,
+    pub(crate) flags: Flags,
+    pub(crate) uplink_class: u8,
+    pub(crate) rtt: Span,
+    /// From asking for a block to getting it, smoothed; grows when a pull is not answered.
+    pub(crate) service: Span,
+    /// Blocks asked of it that have not come.
+    pub(crate) asked: u16,
+    /// Bytes in its blocks channel's send queue.
+    pub(crate) buffered: u32,
+    pub(crate) strikes: u32,
+    /// Blocks from it that were of no use, less the useful ones: a flood shows here.
+    pub(crate) useless: i32,
+    pub(crate) held: u16,
+    pub(crate) heard: Time,
+    pub(crate) ping: Option<(Time, u32)>,
+    /// It does not answer: nothing is asked or expected of it.
+    pub(crate) is_suspect: bool,
+    /// Answers to its requests are queued no earlier than this, so that it gets its share and no more.
+    pub(crate) answer_rank: Time,
+    pub(crate) answers_queued: u16,
+}
+
+impl Neighbor {
+    pub(crate) fn new(now: Time, rtt: Option<Span>) -> Self {
+        let rtt = rtt.unwrap_or(RTT_INITIAL);
+        Self {
+            has_greeted: false,
+            flags: Flags::default(),
+            uplink_class: 0,
+            rtt,
+            service: rtt + rtt,
+            asked: 0,
+            buffered: 0,
+            strikes: 0,
+            useless: 0,
+            held: 0,
+            heard: now,
+            ping: None,
+            is_suspect: false,
+            answer_rank: Time::ZERO,
+            answers_queued: 0,
+        }
+    }
+
+    /// Whether blocks may be asked of it.
+    pub(crate) fn gives(&self) -> bool {
+        self.has_greeted && self.flags.shares && !self.is_suspect
+    }
+
+    pub(crate) fn measured_rtt(&mut self, rtt: Span) {
+        self.rtt = Span::from_us((self.rtt.as_us() * 7 + rtt.as_us()) / 8);
+    }
+
+    pub(crate) fn served(&mut self, took: Span) {
+        self.service = Span::from_us((self.service.as_us() * 3 + took.as_us()) / 4);
+    }
+
+    pub(crate) fn failed(&mut self) {
+        self.service = (self.service + self.service).min(Span::from_secs(5));
+    }
+
+    /// How long to wait for a block that was asked of it.
+    pub(crate) fn patience(&self) -> Span {
+        (self.service + self.service + self.rtt).max(Span::from_ms(150))
+    }
+}

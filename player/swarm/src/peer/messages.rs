@@ -1,0 +1,441 @@
+//! What neighbors say, and what is said to them: greetings, requests and refusals, strikes and bans.
+
+use shoal_digest::PieceId;
+
+use super::{BANNED_MAX, Peer};
+use crate::{
+    Output, Span, Time,
+    bits::Bits,
+    input::PeerId,
+    neighbor::Neighbor,
+    output::DisconnectReason,
+    plan::CHILDREN_MAX,
+    rng::mix,
+    stripe_of,
+    upload::Upload,
+    wire::{self, Control, Flags, RefuseReason, Sets, SetsBuilder},
+};
+
+/// At most this many answers wait for one neighbor.
+const ANSWERS_MAX: u16 = 16;
+/// With this much waiting in the upload queue, whoever asks is better served elsewhere.
+const BACKLOG_MAX: Span = Span::from_ms(600);
+/// At most this many neighbors' knowledge is kept for one piece; more than there are neighbors.
+const KNOWN_MAX: usize = 64;
+
+impl Peer {
+    pub(super) fn add_neighbor(&mut self, peer: PeerId, rtt: Option<Span>) {
+        let reason = if !self.is_sharing_on {
+            Some(DisconnectReason::SharingOff)
+        } else if self.banned.contains(&peer) {
+            Some(DisconnectReason::Banned)
+        } else if self.neighbors.len() >= self.neighbors_max && !self.neighbors.contains_key(&peer) {
+            self.stats.refused += 1;
+            Some(DisconnectReason::Full)
+        } else {
+            None
+        };
+        if let Some(reason) = reason {
+            self.outputs.push_back(Output::Disconnect { peer, reason });
+            return;
+        }
+        if self.neighbors.contains_key(&peer) {
+            self.forget_neighbor(peer);
+        }
+        self.neighbors.insert(peer, Neighbor::new(self.now, rtt));
+        let hello = Control::Hello {
+            version: wire::VERSION,
+            flags: self.flags,
+            uplink_class: self.uplink_class(),
+            epoch: self.config.epoch,
+            peer: self.me,
+        };
+        self.send(peer, &hello);
+    }
+
+    /// A neighbor is gone: forgets what it was asked and what it would have pushed.
+    pub(super) fn forget_neighbor(&mut self, peer: PeerId) {
+        if self.neighbors.remove(&peer).is_none() {
+            return;
+        }
+        self.uploads.forget(peer);
+        self.plans.values_mut().for_each(|plan| plan.forget(peer));
+        self.drop_held(|held, _| held.peer == peer);
+        for (id, _) in &self.active {
+            let Some(piece) = self.pieces.get_mut(id) else { continue };
+            piece
+                .blocks
+                .iter_mut()
+                .filter(|block| block.pull.is_some_and(|pull| pull.from == peer))
+                .for_each(|block| {
+                    block.pull = None;
+                });
+        }
+        self.pieces.values_mut().for_each(|piece| piece.known.retain(|known| known.peer != peer));
+        self.wake_pieces();
+    }
+
+    /// Closes a connection from this side.
+    pub(super) fn part_from(&mut self, peer: PeerId, reason: DisconnectReason, forever: bool) {
+        if forever {
+            if self.banned.len() >= BANNED_MAX {
+                self.banned.pop_first();
+            }
+            self.banned.insert(peer);
+            self.stats.bans += 1;
+        }
+        if self.neighbors.contains_key(&peer) {
+            self.forget_neighbor(peer);
+            self.outputs.push_back(Output::Disconnect { peer, reason });
+        }
+    }
+
+    pub(super) fn part_from_all(&mut self, reason: DisconnectReason) {
+        let peers: Vec<PeerId> = self.neighbors.keys().copied().collect();
+        for peer in peers {
+            self.send(peer, &Control::Goodbye);
+            self.part_from(peer, reason, false);
+        }
+    }
+
+    pub(super) fn ban(&mut self, peer: PeerId) {
+        self.part_from(peer, DisconnectReason::Banned, true);
+    }
+
+    /// Counts an offence that is no proof: garbage may come from a bug.
+    pub(super) fn strike(&mut self, peer: PeerId) {
+        self.stats.strikes += 1;
+        #[cfg(test)]
+        if self.unsafe_mode.no_strikes {
+            return;
+        }
+        let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
+        neighbor.strikes += 1;
+        if neighbor.strikes > self.config.strikes_max {
+            self.part_from(peer, DisconnectReason::Malformed, true);
+        }
+    }
+
+    pub(super) fn accept_message(&mut self, peer: PeerId, bytes: &[u8]) {
+        let now = self.now;
+        let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
+        neighbor.heard = now;
+        neighbor.is_suspect = false;
+        let Ok(message) = Control::parse(bytes) else {
+            self.strike(peer);
+            return;
+        };
+        if !neighbor.has_greeted && !matches!(message, Control::Hello { .. } | Control::Goodbye) {
+            self.strike(peer);
+            return;
+        }
+        match message {
+            Control::Hello { version, flags, uplink_class, epoch, peer: named } => {
+                // The tracker named the peer when it introduced it, so that nobody can speak in another's name.
+                if named != peer || neighbor.has_greeted {
+                    self.strike(peer);
+                } else if version != wire::VERSION || epoch != self.config.epoch {
+                    self.part_from(peer, DisconnectReason::Incompatible, false);
+                } else {
+                    neighbor.has_greeted = true;
+                    self.accept_state(peer, flags, uplink_class);
+                    // Also to one whose hello came before ours was sent with the present flags.
+                    self.wake_pieces();
+                }
+            }
+            Control::State { flags, uplink_class } => self.accept_state(peer, flags, uplink_class),
+            Control::Have(sets) => self.accept_have(peer, sets),
+            Control::Request(sets) => self.accept_request(peer, sets),
+            Control::Cancel(sets) => self.accept_cancel(peer, sets),
+            Control::Refuse { reason, sets } => self.accept_refusal(peer, reason, sets),
+            Control::Record(bytes) => self.accept_record_bytes(bytes, Some(peer)),
+            Control::Shed { rendition, stripe } => self.accept_shed(peer, rendition, stripe),
+            Control::Subscribe { rendition, stripes, stripe, on } => {
+                self.accept_subscription(peer, rendition, stripes, stripe, on);
+            }
+            Control::Ping { nonce } => self.send(peer, &Control::Pong { nonce }),
+            Control::Pong { nonce } => {
+                if let Some((sent, _)) = neighbor.ping.take_if(|(_, asked)| *asked == nonce) {
+                    neighbor.measured_rtt(now.since(sent));
+                }
+            }
+            Control::Goodbye => self.part_from(peer, DisconnectReason::Left, false),
+        }
+    }
+
+    fn accept_state(&mut self, peer: PeerId, flags: Flags, uplink_class: u8) {
+        let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
+        let before = std::mem::replace(&mut neighbor.flags, flags);
+        neighbor.uplink_class = uplink_class;
+        if flags.wants_haves && !before.wants_haves {
+            self.announce_all(peer);
+        }
+        if flags.wants_records && !before.wants_records {
+            let newest = self.pieces.values().rev().filter_map(|piece| piece.record.clone()).take(16);
+            for record in newest.collect::<Vec<_>>() {
+                self.send(peer, &Control::Record(record.bytes()));
+            }
+        }
+        if !flags.shares && before.shares {
+            self.wake_pieces();
+        }
+    }
+
+    fn accept_have(&mut self, peer: PeerId, sets: Sets<'_>) {
+        for set in sets.iter() {
+            let bits = set.bits();
+            let Some(piece) = self.placeholder(set.piece) else { continue };
+            if piece.known.len() >= KNOWN_MAX {
+                continue;
+            }
+            let known = piece.known_mut(peer);
+            known.has.union(&bits);
+            bits.iter().for_each(|block| known.refused.remove(block));
+            self.wake_piece(set.piece);
+        }
+    }
+
+    fn accept_request(&mut self, peer: PeerId, sets: Sets<'_>) {
+        let (mut absent, mut busy) = (SetsBuilder::default(), SetsBuilder::default());
+        let may_upload = self.may_upload() && self.uploads.rate_bps() > 0;
+        for set in sets.iter() {
+            let (mut lacking, mut refused) = (Bits::default(), Bits::default());
+            for block in set.blocks() {
+                let stored = self.pieces.get(&set.piece).is_some_and(|piece| piece.stored.contains(block));
+                if !stored {
+                    lacking.insert(block);
+                } else if !may_upload || !self.answer(peer, set.piece, block) {
+                    refused.insert(block);
+                }
+            }
+            absent.add(set.piece, Some(&lacking));
+            busy.add(set.piece, Some(&refused));
+        }
+        let reason = if may_upload { RefuseReason::Busy } else { RefuseReason::NotSharing };
+        for (reason, sets) in [(RefuseReason::Absent, &absent), (reason, &busy)] {
+            if let Some(sets) = sets.sets() {
+                self.send(peer, &Control::Refuse { reason, sets });
+            }
+        }
+    }
+
+    /// Queues a stored block for a neighbor that asked for it; says no when it would come too late.
+    fn answer(&mut self, peer: PeerId, id: PieceId, block: u32) -> bool {
+        let index = u16::try_from(block).expect("a piece has at most 4096 blocks");
+        if self.uploads.contains(peer, id, index) {
+            return true;
+        }
+        let Some(piece) = self.pieces.get(&id) else { return false };
+        let Some(record) = piece.record() else { return false };
+        let Some(bytes) = record.block_length(block) else { return false };
+        let (hops, until) = (piece.hops, self.now + Span::from_secs(2));
+        let is_full =
+            self.uploads.len() >= self.config.upload_queue_max || self.uploads.backlog() > BACKLOG_MAX;
+        let rate = self.uploads.rate_bps();
+        let Some(neighbor) = self.neighbors.get_mut(&peer) else { return false };
+        // One neighbor's questions get a quarter of the upload at most, so that who asks for everything takes nothing
+        // from the others.
+        let share = Span::of_bytes(u64::from(bytes) * 4, rate.max(1));
+        let rank = neighbor.answer_rank.max(self.now);
+        let is_greedy = neighbor.answers_queued >= ANSWERS_MAX || rank.since(self.now) > BACKLOG_MAX;
+        #[cfg(test)]
+        let (is_greedy, rank) =
+            if self.unsafe_mode.no_fair_answers { (false, self.now) } else { (is_greedy, rank) };
+        if is_full || is_greedy {
+            return false;
+        }
+        neighbor.answer_rank = rank + share;
+        neighbor.answers_queued += 1;
+        self.uploads
+            .push(rank, Upload { peer, piece: id, block: index, hops, is_answer: true, bytes, until });
+        true
+    }
+
+    fn accept_cancel(&mut self, peer: PeerId, sets: Sets<'_>) {
+        for set in sets.iter() {
+            let bits = set.bits();
+            if let Some(piece) = self.pieces.get_mut(&set.piece)
+                && piece.known.len() < KNOWN_MAX
+            {
+                piece.known_mut(peer).has.union(&bits);
+            }
+            let mut answers = 0;
+            self.uploads.remove(|upload| {
+                let goes = upload.peer == peer
+                    && upload.piece == set.piece
+                    && (set.is_all() || bits.contains(u32::from(upload.block)));
+                answers += u16::from(goes && upload.is_answer);
+                goes
+            });
+            if let Some(neighbor) = self.neighbors.get_mut(&peer) {
+                neighbor.answers_queued = neighbor.answers_queued.saturating_sub(answers);
+            }
+        }
+    }
+
+    fn accept_refusal(&mut self, peer: PeerId, reason: RefuseReason, sets: Sets<'_>) {
+        for set in sets.iter() {
+            let Some(piece) = self.pieces.get_mut(&set.piece) else { continue };
+            for block in set.blocks() {
+                let Some(state) = piece.blocks.get_mut(block as usize) else { continue };
+                // Only who was asked can refuse.
+                if state.pull.take_if(|pull| pull.from == peer).is_none() {
+                    continue;
+                }
+                let known = piece.known_mut(peer);
+                known.refused.insert(block);
+                if reason == RefuseReason::Absent {
+                    known.has.remove(block);
+                }
+                self.stats.pulls_refused += 1;
+                if let Some(neighbor) = self.neighbors.get_mut(&peer) {
+                    neighbor.asked = neighbor.asked.saturating_sub(1);
+                    if reason != RefuseReason::Absent {
+                        neighbor.served(neighbor.service + Span::from_ms(50));
+                    }
+                }
+            }
+            self.wake_piece(set.piece);
+        }
+    }
+
+    fn accept_shed(&mut self, peer: PeerId, rendition: u8, stripe: u8) {
+        let Some(place) =
+            self.plans.get_mut(&rendition).and_then(|plan| plan.stripes.get_mut(usize::from(stripe)))
+        else {
+            return;
+        };
+        place.parent = place.parent.filter(|parent| *parent != peer);
+        place.foster = place.foster.filter(|foster| *foster != peer);
+        self.wake_pieces();
+    }
+
+    fn accept_subscription(&mut self, peer: PeerId, rendition: u8, stripes: u8, stripe: u8, on: bool) {
+        let may_upload = self.may_upload();
+        let rate = self.uploads.rate_bps();
+        let stream = self.rates.get(&rendition).copied().unwrap_or(u64::MAX);
+        // What all children together cost, each a stripe's share of its rendition.
+        let load: u64 = self.plans.iter().map(|(rendition, plan)| self.load_of(*rendition, plan)).sum();
+        let more = stream / u64::from(stripes.max(1));
+        let Some(plan) = self.plans.get_mut(&rendition).filter(|plan| plan.stripe_count() == stripes) else {
+            if on {
+                self.send(peer, &Control::Shed { rendition, stripe });
+            }
+            return;
+        };
+        let Some(place) = plan.stripes.get_mut(usize::from(stripe)) else { return };
+        let is_child = place.children.contains(&peer);
+        if !on {
+            place.remove_child(peer);
+            return;
+        }
+        // A little is left for answers. A peer whose own source is the asker would close a circle.
+        let has_room = load.saturating_add(more) <= rate / 10 * 9 && place.children.len() < CHILDREN_MAX;
+        let is_fed = place.is_root || place.source().is_some_and(|source| source != peer);
+        if is_child {
+            return;
+        }
+        if may_upload && has_room && is_fed {
+            place.children.push(peer);
+            self.push_recent(peer, rendition, stripe);
+        } else {
+            self.send(peer, &Control::Shed { rendition, stripe });
+        }
+    }
+
+    /// The upload that a plan's children cost, in bit/s.
+    pub(super) fn load_of(&self, rendition: u8, plan: &crate::plan::Plan) -> u64 {
+        let rate = self.rates.get(&rendition).copied().unwrap_or(0);
+        let children: usize = plan.stripes.iter().map(|stripe| stripe.children.len()).sum();
+        rate / u64::from(plan.stripe_count()) * children as u64
+    }
+
+    /// Gives a new child the stripe's blocks of the pieces that are still on their way.
+    fn push_recent(&mut self, child: PeerId, rendition: u8, stripe: u8) {
+        let Some(stripes) = self.plans.get(&rendition).map(|plan| plan.stripe_count()) else { return };
+        let from = self.now.before(Span::from_ms(500));
+        let recent =
+            self.pieces.iter().filter(|(id, piece)| id.rendition == rendition && piece.since >= from);
+        let mut uploads = Vec::new();
+        for (id, piece) in recent {
+            let Some(record) = piece.record() else { continue };
+            let until = self.useful_until(record.start_ms);
+            for block in piece.stored.iter().filter(|block| stripe_of(*id, *block, stripes) == stripe) {
+                let Some(bytes) = record.block_length(block).filter(|_| !piece.has(child, block)) else {
+                    continue;
+                };
+                let block = u16::try_from(block).expect("a piece has at most 4096 blocks");
+                let hops = piece.hops;
+                uploads.push(Upload { peer: child, piece: *id, block, hops, is_answer: false, bytes, until });
+            }
+        }
+        for upload in uploads {
+            if self.uploads.len() < self.config.upload_queue_max {
+                self.uploads.push(self.now, upload);
+            }
+        }
+    }
+
+    /// Tells a neighbor what is stored, newest pieces first.
+    fn announce_all(&mut self, peer: PeerId) {
+        let mut sets = SetsBuilder::default();
+        for (id, piece) in self.pieces.iter().rev() {
+            if sets.is_full() {
+                break;
+            }
+            if !piece.stored.is_empty() {
+                sets.add(*id, if piece.is_complete { None } else { Some(&piece.stored) });
+            }
+        }
+        if let Some(sets) = sets.sets() {
+            self.send(peer, &Control::Have(sets));
+        }
+    }
+
+    /// Tells the neighbors that want to know what was stored since the last time.
+    pub(super) fn announce(&mut self) {
+        self.announce_at = Time::NEVER;
+        let mut sets = SetsBuilder::default();
+        for (id, bits) in std::mem::take(&mut self.fresh) {
+            if !sets.is_full() {
+                sets.add(id, Some(&bits));
+            }
+        }
+        let Some(sets) = sets.sets() else { return };
+        let wanting =
+            self.neighbors.iter().filter(|(_, neighbor)| neighbor.has_greeted && neighbor.flags.wants_haves);
+        for peer in wanting.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+            self.send(peer, &Control::Have(sets));
+        }
+    }
+
+    /// Tells all neighbors when what this peer does or wants has changed.
+    pub(super) fn update_flags(&mut self) {
+        let has_plans = !self.playing.is_empty() && self.playing.iter().all(|r| self.plans.contains_key(r));
+        let flags = Flags {
+            shares: self.may_upload(),
+            wants_records: !self.has_tracker,
+            // Along a tree blocks come unasked, and announcements would be most of the messages.
+            wants_haves: !has_plans,
+        };
+        if flags == self.flags {
+            return;
+        }
+        self.flags = flags;
+        let uplink_class = self.uplink_class();
+        for peer in self.neighbors.keys().copied().collect::<Vec<_>>() {
+            self.send(peer, &Control::State { flags, uplink_class });
+        }
+    }
+
+    /// The uplink as neighbors are told it.
+    pub(super) fn uplink_class(&self) -> u8 {
+        let kbps = self.uploads.rate_bps() / 1000;
+        if kbps == 0 { 0 } else { u8::try_from(kbps.ilog2()).unwrap_or(u8::MAX) }
+    }
+
+    /// A lot among neighbors for something, the same at each call in the same moment.
+    pub(super) fn lot(&self, peer: PeerId) -> u64 {
+        mix(u64::from(peer) << 32 ^ u64::from(self.me) ^ self.now.as_us())
+    }
+}

@@ -1,0 +1,177 @@
+//! What the player asked for, and when it is answered.
+
+use shoal_digest::PieceId;
+
+use super::{Peer, records::RECORD_WAIT_MAX, schedule::ORIGIN_LIES_MAX};
+use crate::{
+    Output, Span, Time,
+    input::{RequestId, Target},
+    output::FallbackReason,
+    player::Request,
+};
+
+/// A player asks for a few things at a time; more is a driver that lost count.
+const REQUESTS_MAX: usize = 64;
+
+/// What can be said about a request now.
+enum Answer {
+    Deliver { first: PieceId, parts: u16 },
+    Fallback(FallbackReason),
+    Wait,
+}
+
+impl Request {
+    /// Whether the request asks for this piece, among others.
+    pub(crate) fn covers(&self, id: PieceId) -> bool {
+        match self.target {
+            Target::Piece(piece) => piece == id,
+            Target::Segment { rendition, msn } => id.rendition == rendition && id.msn == msn,
+        }
+    }
+
+    fn first(&self) -> PieceId {
+        match self.target {
+            Target::Piece(piece) => piece,
+            Target::Segment { rendition, msn } => PieceId { rendition, msn, part: 0 },
+        }
+    }
+}
+
+impl Peer {
+    pub(super) fn accept_want(&mut self, id: RequestId, target: Target, deadline: Option<Time>) {
+        if self.requests.len() >= REQUESTS_MAX || self.requests.iter().any(|request| request.id == id) {
+            self.stats.refused += 1;
+            self.fall_back(id, FallbackReason::Refused);
+            return;
+        }
+        let due = deadline.unwrap_or_else(|| self.player.reaches(self.player.buffered_until_ms));
+        let due = due.before(self.config.append_margin).min(self.now + RECORD_WAIT_MAX);
+        // A dozen blocks: half a second of a 3 Mbit/s stream, as good a guess as any without a record.
+        let give_up = due.before(self.origin.estimate(12)).max(self.now + Span::from_us(1));
+        let request = Request { id, target, deadline, since: self.now, give_up, record_fetched: false };
+        let pieces = self.pieces.keys().filter(|piece| request.covers(**piece)).copied();
+        let pieces: Vec<PieceId> = pieces.collect();
+        self.requests.push(request);
+        for piece in pieces {
+            self.mark_wanted(piece);
+        }
+        self.check_requests();
+    }
+
+    pub(super) fn drop_request(&mut self, id: RequestId) {
+        self.requests.retain(|request| request.id != id);
+        let unwanted: Vec<PieceId> = self.active.iter().map(|(piece, _)| *piece).collect();
+        for piece in unwanted {
+            let is_wanted = self.requests.iter().any(|request| request.covers(piece));
+            if let Some(piece) = self.pieces.get_mut(&piece) {
+                piece.is_wanted = is_wanted;
+            }
+        }
+        self.wake_pieces();
+    }
+
+    /// Notes that the player asked for a piece, and takes up its search again if it was given up.
+    pub(super) fn mark_wanted(&mut self, id: PieceId) {
+        if !self.requests.iter().any(|request| request.covers(id)) {
+            return;
+        }
+        let now = self.now;
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
+        let Some(count) = piece.record().map(|record| record.blocks.len()) else { return };
+        piece.is_wanted = true;
+        if !piece.is_complete && piece.is_retired {
+            piece.is_retired = false;
+            piece.blocks = vec![Default::default(); count];
+            self.active.push((id, now));
+        }
+        self.wake_piece(id);
+    }
+
+    /// Answers the requests that can be answered.
+    pub(super) fn check_requests(&mut self) {
+        let mut at = 0;
+        while at < self.requests.len() {
+            match self.answer_to(&self.requests[at]) {
+                Answer::Deliver { first, parts } => {
+                    let request = self.requests.remove(at).id;
+                    self.stats.delivered += 1;
+                    self.outputs.push_back(Output::Deliver { request, first, parts });
+                }
+                Answer::Fallback(reason) => {
+                    let request = self.requests.remove(at).id;
+                    self.fall_back(request, reason);
+                }
+                Answer::Wait => {
+                    self.fetch_record_for(at);
+                    at += 1;
+                }
+            }
+        }
+    }
+
+    fn answer_to(&self, request: &Request) -> Answer {
+        let first = request.first();
+        let mut id = first;
+        let mut parts = 0;
+        let is_over = request.give_up <= self.now;
+        loop {
+            let piece = self.pieces.get(&id);
+            let record = piece.and_then(|piece| piece.record());
+            let (Some(piece), Some(record)) = (piece, record) else {
+                let is_alone = !self.has_tracker && self.neighbors.is_empty();
+                let wait = self.player.has_started && !is_over && !is_alone;
+                return if wait { Answer::Wait } else { self.give_up_reason() };
+            };
+            if !piece.is_complete {
+                if !self.player.has_started && request.deadline.is_none() {
+                    return Answer::Fallback(FallbackReason::Starting);
+                }
+                if piece.origin_lies >= ORIGIN_LIES_MAX && is_over {
+                    return Answer::Fallback(FallbackReason::BadOrigin);
+                }
+                // The player loaded it once and it could not be verified: it must do so again.
+                return if piece.is_loaded {
+                    Answer::Fallback(FallbackReason::Refused)
+                } else {
+                    Answer::Wait
+                };
+            }
+            parts += 1;
+            if matches!(request.target, Target::Piece(_)) || record.is_last_in_segment {
+                return Answer::Deliver { first, parts };
+            }
+            id.part = match id.part.checked_add(1) {
+                Some(part) => part,
+                None => return Answer::Fallback(FallbackReason::Refused),
+            };
+        }
+    }
+
+    fn give_up_reason(&self) -> Answer {
+        let started = self.player.has_started;
+        Answer::Fallback(if started { FallbackReason::NoRecord } else { FallbackReason::Starting })
+    }
+
+    /// Without a tracker somebody has to get the record over HTTP: those that bring the piece into the swarm at once,
+    /// the others when half of the time has passed without a relayed one.
+    fn fetch_record_for(&mut self, at: usize) {
+        if self.has_tracker || self.requests[at].record_fetched {
+            return;
+        }
+        let request = &self.requests[at];
+        let missing = (0..=u16::MAX)
+            .map(|part| PieceId { part, ..request.first() })
+            .find(|id| self.pieces.get(id).is_none_or(|piece| piece.record.is_none()));
+        let Some(piece) = missing.filter(|piece| request.covers(*piece)) else { return };
+        let half = request.since + request.give_up.since(request.since).percent(50);
+        if self.seeds_without_tracker(piece) || self.now >= half {
+            self.requests[at].record_fetched = true;
+            self.outputs.push_back(Output::FetchRecord { piece });
+        }
+    }
+
+    fn fall_back(&mut self, request: RequestId, reason: FallbackReason) {
+        self.stats.fallbacks += 1;
+        self.outputs.push_back(Output::Fallback { request, reason });
+    }
+}

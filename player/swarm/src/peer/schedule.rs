@@ -1,0 +1,417 @@
+//! What to pull from whom, what to fetch from the origin, and when.
+//!
+//! Each incomplete piece is looked at when something about it changed or when the earliest of its moments has come:
+//! a block is later than expected, a pull is not answered, the last call for the origin. What a block's moments are is
+//! in [`Moments`]; carrying out happens here too, because it is a few lines.
+
+use shoal_digest::{BLOCK_BYTES, PieceId};
+
+use super::Peer;
+use crate::{
+    Output, Span, Time,
+    bits::Bits,
+    input::{FetchId, PeerId},
+    origin::Purpose,
+    piece::{Piece, Pull},
+    plan::Plan,
+    rng::mix,
+    stripe_of,
+    wire::{Control, SetsBuilder},
+};
+
+/// At most this many blocks are asked of one neighbor at a time: half a second of a 4 Mbit/s uplink.
+const ASKED_MAX: u16 = 16;
+/// A block is asked for at most this often; then the origin has to give it.
+const PULLS_MAX: u8 = 8;
+/// Nobody can be asked now: look again after this. About a round trip, in which an announcement may come.
+const RETRY: Span = Span::from_ms(80);
+/// A neighbor that is only likely to have a block costs, compared with one that said so, about a refusal's round trip.
+const GUESS_COST: Span = Span::from_ms(120);
+/// A pull needs at least this before the last call, or it is a wasted question.
+const PULL_LEAD: Span = Span::from_ms(150);
+/// The origin's bytes may contradict the record this often before the player is sent to plain HTTP.
+pub(super) const ORIGIN_LIES_MAX: u8 = 3;
+
+/// When what happens to a piece's blocks.
+#[derive(Clone, Copy, Debug)]
+struct Moments {
+    /// The last call for the origin: later, the fetch may not be done in time. Never where nobody waits.
+    last_call: Time,
+    /// Whether the local player needs the piece.
+    is_needed: bool,
+}
+
+impl Peer {
+    /// Looks at all pieces in the next round, because something changed that concerns them all.
+    pub(super) fn wake_pieces(&mut self) {
+        let now = self.now;
+        self.active.iter_mut().for_each(|(_, next)| *next = now);
+    }
+
+    pub(super) fn wake_piece(&mut self, id: PieceId) {
+        let now = self.now;
+        self.active.iter_mut().filter(|(active, _)| *active == id).for_each(|(_, next)| *next = now);
+    }
+
+    /// Whether the local player still needs a piece.
+    pub(super) fn is_needed(&self, id: PieceId, piece: &Piece) -> bool {
+        let Some(record) = piece.record() else { return false };
+        if piece.is_complete || piece.is_loaded || piece.is_retired {
+            return false;
+        }
+        piece.is_wanted
+            || (self.player.has_started && self.playing.contains(&id.rendition) && self.player.lacks(record))
+    }
+
+    fn moments(&self, id: PieceId, piece: &Piece) -> Moments {
+        let is_needed = self.is_needed(id, piece);
+        let start_ms = piece.record().map_or(0, |record| record.start_ms);
+        let asked = self.requests.iter().filter(|request| piece.is_wanted && request.covers(id));
+        let asked = asked.filter_map(|request| request.deadline).min().unwrap_or(Time::NEVER);
+        let played = self.player.reaches(start_ms).before(self.config.append_margin);
+        let deadline = if is_needed { asked.min(played) } else { Time::NEVER };
+        if deadline == Time::NEVER {
+            return Moments { last_call: Time::NEVER, is_needed };
+        }
+        let missing =
+            u32::try_from(piece.blocks.len()).unwrap_or(u32::MAX).saturating_sub(piece.stored.count());
+        let last = deadline.before(self.origin.estimate(missing));
+        // Viewers share their deadlines: without a spread all of a broken tree's leaves would ask in the same moment, and
+        // none could help another. Those with little luck go first and serve the others.
+        let room = last.since(self.now.max(piece.since)).percent(50).min(self.config.fallback_spread);
+        let luck = u64::from(piece.luck);
+        let early = Span::from_us(room.as_us() * luck / 65_536);
+        Moments { last_call: last.before(early), is_needed }
+    }
+
+    /// Looks at one piece: starts pulls and fetches that are due and sets the time of the next look.
+    pub(super) fn check_piece(&mut self, at: usize) {
+        let id = self.active[at].0;
+        let Some(piece) = self.pieces.get(&id) else {
+            self.active.swap_remove(at);
+            return;
+        };
+        let moments = self.moments(id, piece);
+        let mut next = Time::NEVER;
+        let mut seeds = Bits::default();
+        let mut calls = Bits::default();
+        let mut pulls: Vec<u32> = Vec::new();
+        let mut expired: Vec<u32> = Vec::new();
+
+        let plan = self.plans.get(&id.rendition);
+        let typical = plan.map(typical_delay).unwrap_or_default();
+        let election = if plan.is_none() { Some(self.seed_time(id, piece)) } else { None };
+        for block in piece.missing() {
+            let state = &piece.blocks[block as usize];
+            if let Some(fetch) = state.fetch.and_then(|fetch| self.origin.fetches.get(&fetch)) {
+                next = next.min(fetch.progress + self.origin.patience());
+                continue;
+            }
+            let (seed_at, late_at) = match (plan, election) {
+                (Some(plan), _) => {
+                    let stripe = &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))];
+                    let seeds = stripe.is_root && (moments.is_needed || piece.since >= stripe.root_since);
+                    let seed_at = if seeds { piece.since } else { Time::NEVER };
+                    let is_fed = stripe.source().is_some_and(|source| {
+                        self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
+                    });
+                    let late_at = match (seeds, is_fed) {
+                        (true, _) => piece.since + self.origin.patience(),
+                        (false, true) => piece.since + stripe.expected() + self.config.pull_margin,
+                        // Nobody will push it: ask when others can be expected to have it.
+                        (false, false) => piece.since + typical,
+                    };
+                    (seed_at, late_at)
+                }
+                (None, Some(seed_at)) => (seed_at, piece.since),
+                (None, None) => (Time::NEVER, piece.since),
+            };
+            if seed_at.max(self.origin.closed_until) <= self.now {
+                seeds.insert(block);
+                continue;
+            }
+            if seed_at < Time::NEVER {
+                next = next.min(seed_at.max(self.origin.closed_until));
+            }
+            if !moments.is_needed {
+                continue;
+            }
+            let last_call = moments.last_call.max(self.origin.closed_until);
+            if last_call <= self.now {
+                calls.insert(block);
+                continue;
+            }
+            next = next.min(last_call);
+            let is_expired = |pull: &Pull| pull.until <= self.now;
+            #[cfg(test)]
+            let is_expired = |pull: &Pull| is_expired(pull) && !self.unsafe_mode.no_pull_timeout;
+            if let Some(pull) = state.pull {
+                if !is_expired(&pull) {
+                    next = next.min(pull.until);
+                    continue;
+                }
+                expired.push(block);
+            }
+            let pull_at = late_at.min(moments.last_call.before(PULL_LEAD)).max(piece.since);
+            if pull_at <= self.now {
+                pulls.push(block);
+            } else {
+                next = next.min(pull_at);
+            }
+        }
+        for block in expired {
+            self.pull_failed(id, block);
+        }
+        let mut retry = false;
+        if !pulls.is_empty() {
+            retry = !self.pull(id, &pulls);
+            // The new pulls' timeouts.
+            let piece = &self.pieces[&id];
+            let until =
+                pulls.iter().filter_map(|block| piece.blocks[*block as usize].pull).map(|pull| pull.until);
+            next = next.min(until.min().unwrap_or(Time::NEVER));
+        }
+        let mut deferred = self.fetch(id, &seeds, Purpose::Seed);
+        deferred |= self.fetch(id, &calls, Purpose::Deadline);
+        if !seeds.is_empty() || !calls.is_empty() {
+            next = next.min(self.now + self.origin.patience());
+        }
+        if retry || deferred {
+            next = next.min(self.now + RETRY);
+        }
+        if let Some(entry) = self.active.iter_mut().find(|(active, _)| *active == id) {
+            // A check that leaves something due would spin; what it could not do waits for a change or a retry.
+            entry.1 = next.max(self.now + Span::from_ms(1));
+        }
+    }
+
+    /// Without a plan: when the local peer brings a piece into the swarm. Neighbors agree by rendezvous hash, weighted by
+    /// uplink; each further one steps in later.
+    fn seed_time(&self, id: PieceId, piece: &Piece) -> Time {
+        if self.has_tracker {
+            // A plan is on its way. Until then only deadlines count.
+            return Time::NEVER;
+        }
+        let mine = rendezvous(id, self.me, self.uplink_class());
+        let better = self.neighbors.iter().filter(|(peer, neighbor)| {
+            neighbor.gives() && rendezvous(id, **peer, neighbor.uplink_class) > mine
+        });
+        let rank = better.count() as u64;
+        // As a backup, only if nobody has anything of it.
+        if rank > 0 && piece.known.iter().any(|known| !known.has.is_empty()) {
+            return Time::NEVER;
+        }
+        let step = self.origin.p95() + self.config.pull_margin;
+        piece.since + Span::from_us(step.as_us() * rank)
+    }
+
+    /// Without a tracker: whether the local peer is among those that bring a piece into the swarm.
+    pub(super) fn seeds_without_tracker(&self, id: PieceId) -> bool {
+        if let Some(plan) = self.plans.get(&id.rendition) {
+            return plan.stripes.iter().any(|stripe| stripe.is_root);
+        }
+        let mine = rendezvous(id, self.me, self.uplink_class());
+        !self
+            .neighbors
+            .iter()
+            .any(|(peer, neighbor)| neighbor.gives() && rendezvous(id, *peer, neighbor.uplink_class) > mine)
+    }
+
+    /// Asks neighbors for blocks; says whether somebody could be asked for each.
+    fn pull(&mut self, id: PieceId, blocks: &[u32]) -> bool {
+        let mut asks: Vec<(PeerId, Bits)> = Vec::new();
+        let mut found_all = true;
+        for block in blocks {
+            let Some(peer) = self.choose(id, *block) else {
+                found_all = false;
+                continue;
+            };
+            let Some(neighbor) = self.neighbors.get_mut(&peer) else { continue };
+            neighbor.asked += 1;
+            let until = self.now + neighbor.patience();
+            let Some(piece) = self.pieces.get_mut(&id) else { continue };
+            let state = &mut piece.blocks[*block as usize];
+            state.pull = Some(Pull { from: peer, sent: self.now, until });
+            state.pulls = state.pulls.saturating_add(1);
+            self.stats.pulls += 1;
+            match asks.iter_mut().find(|(asked, _)| *asked == peer) {
+                Some((_, bits)) => {
+                    bits.insert(*block);
+                }
+                None => {
+                    let mut bits = Bits::default();
+                    bits.insert(*block);
+                    asks.push((peer, bits));
+                }
+            }
+        }
+        for (peer, bits) in asks {
+            let mut sets = SetsBuilder::default();
+            sets.add(id, Some(&bits));
+            if let Some(sets) = sets.sets() {
+                self.send(peer, &Control::Request(sets));
+            }
+        }
+        if !found_all && let Some(piece) = self.pieces.get_mut(&id) {
+            // Those that did not have it may have it by the next look.
+            piece.known.iter_mut().for_each(|known| known.refused = Bits::default());
+        }
+        found_all
+    }
+
+    /// The neighbor that will likely deliver a block soonest.
+    fn choose(&self, id: PieceId, block: u32) -> Option<PeerId> {
+        let piece = self.pieces.get(&id)?;
+        if piece.blocks.get(block as usize)?.pulls >= PULLS_MAX {
+            return None;
+        }
+        let plan = self.plans.get(&id.rendition);
+        let stripe = plan.map(|plan| &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))]);
+        let candidates = self.neighbors.iter().filter_map(|(peer, neighbor)| {
+            if !neighbor.gives() || neighbor.asked >= ASKED_MAX {
+                return None;
+            }
+            let known = piece.known(*peer);
+            if known.is_some_and(|known| known.refused.contains(block)) {
+                return None;
+            }
+            let wait = neighbor.service + Span::from_ms(10 * u64::from(neighbor.asked));
+            let cost = if known.is_some_and(|known| known.has.contains(block)) {
+                wait
+            } else {
+                let stripe = stripe?;
+                // A child gets the block from here, and the parent pushes it without being asked.
+                if stripe.children.contains(peer) || stripe.source() == Some(*peer) {
+                    return None;
+                }
+                wait + wait + GUESS_COST
+            };
+            let tie = mix(u64::from(*peer) << 32 ^ u64::from(self.me) ^ u64::from(block) << 16 ^ id.msn << 5);
+            Some((cost, tie, *peer))
+        });
+        candidates.min().map(|(_, _, peer)| peer)
+    }
+
+    /// A neighbor did not answer a pull in time.
+    fn pull_failed(&mut self, id: PieceId, block: u32) {
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
+        let Some(pull) = piece.blocks.get_mut(block as usize).and_then(|state| state.pull.take()) else {
+            return;
+        };
+        piece.known_mut(pull.from).refused.insert(block);
+        self.stats.pulls_timed_out += 1;
+        if let Some(neighbor) = self.neighbors.get_mut(&pull.from) {
+            neighbor.asked = neighbor.asked.saturating_sub(1);
+            neighbor.failed();
+        }
+        self.send_cancel(pull.from, id, Some(block));
+    }
+
+    /// Fetches blocks from the origin, neighboring ones in one range. Says whether some have to wait for a running fetch
+    /// to end.
+    fn fetch(&mut self, id: PieceId, blocks: &Bits, purpose: Purpose) -> bool {
+        if blocks.is_empty() {
+            return false;
+        }
+        let Some(piece) = self.pieces.get(&id) else { return false };
+        let Some(length) = piece.record().map(|record| record.length) else { return false };
+        let is_retry = piece.origin_lies > 0;
+        if piece.origin_lies >= ORIGIN_LIES_MAX {
+            // The bytes that the record describes can't be had from this origin. Peers may still have them.
+            self.check_requests();
+            return false;
+        }
+        let mut blocks = blocks.iter().peekable();
+        while let Some(first) = blocks.next() {
+            if self.origin.fetches.len() >= self.config.fetches_max {
+                return true;
+            }
+            let mut count = 1;
+            while blocks.next_if_eq(&(first + count)).is_some() {
+                count += 1;
+            }
+            let fetch = self.origin.start(self.now, id, first, count, purpose);
+            match purpose {
+                Purpose::Seed => self.stats.seed_fetches += 1,
+                Purpose::Deadline => self.stats.deadline_fetches += 1,
+            }
+            let offset = first * BLOCK_BYTES;
+            let bytes = (count * BLOCK_BYTES).min(length - offset);
+            let is_whole = bytes == length;
+            let output = Output::Fetch { fetch, piece: id, offset, length: bytes, is_whole, is_retry };
+            self.outputs.push_back(output);
+            let Some(piece) = self.pieces.get_mut(&id) else { return false };
+            for block in first..first + count {
+                piece.blocks[block as usize].fetch = Some(fetch);
+            }
+        }
+        false
+    }
+
+    /// A fetch ended: with all its bytes, or with a status.
+    pub(super) fn end_fetch(&mut self, fetch: FetchId, failure: Option<u16>) {
+        let Some(ended) = self.origin.fetches.remove(&fetch) else { return };
+        if failure.is_some() || ended.received < ended.count {
+            self.stats.fetches_failed += 1;
+            self.origin.failed(self.now, &mut self.rng);
+        }
+        self.release_fetch(fetch, ended.piece);
+    }
+
+    pub(super) fn cancel_fetch(&mut self, fetch: FetchId) {
+        let Some(cancelled) = self.origin.fetches.remove(&fetch) else { return };
+        self.stats.fetches_cancelled += 1;
+        self.outputs.push_back(Output::CancelFetch { fetch });
+        self.release_fetch(fetch, cancelled.piece);
+    }
+
+    /// Cancels a fetch whose blocks have all come, from wherever.
+    pub(super) fn cancel_if_done(&mut self, fetch: FetchId) {
+        let Some(running) = self.origin.fetches.get(&fetch) else { return };
+        if running.received >= running.count {
+            return;
+        }
+        let Some(piece) = self.pieces.get(&running.piece) else { return };
+        if (running.first..running.first + running.count).all(|block| piece.stored.contains(block)) {
+            self.cancel_fetch(fetch);
+        }
+    }
+
+    fn release_fetch(&mut self, fetch: FetchId, id: PieceId) {
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
+        for block in &mut piece.blocks {
+            if block.fetch == Some(fetch) {
+                block.fetch = None;
+            }
+        }
+        // A fetch that waited for a free place may start now.
+        self.wake_pieces();
+    }
+
+    /// Cancels fetches that give nothing any more.
+    pub(super) fn cancel_stalled_fetches(&mut self) {
+        let (now, patience) = (self.now, self.origin.patience());
+        let stalled = self.origin.fetches.iter().filter(|(_, fetch)| now.since(fetch.progress) >= patience);
+        let stalled: Vec<FetchId> = stalled.map(|(fetch, _)| *fetch).collect();
+        for fetch in stalled {
+            self.stats.fetches_failed += 1;
+            self.origin.failed(now, &mut self.rng);
+            self.cancel_fetch(fetch);
+        }
+    }
+}
+
+/// How long after their records blocks typically come, over the stripes that somebody pushes.
+fn typical_delay(plan: &Plan) -> Span {
+    let fed = plan.stripes.iter().filter(|stripe| stripe.source().is_some());
+    fed.map(|stripe| stripe.expected()).max().unwrap_or(Span::from_ms(100))
+}
+
+/// A peer's lot for a piece: the highest one seeds it. A peer with twice the uplink has about twice the chance.
+fn rendezvous(id: PieceId, peer: PeerId, uplink_class: u8) -> u64 {
+    // One draw for each doubling above 256 kbit/s would be too flat, one for each 256 kbit/s too many: classes are
+    // logarithmic, so draws double up to 16.
+    let draws = 1_u64 << uplink_class.saturating_sub(9).min(4);
+    let piece = id.msn << 24 ^ u64::from(id.part) << 8 ^ u64::from(id.rendition);
+    (0..draws).map(|draw| mix(mix(piece ^ draw << 56) ^ u64::from(peer))).max().unwrap_or(0)
+}

@@ -1,0 +1,262 @@
+//! What is done twice a second: neighbors that fall silent, rates, limits, lost parents, reports.
+
+use shoal_digest::PieceId;
+
+use super::{Peer, records::RECORD_WAIT_MAX};
+use crate::{
+    Output, Span, Time,
+    input::PeerId,
+    output::{DisconnectReason, Report},
+    piece,
+    stats::Stats,
+    wire::Control,
+};
+
+const UPKEEP_INTERVAL: Span = Span::from_ms(500);
+/// A neighbor that blocks are expected of and that says nothing for this long is asked whether it is there.
+const QUIET: Span = Span::from_ms(1000);
+/// The same for others; keeps NAT bindings open too.
+const QUIET_IDLE: Span = Span::from_secs(10);
+/// Without an answer for this long, nothing more is expected of it. Background tabs run timers once a second, but handle
+/// messages at once.
+const SUSPECT_AFTER: Span = Span::from_ms(700);
+/// Without an answer for this long, it is gone.
+const GONE_AFTER: Span = Span::from_secs(4);
+/// A foster parent that pushes nothing for this long is no use.
+const FOSTER_PATIENCE: Span = Span::from_secs(2);
+/// With this much waiting in the upload queue, a child has to go.
+const SHED_BACKLOG: Span = Span::from_ms(700);
+/// After one was sent away, see first what that does.
+const SHED_INTERVAL: Span = Span::from_ms(1500);
+/// A piece whose end lies this far behind the playhead is not obtained any more.
+const RETIRE_AFTER_MS: u64 = 1500;
+
+impl Peer {
+    pub(super) fn upkeep(&mut self) {
+        if self.upkeep_at == Time::ZERO {
+            // Viewers that start together must not work in step.
+            let phase = self.rng.below(UPKEEP_INTERVAL.as_us());
+            self.upkeep_at = self.now + Span::from_us(phase);
+            return;
+        }
+        self.upkeep_at = self.now + UPKEEP_INTERVAL;
+        self.ask_silent_neighbors();
+        self.retire_pieces();
+        self.cancel_stalled_fetches();
+        let now = self.now;
+        self.drop_held(|held, _| now.since(held.since) > RECORD_WAIT_MAX.percent(30));
+        self.drop_loaded();
+        self.update_rate();
+        self.shed();
+        self.find_fosters();
+        if self.requests.iter().any(|request| !request.record_fetched) && !self.has_tracker {
+            self.check_requests();
+        }
+        if self.report_at <= self.now {
+            self.report();
+        }
+    }
+
+    fn ask_silent_neighbors(&mut self) {
+        let now = self.now;
+        let mut gone = Vec::new();
+        let mut asked = Vec::new();
+        let mut has_suspects = false;
+        for (peer, neighbor) in &mut self.neighbors {
+            if let Some((sent, _)) = neighbor.ping {
+                if neighbor.heard > sent {
+                    // It is there; the pong itself only measures.
+                    neighbor.ping = None;
+                } else if now.since(sent) >= GONE_AFTER {
+                    gone.push(*peer);
+                } else if now.since(sent) >= SUSPECT_AFTER + neighbor.rtt + neighbor.rtt
+                    && !neighbor.is_suspect
+                {
+                    neighbor.is_suspect = true;
+                    has_suspects = true;
+                }
+                continue;
+            }
+            let is_source = self
+                .plans
+                .values()
+                .flat_map(|plan| &plan.stripes)
+                .any(|stripe| stripe.source() == Some(*peer));
+            let quiet =
+                if is_source || neighbor.asked > 0 || !neighbor.has_greeted { QUIET } else { QUIET_IDLE };
+            if now.since(neighbor.heard) >= quiet {
+                self.next_nonce = self.next_nonce.wrapping_add(1);
+                neighbor.ping = Some((now, self.next_nonce));
+                asked.push((*peer, self.next_nonce));
+            }
+        }
+        for (peer, nonce) in asked {
+            self.send(peer, &Control::Ping { nonce });
+        }
+        for peer in gone {
+            self.part_from(peer, DisconnectReason::Silent, false);
+        }
+        if has_suspects {
+            self.wake_pieces();
+        }
+    }
+
+    fn retire_pieces(&mut self) {
+        let position_ms = self.player.position_ms(self.now);
+        let is_over = |id: &PieceId| {
+            let Some(piece) = self.pieces.get(id) else { return true };
+            let Some(record) = piece.record() else { return true };
+            let end_ms = record.start_ms + u64::from(record.duration_ms);
+            let passed = self.player.has_started && end_ms + RETIRE_AFTER_MS < position_ms;
+            // A driver that never tells a playhead must not make pieces pile up.
+            let forgotten = self.now.since(piece.since) > Span::from_secs(60);
+            !piece.is_wanted && (passed || forgotten)
+        };
+        let over: Vec<PieceId> = self.active.iter().map(|(id, _)| *id).filter(|id| is_over(id)).collect();
+        for id in over {
+            self.deactivate(id);
+            if let Some(piece) = self.pieces.get_mut(&id) {
+                piece.is_retired = true;
+            }
+        }
+    }
+
+    /// Evicts the oldest pieces until the store keeps its limit.
+    pub(super) fn limit_store(&mut self) {
+        while self.store_bytes > self.config.store_bytes_max {
+            let stored = self.pieces.iter().filter(|(_, piece)| !piece.stored.is_empty() && !piece.is_wanted);
+            let Some((_, oldest)) = stored.map(|(id, piece)| piece::age(*id, piece)).min() else { return };
+            self.evict(oldest);
+        }
+    }
+
+    pub(super) fn evict(&mut self, id: PieceId) {
+        self.deactivate(id);
+        let Some(piece) = self.pieces.remove(&id) else { return };
+        if !piece.stored.is_empty() {
+            self.store_bytes -= piece.store_bytes();
+            self.stats.evicted += 1;
+            self.outputs.push_back(Output::Evict { piece: id });
+        }
+    }
+
+    /// Sets the upload rate: what the line, the stream and the viewer's own playback allow.
+    pub(super) fn update_rate(&mut self) {
+        let usable = self.usable_bps();
+        // A viewer whose playback waits needs its line, but a swarm in which everybody waits must not stop altogether.
+        let rate = if self.player.is_stalled { usable / 4 } else { usable };
+        self.uploads.set_rate(self.now, rate);
+        self.update_flags();
+    }
+
+    fn usable_bps(&self) -> u64 {
+        if !self.may_upload() {
+            return 0;
+        }
+        let measured = self.uploads.uplink_bps();
+        let uplink = if measured == 0 { self.config.uplink_initial_bps } else { measured };
+        let line = uplink.saturating_mul(self.config.upload_uplink_percent) / 100;
+        let stream: u64 = self.playing.iter().filter_map(|rendition| self.rates.get(rendition)).sum();
+        if stream == 0 { line } else { line.min(stream.saturating_mul(self.upload_ratio_percent) / 100) }
+    }
+
+    /// Sends a child away when the upload queue only grows.
+    fn shed(&mut self) {
+        if self.uploads.backlog() < SHED_BACKLOG || self.now.since(self.shed_at) < SHED_INTERVAL {
+            return;
+        }
+        // The weakest child of the stripe with the most: it has the fewest descendants.
+        let places = self.plans.iter().flat_map(|(rendition, plan)| {
+            plan.stripes.iter().enumerate().map(move |(stripe, place)| (*rendition, stripe, place))
+        });
+        let most = places.filter(|(_, _, place)| !place.children.is_empty());
+        let Some((rendition, stripe, _)) = most.max_by_key(|(_, _, place)| place.children.len()) else {
+            return;
+        };
+        let Some(place) = self.plans.get_mut(&rendition).map(|plan| &mut plan.stripes[stripe]) else {
+            return;
+        };
+        let Some(child) = place.children.last().copied() else { return };
+        place.remove_child(child);
+        let stripes = self.plans[&rendition].stripe_count();
+        let stripe = u8::try_from(stripe).expect("there are at most 255 stripes");
+        self.shed_at = self.now;
+        self.stats.shed += 1;
+        let dropped = self.uploads.remove(|upload| {
+            let its = crate::stripe_of(upload.piece, u32::from(upload.block), stripes) == stripe;
+            upload.peer == child && upload.piece.rendition == rendition && its && !upload.is_answer
+        });
+        self.stats.uploads_dropped += dropped as u64;
+        if self.neighbors.contains_key(&child) {
+            self.send(child, &Control::Shed { rendition, stripe });
+        }
+        // The planner should know soon that less can be planned on.
+        self.report_at = self.report_at.min(self.now);
+    }
+
+    /// Finds somebody who pushes the stripes that nobody pushes any more, until the tracker has repaired the tree.
+    fn find_fosters(&mut self) {
+        let now = self.now;
+        if !self.player.has_started {
+            return;
+        }
+        let mut changes = Vec::new();
+        for rendition in &self.playing {
+            let Some(plan) = self.plans.get(rendition) else { continue };
+            for (stripe, place) in (0_u8..).zip(&plan.stripes) {
+                if place.is_root {
+                    continue;
+                }
+                let is_alive =
+                    |peer: PeerId| self.neighbors.get(&peer).is_some_and(|neighbor| !neighbor.is_suspect);
+                if place.parent.is_some_and(is_alive) {
+                    continue;
+                }
+                let quiet = now.since(place.arrived_at.max(place.foster_since)) > FOSTER_PATIENCE;
+                if place.foster.is_some_and(is_alive) && !quiet {
+                    continue;
+                }
+                let candidates = self.neighbors.iter().filter(|(peer, neighbor)| {
+                    neighbor.gives() && place.foster != Some(**peer) && !place.children.contains(peer)
+                });
+                // Strong ones more likely, but not everybody the same one.
+                let best = candidates.max_by_key(|(peer, neighbor)| {
+                    u64::from(neighbor.uplink_class) * 2 + self.lot(**peer ^ u32::from(stripe) << 24) % 9
+                });
+                changes.push((*rendition, plan.stripe_count(), stripe, best.map(|(peer, _)| *peer)));
+            }
+        }
+        for (rendition, stripes, stripe, foster) in changes {
+            let Some(plan) = self.plans.get_mut(&rendition) else { continue };
+            let place = &mut plan.stripes[usize::from(stripe)];
+            let former = std::mem::replace(&mut place.foster, foster);
+            place.foster_since = now;
+            if let Some(former) = former.filter(|former| self.neighbors.contains_key(former)) {
+                self.send(former, &Control::Subscribe { rendition, stripes, stripe, on: false });
+            }
+            if let Some(foster) = foster {
+                self.send(foster, &Control::Subscribe { rendition, stripes, stripe, on: true });
+            }
+        }
+    }
+
+    fn report(&mut self) {
+        self.report_at = self.now + self.report_interval;
+        let Stats { peer_bytes, origin_bytes, sent_bytes, rebuffer_ms, .. } = self.stats;
+        let waste = |stats: &Stats| stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes;
+        let clamp = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
+        let report = Report {
+            uplink_kbps: clamp(self.usable_bps() / 1000),
+            renditions: self.playing.clone(),
+            buffer_ms: clamp(self.player.buffer_ms(self.now)),
+            behind_ms: clamp(self.behind_ms()),
+            peer_bytes: peer_bytes - self.reported.peer_bytes,
+            origin_bytes: origin_bytes - self.reported.origin_bytes,
+            sent_bytes: sent_bytes - self.reported.sent_bytes,
+            waste_bytes: waste(&self.stats) - waste(&self.reported),
+            rebuffer_ms: clamp(rebuffer_ms - self.reported.rebuffer_ms),
+        };
+        self.reported = self.stats;
+        self.outputs.push_back(Output::Report(report));
+    }
+}

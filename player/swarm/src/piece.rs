@@ -1,0 +1,118 @@
+//! One piece: its record, which of its blocks are stored, and who else has which.
+
+use std::sync::Arc;
+
+use shoal_digest::{PieceId, Record};
+
+use crate::{
+    Time,
+    bits::Bits,
+    input::{FetchId, PeerId},
+    record::SignedRecord,
+};
+
+/// A block that is being obtained.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Block {
+    /// Who was asked, when, and until when the answer is awaited.
+    pub(crate) pull: Option<Pull>,
+    /// A fetch from the origin covers it.
+    pub(crate) fetch: Option<FetchId>,
+    pub(crate) pulls: u8,
+}
+
+/// A block asked of a neighbor.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pull {
+    pub(crate) from: PeerId,
+    pub(crate) sent: Time,
+    pub(crate) until: Time,
+}
+
+/// What a neighbor has of the piece, as far as is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) peer: PeerId,
+    pub(crate) has: Bits,
+    /// It said that it won't send these.
+    pub(crate) refused: Bits,
+}
+
+/// A piece that was heard of.
+#[derive(Clone, Debug)]
+pub(crate) struct Piece {
+    pub(crate) record: Option<Arc<SignedRecord>>,
+    /// When the record came: the best guess at when the piece was published.
+    pub(crate) since: Time,
+    /// Stored and verified.
+    pub(crate) stored: Bits,
+    /// One for each block while the piece is incomplete and has a record; then empty.
+    pub(crate) blocks: Vec<Block>,
+    pub(crate) known: Vec<Known>,
+    pub(crate) is_complete: bool,
+    /// The player has it already, without our help.
+    pub(crate) is_loaded: bool,
+    /// The player asked for it.
+    pub(crate) is_wanted: bool,
+    /// Out of the schedule: nothing is obtained or expected any more.
+    pub(crate) is_retired: bool,
+    /// Where in the spread of fallbacks this viewer stands for this piece, 0 to 65535.
+    pub(crate) luck: u16,
+    pub(crate) hops: u8,
+    /// How often the origin's bytes did not match the record.
+    pub(crate) origin_lies: u8,
+}
+
+impl Piece {
+    pub(crate) fn new(now: Time) -> Self {
+        Self {
+            record: None,
+            since: now,
+            stored: Bits::default(),
+            blocks: Vec::new(),
+            known: Vec::new(),
+            is_complete: false,
+            is_loaded: false,
+            is_wanted: false,
+            is_retired: false,
+            luck: 0,
+            hops: 0,
+            origin_lies: 0,
+        }
+    }
+
+    pub(crate) fn record(&self) -> Option<&Record> {
+        self.record.as_deref().map(SignedRecord::record)
+    }
+
+    pub(crate) fn known_mut(&mut self, peer: PeerId) -> &mut Known {
+        let at = self.known.iter().position(|known| known.peer == peer);
+        let at = at.unwrap_or_else(|| {
+            self.known.push(Known { peer, has: Bits::default(), refused: Bits::default() });
+            self.known.len() - 1
+        });
+        &mut self.known[at]
+    }
+
+    pub(crate) fn known(&self, peer: PeerId) -> Option<&Known> {
+        self.known.iter().find(|known| known.peer == peer)
+    }
+
+    pub(crate) fn has(&self, peer: PeerId, block: u32) -> bool {
+        self.known(peer).is_some_and(|known| known.has.contains(block))
+    }
+
+    /// Bytes in the piece store: room is made for the whole piece with its first block.
+    pub(crate) fn store_bytes(&self) -> u64 {
+        if self.stored.is_empty() { 0 } else { self.record().map_or(0, |record| u64::from(record.length)) }
+    }
+
+    pub(crate) fn missing(&self) -> impl Iterator<Item = u32> + '_ {
+        (0..).zip(&self.blocks).map(|(block, _)| block).filter(|block| !self.stored.contains(*block))
+    }
+}
+
+/// The order in which pieces are evicted: the earliest in the program first.
+pub(crate) fn age(id: PieceId, piece: &Piece) -> (u64, PieceId) {
+    (piece.record().map_or(0, |record| record.start_ms), id)
+}

@@ -1,0 +1,125 @@
+//! The local peer's places in the seeding plan, and how long blocks take along it.
+
+use std::collections::BTreeMap;
+
+use crate::{
+    Span, Time,
+    input::{PeerId, Place},
+};
+
+/// At most this many children in one stripe are taken from a plan or adopted: what the bound on a plan message allows,
+/// and far more than an uplink of twice the stream's rate feeds.
+pub(crate) const CHILDREN_MAX: usize = 48;
+
+/// The place in one stripe.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stripe {
+    pub(crate) is_root: bool,
+    /// By the plan.
+    pub(crate) parent: Option<PeerId>,
+    /// Asked by the local peer itself to push, because the plan's parent is gone.
+    pub(crate) foster: Option<PeerId>,
+    /// When the foster was asked.
+    pub(crate) foster_since: Time,
+    /// Since when the local peer is root.
+    pub(crate) root_since: Time,
+    /// When the last block came from the parent or foster.
+    pub(crate) arrived_at: Time,
+    /// By the plan, strongest uplink first, then those that asked.
+    pub(crate) children: Vec<PeerId>,
+    /// How many of the children are the plan's.
+    pub(crate) planned: usize,
+    /// What the planner expects.
+    expected: Span,
+    /// What was measured: mean and mean deviation, in microseconds; 0 before the first block.
+    mean_us: u64,
+    deviation_us: u64,
+}
+
+impl Stripe {
+    /// Who pushes this stripe, by plan or by request.
+    pub(crate) fn source(&self) -> Option<PeerId> {
+        self.parent.or(self.foster)
+    }
+
+    /// Learns from a pushed block how long after its record blocks of this stripe come.
+    pub(crate) fn arrived(&mut self, now: Time, after: Span) {
+        self.arrived_at = now;
+        // A block that took many seconds says that something broke, not how long blocks take.
+        let sample = after.as_us().min(5_000_000);
+        if self.mean_us == 0 {
+            (self.mean_us, self.deviation_us) = (sample, sample / 4);
+        } else {
+            self.deviation_us = (self.deviation_us * 7 + self.mean_us.abs_diff(sample)) / 8;
+            self.mean_us = (self.mean_us * 7 + sample) / 8;
+        }
+    }
+
+    /// How long after its record a block of this stripe is expected.
+    pub(crate) fn expected(&self) -> Span {
+        if self.mean_us == 0 {
+            return self.expected;
+        }
+        Span::from_us(self.mean_us + self.deviation_us)
+    }
+}
+
+/// The local peer's places in one rendition.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) stripes: Vec<Stripe>,
+}
+
+impl Plan {
+    pub(crate) fn new(stripes: u8) -> Self {
+        Self { stripes: vec![Stripe::default(); usize::from(stripes.max(1))] }
+    }
+
+    pub(crate) fn stripe_count(&self) -> u8 {
+        u8::try_from(self.stripes.len()).expect("made from a u8")
+    }
+
+    /// Takes over one place. Gives a foster parent that is no longer needed.
+    pub(crate) fn place(&mut self, now: Time, place: &Place<'_>) -> Option<PeerId> {
+        let stripe = self.stripes.get_mut(usize::from(place.stripe))?;
+        if place.parent != stripe.parent || place.is_root != stripe.is_root {
+            (stripe.mean_us, stripe.deviation_us) = (0, 0);
+        }
+        if place.is_root && !stripe.is_root {
+            stripe.root_since = now;
+        }
+        stripe.is_root = place.is_root;
+        stripe.parent = place.parent;
+        stripe.expected = place.expected;
+        let adopted: Vec<PeerId> = stripe.children.split_off(stripe.planned.min(stripe.children.len()));
+        stripe.children.clear();
+        stripe.children.extend(place.children.iter().take(CHILDREN_MAX));
+        stripe.planned = stripe.children.len();
+        let adopted = adopted.into_iter().filter(|child| !place.children.contains(child));
+        let room = CHILDREN_MAX - stripe.planned;
+        let adopted: Vec<PeerId> = adopted.take(room).collect();
+        stripe.children.extend(adopted);
+        if stripe.is_root || stripe.parent.is_some() { stripe.foster.take() } else { None }
+    }
+
+    /// Forgets a peer in all places.
+    pub(crate) fn forget(&mut self, peer: PeerId) {
+        for stripe in &mut self.stripes {
+            stripe.parent = stripe.parent.filter(|parent| *parent != peer);
+            stripe.foster = stripe.foster.filter(|foster| *foster != peer);
+            stripe.remove_child(peer);
+        }
+    }
+}
+
+impl Stripe {
+    pub(crate) fn remove_child(&mut self, peer: PeerId) -> bool {
+        let Some(at) = self.children.iter().position(|child| *child == peer) else { return false };
+        self.children.remove(at);
+        self.planned -= usize::from(at < self.planned);
+        true
+    }
+}
+
+/// The plans of all renditions.
+pub(crate) type Plans = BTreeMap<u8, Plan>;

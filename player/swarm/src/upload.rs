@@ -1,0 +1,265 @@
+//! Upload control: what waits to be sent, how fast it may go out, and what the uplink can carry.
+//!
+//! Uploads leave in bursts of a few blocks at most, out of a token bucket. A burst also measures the line: how fast the
+//! channels' send queues drain while they are not empty is what the uplink (or the path) carries. Which blocks are
+//! queued is decided in `peer::blocks` and `peer::messages`.
+
+use std::collections::BTreeMap;
+
+use shoal_digest::{BLOCK_BYTES, PieceId};
+
+use crate::{Span, Time, input::PeerId};
+
+/// The token bucket's depth: four blocks. Enough to measure a line by, 22 ms on a 25 Mbit/s uplink.
+const BURST_BYTES: u64 = 4 * BLOCK_BYTES as u64;
+/// A neighbor's channel is given no more while this much waits in it: what is handed over can't be cancelled.
+pub(crate) const CHANNEL_BYTES_MAX: u32 = 4 * BLOCK_BYTES;
+/// Shorter measurements say more about the channel than about the line.
+const SAMPLE_BYTES_MIN: u64 = 2 * BLOCK_BYTES as u64;
+/// The send queue of a line slower than this is not worth measuring further.
+const UPLINK_MIN_BPS: u64 = 50_000;
+
+/// One block that waits to be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Upload {
+    pub(crate) peer: PeerId,
+    pub(crate) piece: PieceId,
+    pub(crate) block: u16,
+    pub(crate) hops: u8,
+    pub(crate) is_answer: bool,
+    pub(crate) bytes: u32,
+    /// After this the receiver has got it from elsewhere or does not need it any more.
+    pub(crate) until: Time,
+}
+
+/// The upload queue with its token bucket and the uplink's estimate.
+#[derive(Debug)]
+pub(crate) struct Uploads {
+    queue: BTreeMap<(Time, u64), Upload>,
+    next_number: u64,
+    queued_bytes: u64,
+    tokens: u64,
+    tokens_at: Time,
+    rate_bps: u64,
+    uplink_bps: u64,
+    sent_total: u64,
+    buffered: u64,
+    /// When the send queues became non-empty, and `sent_total - buffered` then.
+    busy: Option<(Time, u64)>,
+}
+
+impl Uploads {
+    pub(crate) fn new() -> Self {
+        Self {
+            queue: BTreeMap::new(),
+            next_number: 0,
+            queued_bytes: 0,
+            tokens: BURST_BYTES,
+            tokens_at: Time::ZERO,
+            rate_bps: 0,
+            uplink_bps: 0,
+            sent_total: 0,
+            buffered: 0,
+            busy: None,
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn answers(&self) -> usize {
+        self.queue.values().filter(|upload| upload.is_answer).count()
+    }
+
+    /// Queues a block; those with the earliest `rank` leave first.
+    pub(crate) fn push(&mut self, rank: Time, upload: Upload) {
+        self.next_number += 1;
+        self.queued_bytes += u64::from(upload.bytes);
+        self.queue.insert((rank, self.next_number), upload);
+    }
+
+    /// Takes the uploads that `goes` says yes to out of the queue; gives their number.
+    pub(crate) fn remove(&mut self, mut goes: impl FnMut(&Upload) -> bool) -> usize {
+        let before = self.queue.len();
+        let mut bytes = 0;
+        self.queue.retain(|_, upload| {
+            let goes = goes(upload);
+            bytes += if goes { u64::from(upload.bytes) } else { 0 };
+            !goes
+        });
+        self.queued_bytes -= bytes;
+        before - self.queue.len()
+    }
+
+    /// A neighbor is gone: its uploads are dropped, and what waited in its channel says nothing about the line.
+    pub(crate) fn forget(&mut self, peer: PeerId) {
+        self.remove(|upload| upload.peer == peer);
+        self.busy = None;
+    }
+
+    pub(crate) fn contains(&self, peer: PeerId, piece: PieceId, block: u16) -> bool {
+        self.queue
+            .values()
+            .any(|upload| upload.peer == peer && upload.piece == piece && upload.block == block)
+    }
+
+    /// How long the queue takes at the present rate.
+    pub(crate) fn backlog(&self) -> Span {
+        if self.queued_bytes == 0 { Span::ZERO } else { Span::of_bytes(self.queued_bytes, self.rate_bps) }
+    }
+
+    /// Sets the rate that the token bucket fills at.
+    pub(crate) fn set_rate(&mut self, now: Time, rate_bps: u64) {
+        if rate_bps != self.rate_bps {
+            self.refill(now);
+            self.rate_bps = rate_bps;
+        }
+    }
+
+    pub(crate) fn rate_bps(&self) -> u64 {
+        self.rate_bps
+    }
+
+    /// The measured uplink, 0 before the first measurement.
+    pub(crate) fn uplink_bps(&self) -> u64 {
+        self.uplink_bps
+    }
+
+    fn refill(&mut self, now: Time) {
+        let elapsed = now.since(self.tokens_at).as_us().min(60_000_000);
+        self.tokens = (self.tokens + elapsed * self.rate_bps / 8_000_000).min(BURST_BYTES);
+        self.tokens_at = now;
+    }
+
+    /// The first upload in the queue that the rate and its receiver's channel have room for. `is_open` says whether a
+    /// receiver's channel has.
+    pub(crate) fn next(&mut self, now: Time, mut is_open: impl FnMut(PeerId) -> bool) -> Option<Upload> {
+        if self.queue.is_empty() {
+            return None;
+        }
+        self.refill(now);
+        let (key, upload) = self.queue.iter().find(|(_, upload)| is_open(upload.peer))?;
+        let (key, upload) = (*key, *upload);
+        // Past their time ones leave whatever the rate; the caller drops them.
+        if upload.until > now {
+            if self.tokens < u64::from(upload.bytes) {
+                return None;
+            }
+            self.tokens -= u64::from(upload.bytes);
+        }
+        self.queued_bytes -= u64::from(upload.bytes);
+        self.queue.remove(&key);
+        Some(upload)
+    }
+
+    /// When [`Uploads::next`] has something next, as far as the rate is concerned.
+    pub(crate) fn next_at(&self, is_open: impl Fn(PeerId) -> bool) -> Option<Time> {
+        let upload = self.queue.values().find(|upload| is_open(upload.peer))?;
+        if self.rate_bps == 0 {
+            return Some(upload.until);
+        }
+        let missing = u64::from(upload.bytes).saturating_sub(self.tokens);
+        // Rounded up, so that the wake-up finds the tokens.
+        Some(
+            (self.tokens_at + Span::from_us((missing * 8_000_000).div_ceil(self.rate_bps))).min(upload.until),
+        )
+    }
+
+    /// Notes that a block was handed to a channel.
+    pub(crate) fn sent(&mut self, now: Time, bytes: u32) {
+        if self.busy.is_none() {
+            self.busy = Some((now, self.sent_total));
+        }
+        self.sent_total += u64::from(bytes);
+        self.buffered += u64::from(bytes);
+    }
+
+    /// Takes the sum of what waits in all channels and learns the uplink from how it drains.
+    pub(crate) fn drained(&mut self, now: Time, buffered: u64) {
+        // What waits was sent before: a driver that counts more counts headers.
+        self.buffered = buffered.min(self.sent_total);
+        let gone = self.sent_total - self.buffered;
+        let Some((since, gone_then)) = self.busy else { return };
+        let (bytes, elapsed) = (gone.saturating_sub(gone_then), now.since(since));
+        let is_idle = buffered == 0;
+        if bytes >= SAMPLE_BYTES_MIN && elapsed > Span::ZERO {
+            let sample = (bytes * 8_000_000 / elapsed.as_us()).max(UPLINK_MIN_BPS);
+            // A rise is believed at once: nothing drains faster than the line. A fall is believed slowly, because a
+            // single busy path or a late notice looks the same.
+            self.uplink_bps =
+                if sample > self.uplink_bps { sample } else { (self.uplink_bps * 15 + sample) / 16 };
+            self.busy = Some((now, gone));
+        }
+        if is_idle {
+            self.busy = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn upload(peer: PeerId, block: u16) -> Upload {
+        let piece = PieceId { rendition: 0, msn: 1, part: 0 };
+        let until = Time::from_ms(10_000);
+        Upload { peer, piece, block, hops: 0, is_answer: false, bytes: BLOCK_BYTES, until }
+    }
+
+    #[test]
+    fn the_bucket_holds_uploads_to_its_rate() {
+        let mut uploads = Uploads::new();
+        uploads.set_rate(Time::ZERO, 1_000_000);
+        (0..200).for_each(|block| uploads.push(Time::ZERO, upload(1, block)));
+        let mut sent = 0;
+        for ms in 0..=2000 {
+            while uploads.next(Time::from_ms(ms), |_| true).is_some() {
+                sent += u64::from(BLOCK_BYTES);
+            }
+        }
+        // 250 kB in two seconds, and the burst.
+        let expected = 250_000 + BURST_BYTES;
+        assert!(sent <= expected && sent + 2 * u64::from(BLOCK_BYTES) > expected, "{sent}");
+    }
+
+    #[test]
+    fn a_blocked_channel_does_not_hold_up_the_others() {
+        let mut uploads = Uploads::new();
+        uploads.set_rate(Time::ZERO, 1_000_000);
+        uploads.push(Time::ZERO, upload(1, 0));
+        uploads.push(Time::ZERO, upload(2, 0));
+        assert_eq!(uploads.next(Time::ZERO, |peer| peer != 1).map(|upload| upload.peer), Some(2));
+        assert_eq!(uploads.len(), 1);
+    }
+
+    #[test]
+    fn the_wake_up_finds_tokens() {
+        let mut uploads = Uploads::new();
+        uploads.set_rate(Time::ZERO, 777_777);
+        (0..20).for_each(|block| uploads.push(Time::ZERO, upload(1, block)));
+        let mut now = Time::ZERO;
+        while uploads.len() > 0 {
+            while uploads.next(now, |_| true).is_some() {}
+            let Some(next) = uploads.next_at(|_| true) else { break };
+            assert!(next > now, "a wake-up that finds nothing would spin");
+            now = next;
+        }
+        assert_eq!(uploads.len(), 0);
+    }
+
+    #[test]
+    fn draining_queues_measure_the_line() {
+        let mut uploads = Uploads::new();
+        let mut now = Time::from_ms(5);
+        for _ in 0..20 {
+            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES));
+            now += Span::of_bytes(4 * u64::from(BLOCK_BYTES), 8_000_000);
+            uploads.drained(now, 0);
+            now += Span::from_ms(100);
+        }
+        let error = uploads.uplink_bps().abs_diff(8_000_000);
+        assert!(error < 100_000, "{}", uploads.uplink_bps());
+    }
+}
