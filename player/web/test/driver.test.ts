@@ -1,0 +1,225 @@
+import assert from 'node:assert/strict';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { test } from 'node:test';
+
+import { Catalog } from '../src/swarm/catalog.ts';
+import { BLOCK_BYTES, Tag } from '../src/swarm/core.ts';
+import type { Core } from '../src/swarm/core.ts';
+import { Driver } from '../src/swarm/driver.ts';
+import type { Answer, Request } from '../src/swarm/driver.ts';
+import { fakeCore } from './fake-core.ts';
+
+const target = { rendition: 0, msn: 5, part: 2 };
+const bytes = Uint8Array.from({ length: BLOCK_BYTES + 10 }, (_, index) => index % 253);
+
+function make(core: Core, base = 'http://127.0.0.1:1/live/demo'): { driver: Driver; failures: unknown[] } {
+  const failures: unknown[] = [];
+  const catalog = new Catalog(`${base}/index.m3u8`, [`${base}/e/v0/playlist.m3u8`], []);
+  const driver = new Driver(core, catalog, 1 << 20, {
+    send: () => undefined,
+    onNeighbors: () => undefined,
+    onFailed: (error) => failures.push(error),
+  });
+  return { driver, failures };
+}
+
+function ask(driver: Driver, timeoutMs = 10_000): { events: string[]; answers: Answer[]; abort: () => void; settled: Promise<void> } {
+  const events: string[] = [];
+  const answers: Answer[] = [];
+  let settle: () => void = () => undefined;
+  const settled = new Promise<void>((resolve) => (settle = resolve));
+  const request: Request = {
+    target,
+    timeoutMs,
+    onAnswer: (answer) => {
+      answers.push(answer);
+      events.push('answer');
+      settle();
+    },
+    onFallback: () => {
+      events.push('fallback');
+      settle();
+    },
+    onProgress: (count) => events.push(`progress ${count}`),
+  };
+  return { events, answers, abort: driver.request(request), settled };
+}
+
+const deliver = (request: number): { tag: number; fields: number[] } => ({ tag: Tag.Deliver, fields: [request, 0, 5, 2, 1] });
+
+test('a piece fetched from the origin is handed over block by block, stored and delivered', async () => {
+  const server = createServer((_, response) => response.writeHead(200).end(bytes));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const core = fakeCore({
+    wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 0, 5, 2, 0, bytes.length, 1, 0] }],
+    fetchBlock: (_now: never, _fetch: never, block: never) => [
+      { tag: Tag.Store, fields: [0, 5, 2, block, bytes.length, -1] },
+      ...((block as number) === 1 ? [deliver(1)] : []),
+    ],
+  });
+  const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`);
+  const { events, answers, settled } = ask(driver);
+  await settled;
+  assert.deepEqual(events, [`progress ${BLOCK_BYTES}`, `progress ${bytes.length}`, 'answer']);
+  assert.deepEqual(new Uint8Array(answers[0]?.data ?? new ArrayBuffer(0)), bytes);
+  assert.equal(answers[0]?.originBytes, bytes.length);
+  assert.equal(driver.traffic.originBytes, bytes.length);
+  driver.destroy();
+  server.close();
+});
+
+test('a piece that the player loaded itself is kept, and given again as a copy', async () => {
+  const core = fakeCore({
+    loaded: () => [{ tag: Tag.KeepLoaded, fields: [0, 5, 2] }],
+    wantPiece: (_now: never, request: never) => [deliver(request)],
+  });
+  const { driver } = make(core);
+  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
+  for (const round of [1, 2]) {
+    const { answers, settled } = ask(driver);
+    await settled;
+    const [answer] = answers;
+    assert.ok(answer);
+    structuredClone(answer.data, { transfer: [answer.data] });
+    assert.equal(answer.originBytes, bytes.length, `round ${round}`);
+  }
+  driver.destroy();
+});
+
+test('bytes that the core rejects must not be played', () => {
+  const core = fakeCore({
+    loaded: () => {
+      core.counters[5] = (core.counters[5] ?? 0) + bytes.length;
+      return [{ tag: Tag.DropLoaded, fields: [0, 5, 2] }];
+    },
+  });
+  const { driver } = make(core);
+  assert.equal(driver.offerLoaded(target, bytes.slice(), 10), false);
+  driver.destroy();
+});
+
+test('a whole segment is cut into its parts, and refused when the lengths do not add up', () => {
+  const core = fakeCore({ segmentParts: () => Float64Array.of(10, 20, bytes.length - 30) as never });
+  const { driver } = make(core);
+  const segment = { rendition: 0, msn: 5, part: null };
+  assert.ok(driver.offerLoaded(segment, bytes.slice(), 30));
+  const parts = core.calls.filter(([name]) => name === 'loaded').map((call) => [call[4], (call[5] as Uint8Array).length]);
+  assert.deepEqual(parts, [[0, 10], [1, 20], [2, bytes.length - 30]]);
+  assert.equal(driver.offerLoaded(segment, bytes.slice(1), 30), false);
+  driver.destroy();
+});
+
+test('an answer that makes the player ask again does not re-enter the core', async () => {
+  // The scripted core throws when it is called before it was drained.
+  const core = fakeCore({
+    loaded: () => [{ tag: Tag.KeepLoaded, fields: [0, 5, 2] }],
+    wantPiece: (_now: never, request: never) => [deliver(request)],
+  });
+  const { driver, failures } = make(core);
+  driver.offerLoaded(target, bytes.slice(), 10);
+  const order: number[] = [];
+  await new Promise<void>((resolve) => {
+    const next = (round: number): void => {
+      driver.request({
+        target,
+        timeoutMs: 1_000,
+        onProgress: () => undefined,
+        onFallback: () => undefined,
+        onAnswer: () => {
+          order.push(round);
+          if (round === 3) resolve();
+          else next(round + 1);
+        },
+      });
+    };
+    next(1);
+  });
+  assert.deepEqual(order, [1, 2, 3]);
+  assert.deepEqual(failures, []);
+  driver.destroy();
+});
+
+test('a core that throws is never called again, and everything outstanding falls back', async () => {
+  const core = fakeCore({
+    playhead: () => {
+      throw new Error('unreachable executed');
+    },
+  });
+  const { driver, failures } = make(core);
+  const first = ask(driver);
+  driver.setPlayhead(0, 0, 100, false);
+  await first.settled;
+  assert.deepEqual(first.events, ['fallback']);
+  assert.equal(failures.length, 1);
+  assert.equal(driver.isUseful(true), false);
+  const count = core.calls.length;
+  driver.setPlaying([0]);
+  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
+  driver.destroy();
+  assert.equal(core.calls.length, count);
+});
+
+test('a request that the core forgets falls back when the player loses patience', async () => {
+  const core = fakeCore();
+  const { driver } = make(core);
+  const { events, settled } = ask(driver, 20);
+  await settled;
+  assert.deepEqual(events, ['fallback']);
+  assert.ok(core.calls.some(([name]) => name === 'unwant'));
+  driver.destroy();
+});
+
+test('an aborted request is not answered', () => {
+  const core = fakeCore({
+    loaded: () => [{ tag: Tag.KeepLoaded, fields: [0, 5, 2] }],
+    // The core had decided already when it heard of the abort.
+    unwant: () => [deliver(1)],
+  });
+  const { driver } = make(core);
+  driver.offerLoaded(target, bytes.slice(), 10);
+  const { events, abort } = ask(driver);
+  abort();
+  assert.deepEqual(events, []);
+  driver.destroy();
+  assert.deepEqual(events, []);
+});
+
+test('ending says goodbye and lets outstanding requests fall back', () => {
+  const core = fakeCore();
+  const { driver } = make(core);
+  const { events } = ask(driver);
+  driver.destroy();
+  assert.deepEqual(events, ['fallback']);
+  assert.deepEqual(core.calls.slice(-2).map(([name]) => name), ['leave', 'free']);
+});
+
+test('a deliver without stored bytes falls back instead of handing over nothing', () => {
+  const core = fakeCore({ wantPiece: (_now: never, request: never) => [deliver(request)] });
+  const { driver } = make(core);
+  assert.deepEqual(ask(driver).events, ['fallback']);
+  driver.destroy();
+});
+
+test('fetch of a piece whose URL is not known fails at once', () => {
+  const core = fakeCore({ wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 7, 5, 2, 0, 10, 1, 0] }] });
+  const { driver } = make(core);
+  ask(driver);
+  assert.deepEqual(core.calls.at(-1)?.[0], 'fetchFailed');
+  assert.equal(core.calls.at(-1)?.[3], 404);
+  driver.destroy();
+});
+
+test('a plan is flattened as the core reads it', () => {
+  const core = fakeCore();
+  const { driver } = make(core);
+  driver.handleTracker({
+    type: 'plan',
+    rendition: 1,
+    stripes: 12,
+    places: [{ stripe: 0, root: true, children: [7, 8] }, { stripe: 3, parent: 9, expected_ms: 140 }],
+  });
+  const plan = core.calls.find(([name]) => name === 'plan');
+  assert.deepEqual([...(plan?.[4] as Float64Array)], [0, 1, -1, 0, 2, 7, 8, 3, 0, 9, 140, 0]);
+  driver.destroy();
+});

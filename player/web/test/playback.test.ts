@@ -1,0 +1,68 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+
+import type { LevelDetails } from 'hls.js';
+import { Meter } from '../src/meter.ts';
+import { roundedUp } from '../src/pages/graph.ts';
+import { preferH264 } from '../src/pages/whip.ts';
+import { bufferedAhead, programTimeAt } from '../src/playback.ts';
+
+test('program time follows the fragment that is played, across gaps of the clock', () => {
+  const fragments = [
+    { start: 10, programDateTime: 1_000_000 },
+    { start: 12, programDateTime: 1_002_000 },
+    { start: 14, programDateTime: 1_009_000 },
+  ];
+  const details = { fragments } as unknown as LevelDetails;
+  assert.equal(programTimeAt(details, 9), 999_000);
+  assert.equal(programTimeAt(details, 13), 1_003_000);
+  assert.equal(programTimeAt(details, 14), 1_009_000);
+  assert.equal(programTimeAt(details, 20), 1_015_000);
+  assert.equal(programTimeAt({ fragments: [] } as unknown as LevelDetails, 9), null);
+});
+
+test('buffer ahead bridges small gaps only', () => {
+  const ranges = (...pairs: [number, number][]): TimeRanges => ({
+    length: pairs.length,
+    start: (index) => pairs[index]?.[0] ?? 0,
+    end: (index) => pairs[index]?.[1] ?? 0,
+  });
+  assert.equal(bufferedAhead(ranges([0, 5], [5.05, 8]), 2), 6);
+  assert.equal(bufferedAhead(ranges([0, 5], [6, 8]), 2), 3);
+  assert.equal(bufferedAhead(ranges([6, 8]), 2), 0);
+});
+
+test('meter keeps its counts when drivers come and go', () => {
+  const meter = new Meter();
+  meter.plainBytes = 10;
+  meter.absorb({ peerBytes: 1, originBytes: 2, sentBytes: 3 });
+  assert.deepEqual(meter.totals({ peerBytes: 10, originBytes: 20, sentBytes: 30 }), {
+    peerBytes: 11,
+    originBytes: 32,
+    sentBytes: 33,
+  });
+  assert.deepEqual(meter.totals(undefined), { peerBytes: 1, originBytes: 12, sentBytes: 3 });
+});
+
+test('rates are bits per second of the time that passed', () => {
+  const meter = new Meter();
+  for (let second = 1; second <= 100; second++) {
+    meter.sample({ peerBytes: second * 1_000, originBytes: 0, sentBytes: 0 }, second * 2_000);
+  }
+  assert.equal(meter.mean(5).peerBps, 4_000);
+  assert.equal(meter.history.length, 60);
+});
+
+test('scale of the graph ends at a round number', () => {
+  assert.deepEqual([500_000, 600_000, 1_200_000, 2_100_000, 7_000_000].map(roundedUp), [500_000, 1_000_000, 2_000_000, 5_000_000, 10_000_000]);
+});
+
+test('H.264 is offered first, packetization mode 1 before 0, and nothing is left out', () => {
+  const codecs = [
+    { mimeType: 'video/VP8' },
+    { mimeType: 'video/H264', sdpFmtpLine: 'packetization-mode=0;profile-level-id=42e01f' },
+    { mimeType: 'video/AV1' },
+    { mimeType: 'video/H264', sdpFmtpLine: 'packetization-mode=1;profile-level-id=42e01f' },
+  ];
+  assert.deepEqual(preferH264(codecs), [codecs[3], codecs[1], codecs[0], codecs[2]]);
+});
