@@ -1,10 +1,30 @@
 //! Frames in; CMAF parts, segments, playlists and digests out; the HTTP origin.
+//!
+//! The way of a frame: [`Publication::push`] puts it into its stream's queue; the stream's `worker` hands it to the
+//! `session`, which cuts (`cut`, `audio`), muxes (`mux`) and publishes into a `window`; `live` signs, counts and
+//! wakes; [`origin`] answers the requests. What is decided is decided in pure modules: `cut`, `audio::cut`, `window`.
 
 mod audio;
+mod codecs;
 mod config;
+mod counters;
 mod cut;
+mod events;
 pub mod frame;
+mod live;
 mod mux;
+pub mod origin;
+mod rendered;
+mod session;
+mod streams;
 mod window;
+mod worker;
 
 pub use config::{Config, ConfigError};
+pub use counters::{ByClass, StreamStats};
+pub use events::{Event, Published, RenditionInfo};
+pub use live::State;
+pub use origin::Origin;
+pub use streams::{
+    KeyframeRequest, Overflow, Publication, PublishError, StreamInfo, Streams, is_stream_name,
+};

@@ -31,11 +31,6 @@ pub(crate) enum SampleEntry {
         channels: u8,
         config: Bytes,
     },
-    /// Opus; `config` is the OpusHead.
-    Opus {
-        channels: u8,
-        config: Bytes,
-    },
 }
 
 /// libavformat refused something. The stream cannot go on with this track.
@@ -200,11 +195,6 @@ impl Muxer {
                     (*parameters).codec_id = ffi::AVCodecID::AV_CODEC_ID_AAC;
                     set_audio(parameters, *sample_rate, *channels, 1024);
                     (config, *sample_rate)
-                }
-                SampleEntry::Opus { channels, config } => {
-                    (*parameters).codec_id = ffi::AVCodecID::AV_CODEC_ID_OPUS;
-                    set_audio(parameters, 48_000, *channels, 960);
-                    (config, 48_000)
                 }
             };
             (*stream).time_base = ffi::AVRational { num: 1, den: timescale as c_int };

@@ -109,6 +109,17 @@ impl Window {
         self.bytes
     }
 
+    /// The oldest segment that is held.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.complete.front().map(|oldest| oldest.msn)
+    }
+
+    /// The newest part: the number of its segment, complete or not, and its index there.
+    pub(crate) fn last_part(&self) -> Option<(u64, u64)> {
+        let newest = self.open.as_ref().or(self.complete.back())?;
+        Some((newest.msn, newest.parts.len() as u64 - 1))
+    }
+
     /// Adds a part to the open segment, or opens one with it. `date_time_ms` is the part's first sample's.
     pub(crate) fn add_part(&mut self, part: PartEntry, date_time_ms: i64) {
         let (msn, init) = (self.msn, self.init);
@@ -145,6 +156,12 @@ impl Window {
     pub(crate) fn set_init(&mut self, init: Bytes) {
         self.init += 1;
         self.inits.insert(self.init, init);
+    }
+
+    /// The parts to come do not continue those before and begin with the initialization section `init`.
+    pub(crate) fn begin_discontinuity(&mut self, init: Bytes) {
+        self.mark_discontinuity();
+        self.set_init(init);
     }
 
     /// Nothing will be added.
@@ -235,11 +252,6 @@ impl Window {
             return is_inside || self.has(msn + 1, Some(0));
         }
         msn == self.msn && part < self.progress().parts
-    }
-
-    /// The first listed segment's number.
-    pub(crate) fn listed_from(&self) -> u64 {
-        self.listed_from
     }
 
     /// The playlist now. `reports` tell of the other renditions; `with_delta` leaves out what the client has.
@@ -374,7 +386,7 @@ mod tests {
     fn window_slides_and_keeps_what_just_left_for_late_clients() {
         let mut window = window();
         add_segments(&mut window, 20);
-        assert_eq!(window.listed_from(), 14);
+        assert_eq!(window.listed_from, 14);
         assert!(window.segment(13).is_some() && window.segment(11).is_some());
         assert!(window.segment(10).is_none());
         assert_eq!(window.bytes(), 9 * 4 * 4);

@@ -122,6 +122,11 @@ impl AudioCutter {
         if self.frames.len() > self.patience_frames { self.take(self.frames_max, false) } else { None }
     }
 
+    /// Drops the frames that lie behind sample `at`.
+    pub(crate) fn cut_off(&mut self, at: i64) {
+        self.frames.retain(|frame| frame.start + FRAME_SAMPLES / 2 < at);
+    }
+
     /// Ends the segment with what there is.
     pub(crate) fn finish(&mut self) -> Vec<AudioPart> {
         self.boundaries.clear();

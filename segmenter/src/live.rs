@@ -1,0 +1,369 @@
+//! A live stream as the origin sees it: renditions with their windows, shared between the stream's worker, which is
+//! the only writer, and any number of requests.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use ed25519_dalek::SigningKey;
+use parking_lot::Mutex;
+use shoal_digest::{Epoch, OriginKey, PieceId, Record};
+use shoal_playlist::RenditionReport;
+use tokio::sync::{broadcast, watch};
+
+use crate::config::{Config, Constants};
+use crate::counters::Counters;
+use crate::events::{Event, Published, RenditionInfo};
+use crate::rendered::{Cached, Text};
+use crate::window::{PartEntry, Progress, Window};
+
+/// What the worker knows of a part that it publishes.
+#[derive(Debug)]
+pub(crate) struct NewPart {
+    pub(crate) bytes: Bytes,
+    pub(crate) start_ms: i64,
+    pub(crate) duration_us: i64,
+    /// Whether it begins with a keyframe.
+    pub(crate) is_independent: bool,
+    /// Whether there is a keyframe anywhere in it.
+    pub(crate) has_keyframe: bool,
+    pub(crate) is_last: bool,
+}
+
+/// One encoded version of the stream.
+#[derive(Debug)]
+pub(crate) struct Rendition {
+    pub(crate) number: u8,
+    pub(crate) name: String,
+    window: Mutex<Window>,
+    progress: watch::Sender<Progress>,
+    description: Mutex<Description>,
+    playlists: [Cached; 2],
+}
+
+/// What the multivariant playlist says about a rendition.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Description {
+    pub(crate) codecs: String,
+    /// Width and height; none for audio.
+    pub(crate) resolution: Option<(u32, u32)>,
+    pub(crate) frame_rate_milli: u64,
+    /// The highest bit rate of a segment so far, in bits per second.
+    pub(crate) peak_bps: u64,
+    media_bytes: u64,
+    media_us: u64,
+    /// Of the segment in the making.
+    open_bytes: u64,
+    open_us: u64,
+}
+
+impl Description {
+    pub(crate) fn video(codecs: String, width: u32, height: u32) -> Self {
+        Self { codecs, resolution: Some((width, height)), ..Default::default() }
+    }
+
+    pub(crate) fn audio(codecs: &str) -> Self {
+        Self { codecs: codecs.to_owned(), ..Default::default() }
+    }
+
+    pub(crate) fn is_video(&self) -> bool {
+        self.resolution.is_some()
+    }
+
+    /// Whether a segment is complete, so that its bit rate is known.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.media_us > 0
+    }
+
+    pub(crate) fn average_bps(&self) -> u64 {
+        bits_per_second(self.media_bytes, self.media_us)
+    }
+
+    fn end_segment(&mut self, target_us: u64) {
+        let (bytes, us) = (std::mem::take(&mut self.open_bytes), std::mem::take(&mut self.open_us));
+        self.media_bytes += bytes;
+        self.media_us += us;
+        // Section 4.4.6.2: the peak counts segments of 0.5 to 1.5 target durations; the very first one counts anyhow.
+        if self.peak_bps == 0 || (target_us / 2..=target_us * 3 / 2).contains(&us) {
+            self.peak_bps = self.peak_bps.max(bits_per_second(bytes, us));
+        }
+    }
+}
+
+fn bits_per_second(bytes: u64, us: u64) -> u64 {
+    (bytes * 8 * 1_000_000).checked_div(us).unwrap_or(0)
+}
+
+impl Rendition {
+    pub(crate) fn new(
+        number: u8,
+        name: String,
+        constants: Constants,
+        init: Bytes,
+        description: Description,
+    ) -> Self {
+        let window = Window::new(constants, init);
+        let progress = watch::Sender::new(window.progress());
+        Self {
+            number,
+            name,
+            window: Mutex::new(window),
+            progress,
+            description: Mutex::new(description),
+            playlists: Default::default(),
+        }
+    }
+
+    /// Reads the window; hold it only for a moment.
+    pub(crate) fn with_window<T>(&self, read: impl FnOnce(&Window) -> T) -> T {
+        read(&self.window.lock())
+    }
+
+    pub(crate) fn description(&self) -> Description {
+        self.description.lock().clone()
+    }
+
+    pub(crate) fn describe(&self, change: impl FnOnce(&mut Description)) {
+        change(&mut self.description.lock());
+    }
+
+    /// Wakes whenever the rendition grew or ended.
+    pub(crate) fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+}
+
+/// What a stream is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum State {
+    /// Media is coming.
+    Live,
+    /// The publisher is gone and may come back.
+    Away,
+    /// Nothing more will come.
+    Ended,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Live {
+    pub(crate) name: Arc<str>,
+    pub(crate) epoch: Epoch,
+    pub(crate) origin_key: OriginKey,
+    pub(crate) started_ms: u64,
+    pub(crate) constants: Constants,
+    pub(crate) renditions: Vec<Arc<Rendition>>,
+    pub(crate) counters: Counters,
+    pub(crate) multivariant: Cached,
+    state: Mutex<State>,
+    /// Rises with every change of any rendition: playlists report on each other.
+    revision: AtomicU64,
+    bytes_max: usize,
+    shared: Shared,
+}
+
+/// What all streams of the process share.
+#[derive(Clone, Debug)]
+pub(crate) struct Shared {
+    pub(crate) signing_key: Arc<SigningKey>,
+    pub(crate) events: broadcast::Sender<Event>,
+}
+
+impl Live {
+    /// Makes the stream known.
+    pub(crate) fn start(
+        name: &Arc<str>,
+        started_ms: u64,
+        config: &Config,
+        shared: &Shared,
+        renditions: Vec<Arc<Rendition>>,
+    ) -> Self {
+        let live = Self {
+            name: name.clone(),
+            epoch: Epoch(rand::random()),
+            origin_key: OriginKey::of(&shared.signing_key),
+            started_ms,
+            constants: config.constants(),
+            renditions,
+            counters: Counters::new(name),
+            multivariant: Cached::default(),
+            state: Mutex::new(State::Live),
+            revision: AtomicU64::new(0),
+            bytes_max: config.stream_bytes_max,
+            shared: shared.clone(),
+        };
+        live.emit(Event::Started {
+            stream: live.name.clone(),
+            epoch: live.epoch,
+            origin_key: Box::new(live.origin_key.clone()),
+            renditions: live.rendition_infos(),
+        });
+        live
+    }
+
+    pub(crate) fn epoch_hex(&self) -> String {
+        format!("{:?}", self.epoch)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        *self.state.lock()
+    }
+
+    pub(crate) fn set_state(&self, state: State) {
+        let before = std::mem::replace(&mut *self.state.lock(), state);
+        if state == State::Ended && before != State::Ended {
+            for rendition in &self.renditions {
+                self.change(rendition, Window::end);
+            }
+            self.emit(Event::Ended { stream: self.name.clone(), epoch: self.epoch });
+        }
+    }
+
+    pub(crate) fn rendition(&self, name: &str) -> Option<&Arc<Rendition>> {
+        self.renditions.iter().find(|rendition| rendition.name == name)
+    }
+
+    pub(crate) fn rendition_infos(&self) -> Vec<RenditionInfo> {
+        self.renditions
+            .iter()
+            .map(|rendition| {
+                let Description { codecs, resolution, .. } = rendition.description();
+                RenditionInfo { number: rendition.number, name: rendition.name.clone(), codecs, resolution }
+            })
+            .collect()
+    }
+
+    /// Media bytes that are held in memory.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.renditions.iter().map(|rendition| rendition.with_window(Window::bytes)).sum()
+    }
+
+    /// Signs a part, makes it available, wakes those who wait for it and tells the tracker.
+    pub(crate) fn publish(&self, rendition: &Rendition, part: NewPart) {
+        let NewPart { bytes, start_ms, duration_us, is_independent, has_keyframe, is_last } = part;
+        let at = rendition.with_window(Window::progress);
+        let piece = PieceId {
+            rendition: rendition.number,
+            msn: at.msn,
+            // A segment of 10 s in parts of 200 ms has 50.
+            part: u16::try_from(at.parts).expect("a segment has few parts"),
+        };
+        let duration_ms = u32::try_from((duration_us + 500) / 1000).unwrap_or(u32::MAX);
+        let start_unsigned = u64::try_from(start_ms).unwrap_or(0);
+        let record =
+            Record::of(self.epoch, piece, is_last, is_independent, start_unsigned, duration_ms, &bytes);
+        let record = Bytes::from(record.sign(&self.shared.signing_key));
+        let length = bytes.len();
+        self.counters.add_media(length);
+        {
+            let target_us = self.constants.target_duration_s * 1_000_000;
+            let mut description = rendition.description.lock();
+            description.open_bytes += length as u64;
+            description.open_us += duration_us.unsigned_abs();
+            if is_last {
+                description.end_segment(target_us);
+            }
+        }
+        let entry = PartEntry {
+            duration_us,
+            bytes,
+            record: record.clone(),
+            is_independent: has_keyframe,
+            is_gap: false,
+        };
+        self.change(rendition, |window| {
+            window.add_part(entry, start_ms);
+            if is_last {
+                window.end_segment();
+            }
+        });
+        self.emit(Event::Published(Arc::new(Published {
+            stream: self.name.clone(),
+            epoch: self.epoch,
+            piece,
+            uri: format!("{}/{}/part-{}-{}.m4s", self.epoch_hex(), rendition.name, piece.msn, piece.part),
+            length: u32::try_from(length).unwrap_or(u32::MAX),
+            duration_ms,
+            is_last_in_segment: is_last,
+            record,
+        })));
+        self.shed();
+    }
+
+    /// Adds a part that has no media.
+    pub(crate) fn publish_gap(&self, rendition: &Rendition, start_ms: i64, duration_us: i64, is_last: bool) {
+        let entry = PartEntry {
+            duration_us,
+            bytes: Bytes::new(),
+            record: Bytes::new(),
+            is_independent: false,
+            is_gap: true,
+        };
+        self.change(rendition, |window| {
+            window.add_part(entry, start_ms);
+            if is_last {
+                window.end_segment();
+            }
+        });
+    }
+
+    /// Changes a rendition's window and wakes those who wait for it.
+    pub(crate) fn change(&self, rendition: &Rendition, change: impl FnOnce(&mut Window)) {
+        let progress = {
+            let mut window = rendition.window.lock();
+            change(&mut window);
+            window.progress()
+        };
+        self.revision.fetch_add(1, Ordering::AcqRel);
+        rendition.progress.send_replace(progress);
+    }
+
+    /// Lets the oldest media go while the stream holds more than its limit.
+    fn shed(&self) {
+        while self.held_bytes() > self.bytes_max {
+            // The rendition with the oldest media first, so that the windows stay alike.
+            let oldest = self
+                .renditions
+                .iter()
+                .min_by_key(|rendition| rendition.with_window(|window| window.oldest().unwrap_or(u64::MAX)));
+            let mut has_shed = false;
+            if let Some(rendition) = oldest {
+                self.change(rendition, |window| has_shed = window.shed());
+            }
+            if !has_shed {
+                metrics::counter!("segmenter_over_limit_total", "stream" => self.name.to_string())
+                    .increment(1);
+                return;
+            }
+        }
+    }
+
+    /// The rendition's playlist as it is now, rendered once per revision.
+    pub(crate) fn playlist(&self, rendition: &Rendition, with_delta: bool) -> Arc<Text> {
+        rendition.playlists[usize::from(with_delta)].get(self.revision(), || {
+            let reports = self.reports(rendition);
+            rendition.with_window(|window| window.playlist(reports, with_delta)).render()
+        })
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    fn reports(&self, of: &Rendition) -> Vec<RenditionReport> {
+        let others = self.renditions.iter().filter(|other| other.number != of.number);
+        others
+            .filter_map(|other| {
+                let (last_msn, last_part) = other.with_window(Window::last_part)?;
+                let uri = format!("../{}/playlist.m3u8", other.name);
+                Some(RenditionReport { uri, last_msn, last_part: Some(last_part) })
+            })
+            .collect()
+    }
+
+    fn emit(&self, event: Event) {
+        // Nobody listening is no error: a program without a tracker.
+        let _ = self.shared.events.send(event);
+    }
+}

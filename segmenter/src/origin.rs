@@ -1,0 +1,35 @@
+//! The HTTP origin: playlists and media of all streams under `/live/`.
+//!
+//! It only reads what the workers published. Rules of blocking, caching and errors are those of
+//! draft-pantos-hls-rfc8216bis (section 6.2.5 and appendix B); the table is in `../README.md`.
+
+mod headers;
+mod media;
+mod playlists;
+mod request;
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::routing::get;
+
+use crate::streams::Streams;
+use headers::{Cache, error};
+
+/// Makes the origin's routes.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin;
+
+impl Origin {
+    /// The routes under `/live/`, for merging into the program's router.
+    pub fn router(streams: Streams) -> Router {
+        let unknown = || async { error(StatusCode::NOT_FOUND, "no such resource", Cache::None) };
+        Router::new()
+            .route("/live/{stream}/index.m3u8", get(playlists::multivariant))
+            .route("/live/{stream}/{epoch}/{rendition}/playlist.m3u8", get(playlists::media))
+            .route("/live/{stream}/{epoch}/{rendition}/{file}", get(media::file))
+            .route("/live/{*rest}", get(unknown))
+            .with_state(streams)
+            .layer(middleware::from_fn(headers::cross_origin))
+    }
+}

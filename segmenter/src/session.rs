@@ -1,0 +1,443 @@
+//! The media work of one publication: frames in, published parts out, on one timeline.
+//!
+//! The timeline begins at 0 with the lead track's first keyframe and never has a hole. The lead is the best video,
+//! or the audio if there is none; audio follows the lead's cuts. What interrupts the media (the publisher left, a
+//! clock jumped, a format changed) is a pause: everything is cut at one point, and the next media begins there with
+//! a discontinuity and, where the format is another one, with another initialization section.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tracing::{debug, warn};
+
+use crate::audio::{self, AUDIO_CONFIG, AudioCutter, AudioError, AudioPart, Transcoder};
+use crate::codecs;
+use crate::config::{Config, Constants};
+use crate::cut::{CutPart, Cutter};
+use crate::frame::{Frame, TrackFormat, TrackId, VideoCodec};
+use crate::live::{Description, Live, NewPart, Rendition, Shared, State};
+use crate::mux::{MuxError, Muxer, SampleEntry, VIDEO_TIMESCALE};
+use crate::window::Window;
+
+/// Why a stream cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SessionError {
+    #[error(transparent)]
+    Mux(#[from] MuxError),
+    #[error(transparent)]
+    Audio(#[from] AudioError),
+    #[error("no track can be segmented")]
+    NoTrack,
+    #[error("track {0:?} has no usable configuration record")]
+    BadConfig(TrackId),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Session {
+    live: Arc<Live>,
+    constants: Constants,
+    audio_bps: u32,
+    /// Added to a frame's time to get its place on the timeline.
+    offset_us: i64,
+    /// The wall-clock time of the timeline's zero, in milliseconds.
+    zero_ms: i64,
+    /// Up to where all renditions are cut, while there is no media.
+    paused_at_us: Option<i64>,
+    gap_parts: i64,
+    videos: Vec<VideoTrack>,
+    audio: Option<AudioTrack>,
+    keyframe_requests: Vec<TrackId>,
+}
+
+#[derive(Debug)]
+struct VideoTrack {
+    track: TrackId,
+    format: TrackFormat,
+    rendition: Arc<Rendition>,
+    muxer: Muxer,
+    cutter: Cutter<Bytes>,
+    /// Frames are dropped until a keyframe.
+    needs_keyframe: bool,
+}
+
+#[derive(Debug)]
+struct AudioTrack {
+    track: TrackId,
+    rendition: Arc<Rendition>,
+    muxer: Muxer,
+    transcoder: Transcoder,
+    cutter: AudioCutter,
+    /// Nothing came since silence was last filled in.
+    is_silent: bool,
+}
+
+/// Audio may lag so far behind the video before silence takes its place.
+const AUDIO_LAG_MAX_US: i64 = 1_000_000;
+
+/// The formats that become renditions: videos, best first, and the audio.
+fn usable(formats: &BTreeMap<TrackId, TrackFormat>) -> (Vec<(TrackId, &TrackFormat)>, Option<TrackId>) {
+    let videos = formats.iter().filter(|(_, format)| matches!(format, TrackFormat::Video { .. }));
+    let audio = formats.iter().find(|(_, format)| matches!(format, TrackFormat::Opus { .. }));
+    (videos.map(|(track, format)| (*track, format)).collect(), audio.map(|(track, _)| *track))
+}
+
+fn sample_entry(track: TrackId, format: &TrackFormat) -> Result<(SampleEntry, Description), SessionError> {
+    let TrackFormat::Video { codec, width, height, config } = format else {
+        return Err(SessionError::NoTrack);
+    };
+    let (codec, width, height) = (*codec, *width, *height);
+    if codec == VideoCodec::Vp8 {
+        return Err(SessionError::NoTrack);
+    }
+    let codecs = codecs::video(codec, config).ok_or(SessionError::BadConfig(track))?;
+    let description = Description::video(codecs, width, height);
+    Ok((SampleEntry::Video { codec, width, height, config: config.clone() }, description))
+}
+
+fn audio_entry() -> SampleEntry {
+    let config = Bytes::from_static(AUDIO_CONFIG);
+    SampleEntry::Aac { sample_rate: audio::SAMPLE_RATE as u32, channels: 2, config }
+}
+
+impl Session {
+    /// Begins a new stream whose lead's first frame has the time `first_us` and arrived at `arrived_ms`.
+    pub(crate) fn start(
+        name: &Arc<str>,
+        config: &Config,
+        shared: &Shared,
+        formats: &BTreeMap<TrackId, TrackFormat>,
+        first_us: i64,
+        arrived_ms: i64,
+    ) -> Result<Self, SessionError> {
+        let constants = config.constants();
+        let (video_formats, audio_track) = usable(formats);
+        let mut renditions = Vec::new();
+        let mut videos = Vec::new();
+        for (track, format) in video_formats {
+            let (entry, description) = sample_entry(track, format)?;
+            let (muxer, init) = Muxer::open(&entry)?;
+            let number = renditions.len() as u8;
+            let rendition =
+                Arc::new(Rendition::new(number, format!("v{number}"), constants, init, description));
+            renditions.push(rendition.clone());
+            let cutter = Cutter::new(constants, 0);
+            videos.push(VideoTrack {
+                track,
+                format: format.clone(),
+                rendition,
+                muxer,
+                cutter,
+                needs_keyframe: true,
+            });
+        }
+        let audio = match audio_track {
+            None => None,
+            Some(track) => {
+                let (muxer, init) = Muxer::open(&audio_entry())?;
+                let description = Description::audio(codecs::AAC);
+                let rendition =
+                    Rendition::new(renditions.len() as u8, "a0".to_owned(), constants, init, description);
+                let rendition = Arc::new(rendition);
+                renditions.push(rendition.clone());
+                Some(AudioTrack {
+                    track,
+                    rendition,
+                    muxer,
+                    transcoder: Transcoder::open(0, config.audio_bps)?,
+                    cutter: AudioCutter::new(&constants, 0, videos.is_empty()),
+                    is_silent: false,
+                })
+            }
+        };
+        if renditions.is_empty() {
+            return Err(SessionError::NoTrack);
+        }
+        let started_ms = u64::try_from(arrived_ms).unwrap_or(0);
+        let live = Arc::new(Live::start(name, started_ms, config, shared, renditions));
+        Ok(Self {
+            live,
+            constants,
+            audio_bps: config.audio_bps,
+            offset_us: -first_us,
+            zero_ms: arrived_ms,
+            paused_at_us: None,
+            gap_parts: 0,
+            videos,
+            audio,
+            keyframe_requests: Vec::new(),
+        })
+    }
+
+    pub(crate) fn live(&self) -> &Arc<Live> {
+        &self.live
+    }
+
+    /// The tracks that it is made of.
+    pub(crate) fn tracks(&self) -> Vec<TrackId> {
+        self.videos
+            .iter()
+            .map(|video| video.track)
+            .chain(self.audio.as_ref().map(|audio| audio.track))
+            .collect()
+    }
+
+    /// Whether these formats fit the renditions that the multivariant playlist already names. Silence can stand for
+    /// a missing microphone; nothing can stand for a missing camera.
+    pub(crate) fn accepts(&self, formats: &BTreeMap<TrackId, TrackFormat>) -> bool {
+        let (videos, audio) = usable(formats);
+        let same_videos = videos.len() == self.videos.len()
+            && videos.iter().zip(&self.videos).all(|((track, format), video)| {
+                *track == video.track && codec(format) == codec(&video.format)
+            });
+        same_videos
+            && (self.audio.is_some() || audio.is_none())
+            && (audio.is_some() || !self.videos.is_empty())
+    }
+
+    /// The tracks from which keyframes are wanted since the last call.
+    pub(crate) fn take_keyframe_requests(&mut self) -> Vec<TrackId> {
+        std::mem::take(&mut self.keyframe_requests)
+    }
+
+    /// The queue overflowed: video cannot be decoded up to the next keyframe.
+    pub(crate) fn frames_were_lost(&mut self) {
+        for video in &mut self.videos {
+            video.needs_keyframe = true;
+            self.keyframe_requests.push(video.track);
+        }
+    }
+
+    /// Takes a frame.
+    pub(crate) fn frame(&mut self, frame: Frame) -> Result<(), SessionError> {
+        if self.paused_at_us.is_some() {
+            return Ok(());
+        }
+        let at_us = frame.pts.0 + self.offset_us;
+        if let Some(index) = self.videos.iter().position(|video| video.track == frame.track) {
+            self.video_frame(index, at_us, frame)
+        } else if self.audio.as_ref().is_some_and(|audio| audio.track == frame.track) {
+            self.audio_frame(at_us, &frame.data)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn video_frame(&mut self, index: usize, at_us: i64, frame: Frame) -> Result<(), SessionError> {
+        let video = &mut self.videos[index];
+        if video.needs_keyframe && !frame.is_keyframe {
+            return Ok(());
+        }
+        video.needs_keyframe = false;
+        let outcome = video.cutter.frame(at_us, frame.is_keyframe, frame.data);
+        if outcome.wants_keyframe {
+            self.keyframe_requests.push(video.track);
+        }
+        for part in outcome.parts {
+            self.publish_video(index, part)?;
+        }
+        Ok(())
+    }
+
+    fn publish_video(&mut self, index: usize, part: CutPart<Bytes>) -> Result<(), SessionError> {
+        let ticks = |us: i64| (us * i64::from(VIDEO_TIMESCALE) + 500_000).div_euclid(1_000_000);
+        let video = &mut self.videos[index];
+        let (start_us, end_us, is_last) = (part.start_us(), part.end_us(), part.is_last);
+        for sample in &part.samples {
+            let start = ticks(sample.start_us);
+            let duration = ticks(sample.start_us + sample.duration_us) - start;
+            video.muxer.write(start, duration, sample.is_keyframe, &sample.data)?;
+        }
+        let bytes = video.muxer.flush()?;
+        let interval_us = video.cutter.frame_interval_us();
+        video.rendition.describe(|description| {
+            description.frame_rate_milli = (1_000_000_000 / interval_us.max(1)).unsigned_abs();
+        });
+        let new = NewPart {
+            bytes,
+            start_ms: self.zero_ms + start_us / 1000,
+            duration_us: end_us - start_us,
+            is_independent: part.samples.first().is_some_and(|sample| sample.is_keyframe),
+            has_keyframe: part.samples.iter().any(|sample| sample.is_keyframe),
+            is_last,
+        };
+        self.live.publish(&video.rendition, new);
+        if index == 0 {
+            self.follow(end_us, is_last)?;
+        }
+        Ok(())
+    }
+
+    /// The lead ended a part at `end_us`: audio is to end one there too.
+    fn follow(&mut self, end_us: i64, is_last: bool) -> Result<(), SessionError> {
+        let Some(audio) = &mut self.audio else { return Ok(()) };
+        let at = audio::samples(end_us);
+        audio.cutter.push_boundary(at, is_last);
+        let lag = at - audio.transcoder.next();
+        if lag > audio::samples(AUDIO_LAG_MAX_US) || (audio.is_silent && lag > 0) {
+            // Beyond the boundary by what the encoder holds back.
+            let mut frames = Vec::new();
+            audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
+            frames.into_iter().for_each(|frame| audio.cutter.push(frame));
+            audio.is_silent = true;
+        }
+        self.publish_audio()
+    }
+
+    fn audio_frame(&mut self, at_us: i64, data: &[u8]) -> Result<(), SessionError> {
+        let Some(audio) = &mut self.audio else { return Ok(()) };
+        let mut frames = Vec::new();
+        let broken = audio.transcoder.broken;
+        if !audio.transcoder.push(at_us, data, &mut frames)? {
+            metrics::counter!("segmenter_audio_late_total").increment(1);
+        }
+        if audio.transcoder.broken > broken {
+            metrics::counter!("segmenter_audio_broken_total").increment(1);
+        }
+        audio.is_silent = false;
+        frames.into_iter().for_each(|frame| audio.cutter.push(frame));
+        self.publish_audio()
+    }
+
+    fn publish_audio(&mut self) -> Result<(), SessionError> {
+        let Some(audio) = &mut self.audio else { return Ok(()) };
+        while let Some(part) = audio.cutter.poll() {
+            publish_audio_part(&self.live, audio, &part, self.zero_ms)?;
+        }
+        Ok(())
+    }
+
+    /// Cuts everything at one point: the media stops here. Returns at once if it is paused already.
+    pub(crate) fn pause(&mut self) -> Result<(), SessionError> {
+        if self.paused_at_us.is_some() {
+            return Ok(());
+        }
+        let lead_end_us = self.videos.first().map(|video| video.cutter.natural_end_us());
+        for index in 0..self.videos.len() {
+            let video = &mut self.videos[index];
+            let end_us = lead_end_us.unwrap_or(0).max(video.cutter.natural_end_us());
+            if let Some(part) = video.cutter.finish(end_us) {
+                self.publish_video(index, part)?;
+            }
+        }
+        let video_end_us = self.videos.iter().map(|video| video.cutter.part_start_us()).max();
+        if let Some(audio) = &mut self.audio {
+            if let Some(at) = video_end_us.map(audio::samples) {
+                // Neither shorter than the video nor longer: the next media begins for both at the same point.
+                let mut frames = Vec::new();
+                audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
+                frames.into_iter().for_each(|frame| audio.cutter.push(frame));
+                audio.cutter.cut_off(at);
+            }
+            for part in audio.cutter.finish() {
+                publish_audio_part(&self.live, audio, &part, self.zero_ms)?;
+            }
+        }
+        let audio_end = self.audio.as_ref().map(|audio| audio::micros(audio.cutter.part_start()));
+        let end_us = video_end_us.max(audio_end).unwrap_or(0);
+        self.align_segments();
+        self.paused_at_us = Some(end_us);
+        self.gap_parts = 0;
+        self.live.set_state(State::Away);
+        debug!(end_us, "paused");
+        Ok(())
+    }
+
+    /// Ends all open segments, and brings renditions that are behind to the same media sequence number.
+    fn align_segments(&self) {
+        for rendition in &self.live.renditions {
+            self.live.change(rendition, Window::end_segment);
+        }
+        let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
+        let newest = self.live.renditions.iter().map(msn).max().unwrap_or(0);
+        for rendition in &self.live.renditions {
+            while msn(rendition) < newest {
+                warn!(rendition = rendition.name, "a segment is missing");
+                self.live.publish_gap(rendition, self.zero_ms, self.constants.part_us, true);
+            }
+        }
+    }
+
+    /// While the publisher is away, says that there is nothing, part by part as its time passes.
+    pub(crate) fn fill_with_gaps(&mut self, now_ms: i64) {
+        let Some(at_us) = &mut self.paused_at_us else { return };
+        while self.zero_ms + (*at_us + self.constants.part_us) / 1000 <= now_ms {
+            self.gap_parts += 1;
+            let is_last = self.gap_parts * self.constants.part_us % self.constants.segment_us == 0;
+            for rendition in &self.live.renditions {
+                let start_ms = self.zero_ms + *at_us / 1000;
+                self.live.publish_gap(rendition, start_ms, self.constants.part_us, is_last);
+            }
+            *at_us += self.constants.part_us;
+        }
+    }
+
+    /// Media comes again; the lead's first frame has the time `first_us` and arrived at `arrived_ms`.
+    pub(crate) fn resume(
+        &mut self,
+        formats: &BTreeMap<TrackId, TrackFormat>,
+        first_us: i64,
+        arrived_ms: i64,
+    ) -> Result<(), SessionError> {
+        let Some(at_us) = self.paused_at_us.take() else { return Ok(()) };
+        self.offset_us = at_us - first_us;
+        // The date of the media that comes, but never before that of the media that was.
+        self.zero_ms = self.zero_ms.max(arrived_ms - at_us / 1000);
+        for video in &mut self.videos {
+            let Some(format) = formats.get(&video.track) else { continue };
+            let (entry, new) = sample_entry(video.track, format)?;
+            let (muxer, init) = Muxer::open(&entry)?;
+            video.muxer = muxer;
+            video.format = format.clone();
+            video.cutter = Cutter::new(self.constants, at_us);
+            video.needs_keyframe = true;
+            video.rendition.describe(|description| {
+                description.codecs = new.codecs;
+                description.resolution = new.resolution;
+            });
+            self.live.change(&video.rendition, |window| window.begin_discontinuity(init));
+        }
+        if let Some(audio) = &mut self.audio {
+            let (muxer, init) = Muxer::open(&audio_entry())?;
+            let start = audio::samples(at_us);
+            audio.muxer = muxer;
+            audio.transcoder = Transcoder::open(start, self.audio_bps)?;
+            audio.cutter = AudioCutter::new(&self.constants, start, self.videos.is_empty());
+            audio.is_silent = false;
+            self.live.change(&audio.rendition, |window| window.begin_discontinuity(init));
+        }
+        self.live.set_state(State::Live);
+        Ok(())
+    }
+}
+
+fn codec(format: &TrackFormat) -> Option<VideoCodec> {
+    match format {
+        TrackFormat::Video { codec, .. } => Some(*codec),
+        TrackFormat::Opus { .. } => None,
+    }
+}
+
+fn publish_audio_part(
+    live: &Live,
+    audio: &mut AudioTrack,
+    part: &AudioPart,
+    zero_ms: i64,
+) -> Result<(), SessionError> {
+    let Some(first) = part.frames.first() else { return Ok(()) };
+    for frame in &part.frames {
+        audio.muxer.write(frame.start, audio::FRAME_SAMPLES, true, &frame.data)?;
+    }
+    let end = first.start + part.frames.len() as i64 * audio::FRAME_SAMPLES;
+    let new = NewPart {
+        bytes: audio.muxer.flush()?,
+        start_ms: zero_ms + audio::micros(first.start) / 1000,
+        duration_us: audio::micros(end) - audio::micros(first.start),
+        is_independent: true,
+        has_keyframe: true,
+        is_last: part.is_last,
+    };
+    live.publish(&audio.rendition, new);
+    Ok(())
+}

@@ -1,0 +1,363 @@
+//! The registry of streams: who may publish under which name, what is live, and the way to its figures.
+//!
+//! Each stream has one worker thread (`worker.rs`), which does all media work, so that one stream's load or bug
+//! never holds up another or a request. The registry only hands out queues to it.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+
+use ed25519_dalek::SigningKey;
+use parking_lot::Mutex;
+use shoal_digest::OriginKey;
+use tokio::sync::{broadcast, mpsc as tokio_mpsc, watch};
+
+use crate::config::Config;
+use crate::counters::StreamStats;
+use crate::events::{Event, RenditionInfo};
+use crate::frame::{Input, TrackId};
+use crate::live::{Live, Shared, State};
+use crate::worker::{Message, Worker};
+
+/// So many events may wait for a slow subscriber before it misses some: 10 s of 64 streams.
+const EVENTS_MAX: usize = 4096;
+/// So many keyframe requests may wait for the ingest. One in half a second and track is made at most.
+const KEYFRAME_REQUESTS_MAX: usize = 16;
+/// What a queued input weighs besides its bytes.
+const INPUT_OVERHEAD_BYTES: usize = 256;
+
+/// All streams of this process. Cloning gives another handle.
+#[derive(Clone, Debug)]
+pub struct Streams(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    shared: Shared,
+    table: Mutex<HashMap<Arc<str>, Arc<Entry>>>,
+}
+
+/// A name in use: from its first publisher's coming until its ended stream is forgotten.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    pub(crate) name: Arc<str>,
+    messages: mpsc::Sender<Message>,
+    has_publisher: AtomicBool,
+    /// The worker takes no more publishers: a new one starts a new entry.
+    pub(crate) is_closed: AtomicBool,
+    pub(crate) queued_bytes: AtomicUsize,
+    /// The current publication, once its first frame is in.
+    pub(crate) live: watch::Sender<Option<Arc<Live>>>,
+}
+
+/// Why a stream cannot be published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishError {
+    /// Another publisher holds the name.
+    #[error("the stream already has a publisher")]
+    Busy,
+    /// The name is not 1 to 64 letters, digits, `-` or `_`.
+    #[error("a stream's name has 1 to 64 letters, digits, '-' or '_'")]
+    BadName,
+    /// No room for another stream.
+    #[error("the server has no room for another stream")]
+    Full,
+}
+
+/// The stream's worker can't keep up; the frame was dropped. The worker drops video up to the next keyframe and asks
+/// for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the stream's queue is full")]
+pub struct Overflow;
+
+/// A request to the publisher for a keyframe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeyframeRequest {
+    /// The track that needs it.
+    pub track: TrackId,
+}
+
+/// A stream in the list.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct StreamInfo {
+    /// Its name.
+    pub name: String,
+    /// What it is doing.
+    pub state: State,
+    /// When its publication began, in milliseconds since the Unix epoch.
+    pub started_ms: u64,
+    /// Its renditions.
+    pub renditions: Vec<RenditionInfo>,
+}
+
+/// Whether `name` may be a stream's name.
+#[must_use]
+pub fn is_stream_name(name: &str) -> bool {
+    let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    (1..=64).contains(&name.len()) && name.bytes().all(is_allowed)
+}
+
+impl Streams {
+    /// Makes an empty registry. Records of all streams are signed with `signing_key`.
+    #[must_use]
+    pub fn new(config: Config, signing_key: SigningKey) -> Self {
+        // libavformat and libavcodec would else write to standard error whatever a publisher makes them say.
+        ffmpeg_next::log::set_level(ffmpeg_next::log::Level::Fatal);
+        Self(Arc::new(Inner {
+            config,
+            shared: Shared { signing_key: Arc::new(signing_key), events: broadcast::Sender::new(EVENTS_MAX) },
+            table: Mutex::default(),
+        }))
+    }
+
+    /// Takes a publisher for the stream `name`. Within the grace time after another one left, the stream goes on;
+    /// otherwise a new one begins with the first frames.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish(&self, name: &str) -> Result<Publication, PublishError> {
+        if !is_stream_name(name) {
+            return Err(PublishError::BadName);
+        }
+        let mut table = self.0.table.lock();
+        let known = table.get(name).filter(|entry| !entry.is_closed.load(Ordering::Acquire)).cloned();
+        let entry = if let Some(entry) = known {
+            entry
+        } else {
+            if table.len() >= self.0.config.streams_max && !table.contains_key(name) {
+                return Err(PublishError::Full);
+            }
+            let entry = self.start(name);
+            table.insert(entry.name.clone(), entry.clone());
+            entry
+        };
+        if entry.has_publisher.swap(true, Ordering::AcqRel) {
+            return Err(PublishError::Busy);
+        }
+        drop(table);
+        let (sender, keyframes) = tokio_mpsc::channel(KEYFRAME_REQUESTS_MAX);
+        let has_lost = Arc::new(AtomicBool::new(false));
+        entry.send(Message::Attach { keyframes: sender, has_lost: has_lost.clone() });
+        Ok(Publication {
+            entry,
+            has_lost,
+            keyframes: Some(keyframes),
+            queue_bytes_max: self.0.config.queue_bytes_max,
+            is_ended: false,
+        })
+    }
+
+    fn start(&self, name: &str) -> Arc<Entry> {
+        let (messages, inbox) = mpsc::channel();
+        let entry = Arc::new(Entry {
+            name: name.into(),
+            messages,
+            has_publisher: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            queued_bytes: AtomicUsize::new(0),
+            live: watch::Sender::new(None),
+        });
+        let inner = self.0.clone();
+        let owned = entry.clone();
+        std::thread::Builder::new()
+            .name(format!("stream-{name}").chars().take(15).collect())
+            .spawn(move || {
+                // Also on a panic in media code: the name must not stay taken.
+                let _guard = Forget { inner: inner.clone(), entry: owned.clone() };
+                Worker::new(owned, inbox, inner.config.clone(), inner.shared.clone()).run();
+            })
+            .expect("the system has threads for as many streams as the configuration allows");
+        entry
+    }
+
+    /// Events from now on. A subscriber that is slower than thousands of events misses the oldest.
+    #[must_use]
+    pub fn subscribe(&self) -> broadcast::Receiver<Event> {
+        self.0.shared.events.subscribe()
+    }
+
+    /// The streams that can be watched, by name.
+    #[must_use]
+    pub fn list(&self) -> Vec<StreamInfo> {
+        let info = |live: Arc<Live>| StreamInfo {
+            name: live.name.to_string(),
+            state: live.state(),
+            started_ms: live.started_ms,
+            renditions: live.rendition_infos(),
+        };
+        let mut list: Vec<_> = self.lives().into_iter().map(info).collect();
+        list.sort_by(|a, b| a.name.cmp(&b.name));
+        list
+    }
+
+    /// The figures of all streams that can be watched, by name.
+    #[must_use]
+    pub fn stats(&self) -> Vec<StreamStats> {
+        let mut stats: Vec<_> = self.lives().into_iter().map(|live| live.counters.stats(&live)).collect();
+        stats.sort_by(|a, b| a.name.cmp(&b.name));
+        stats
+    }
+
+    /// The public half of the signing key.
+    #[must_use]
+    pub fn origin_key(&self) -> OriginKey {
+        OriginKey::of(&self.0.shared.signing_key)
+    }
+
+    /// Ends all streams: their playlists are closed, blocked requests answered. For a clean shutdown.
+    pub fn close(&self) {
+        for entry in self.0.table.lock().values() {
+            entry.send(Message::End);
+        }
+    }
+
+    fn lives(&self) -> Vec<Arc<Live>> {
+        self.0.table.lock().values().filter_map(|entry| entry.live.borrow().clone()).collect()
+    }
+
+    pub(crate) fn entry(&self, name: &str) -> Option<Arc<Entry>> {
+        self.0.table.lock().get(name).cloned()
+    }
+}
+
+impl Entry {
+    pub(crate) fn send(&self, message: Message) {
+        // The worker is gone only after it closed the entry: nobody needs the message then.
+        let _ = self.messages.send(message);
+    }
+}
+
+/// Takes the name out of the registry when the worker ends.
+struct Forget {
+    inner: Arc<Inner>,
+    entry: Arc<Entry>,
+}
+
+impl Drop for Forget {
+    fn drop(&mut self) {
+        self.entry.is_closed.store(true, Ordering::Release);
+        if let Some(live) = &*self.entry.live.borrow() {
+            live.set_state(State::Ended);
+        }
+        let mut table = self.inner.table.lock();
+        if table.get(&self.entry.name).is_some_and(|known| Arc::ptr_eq(known, &self.entry)) {
+            table.remove(&self.entry.name);
+        }
+    }
+}
+
+/// A publisher's hold on a stream. Dropping it means that the publisher is gone: the stream waits for it to come
+/// back before it ends.
+#[derive(Debug)]
+pub struct Publication {
+    entry: Arc<Entry>,
+    has_lost: Arc<AtomicBool>,
+    keyframes: Option<tokio_mpsc::Receiver<KeyframeRequest>>,
+    queue_bytes_max: usize,
+    is_ended: bool,
+}
+
+impl Publication {
+    /// Says which tracks will come, so that the stream starts as soon as all of their formats are known and not
+    /// before. Optional: otherwise the stream waits a moment for further tracks after the first.
+    pub fn expect_tracks(&self, tracks: &[TrackId]) {
+        self.entry.send(Message::Expect(tracks.to_vec()));
+    }
+
+    /// Hands an input to the stream's worker. Never blocks.
+    ///
+    /// # Errors
+    /// [`Overflow`] if the worker is too far behind.
+    pub fn push(&self, input: Input) -> Result<(), Overflow> {
+        let bytes = weight(&input);
+        let queued = self.entry.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        if queued + bytes > self.queue_bytes_max {
+            self.entry.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.has_lost.store(true, Ordering::Release);
+            metrics::counter!("segmenter_overflow_total").increment(1);
+            return Err(Overflow);
+        }
+        self.entry.send(Message::Input(input));
+        Ok(())
+    }
+
+    /// The requests for keyframes that the stream makes of its publisher. The second call gets a closed channel.
+    pub fn take_keyframe_requests(&mut self) -> tokio_mpsc::Receiver<KeyframeRequest> {
+        self.keyframes.take().unwrap_or_else(|| tokio_mpsc::channel(1).1)
+    }
+
+    /// Ends the stream at once: the publisher stopped on purpose and will not come back.
+    pub fn end(mut self) {
+        self.is_ended = true;
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        // In this order: whoever takes the name next must come after our leaving in the worker's queue.
+        if self.is_ended {
+            self.entry.is_closed.store(true, Ordering::Release);
+            self.entry.send(Message::End);
+        } else {
+            self.entry.send(Message::Detach);
+        }
+        self.entry.has_publisher.store(false, Ordering::Release);
+    }
+}
+
+/// What an input counts in the queue.
+pub(crate) fn weight(input: &Input) -> usize {
+    match input {
+        Input::Frame(frame) => frame.data.len() + INPUT_OVERHEAD_BYTES,
+        Input::Format { .. } | Input::Discontinuity => INPUT_OVERHEAD_BYTES,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn streams(config: Config) -> Streams {
+        Streams::new(config, SigningKey::from_bytes(&[1; 32]))
+    }
+
+    #[test]
+    fn names_are_checked() {
+        let streams = streams(Config::default());
+        for bad in ["", "a b", "ü", "a/b", "..", &"x".repeat(65)] {
+            assert_eq!(streams.publish(bad).unwrap_err(), PublishError::BadName, "{bad}");
+        }
+        assert!(streams.publish(&"x".repeat(64)).is_ok());
+    }
+
+    #[test]
+    fn name_is_busy_until_its_publisher_leaves() {
+        let streams = streams(Config::default());
+        let first = streams.publish("a").unwrap();
+        assert_eq!(streams.publish("a").unwrap_err(), PublishError::Busy);
+        drop(first);
+        assert!(streams.publish("a").is_ok());
+    }
+
+    #[test]
+    fn server_takes_no_more_streams_than_configured() {
+        let streams = streams(Config { streams_max: 1, ..Config::default() });
+        let _first = streams.publish("a").unwrap();
+        assert_eq!(streams.publish("b").unwrap_err(), PublishError::Full);
+    }
+
+    #[test]
+    fn push_never_blocks_and_says_when_the_queue_is_full() {
+        let streams = streams(Config { queue_bytes_max: 64 << 10, ..Config::default() });
+        let publication = streams.publish("a").unwrap();
+        let frame = crate::frame::Frame {
+            track: TrackId(1),
+            pts: crate::frame::MediaTime(0),
+            is_keyframe: true,
+            data: vec![0; 65 << 10].into(),
+        };
+        assert_eq!(publication.push(Input::Frame(frame)), Err(Overflow));
+        assert_eq!(publication.push(Input::Discontinuity), Ok(()), "the refused frame does not stay counted");
+    }
+}

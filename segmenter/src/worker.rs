@@ -1,0 +1,316 @@
+//! A stream's worker: takes its inbox in order and knows when a stream starts, waits, goes on and ends.
+//!
+//! The media work is in `session.rs`; here are only the life cycle and the wall clock.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::mpsc as tokio_mpsc;
+use tracing::{debug, info, warn};
+
+use crate::config::Config;
+use crate::frame::{Frame, Input, TrackFormat, TrackId};
+use crate::live::{Shared, State};
+use crate::session::{Session, SessionError};
+use crate::streams::{Entry, KeyframeRequest, weight};
+
+/// What comes in a stream's inbox.
+#[derive(Debug)]
+pub(crate) enum Message {
+    /// A publisher came.
+    Attach { keyframes: tokio_mpsc::Sender<KeyframeRequest>, has_lost: Arc<AtomicBool> },
+    /// It will send these tracks.
+    Expect(Vec<TrackId>),
+    /// It sent something.
+    Input(Input),
+    /// It is gone.
+    Detach,
+    /// The stream is to end now.
+    End,
+}
+
+/// The first frames of a publisher, kept until it is known which tracks there are.
+#[derive(Debug)]
+struct Gathering {
+    first_format: Option<Instant>,
+    /// With the wall-clock time of its arrival.
+    frames: Vec<(Frame, i64)>,
+    frames_bytes: usize,
+}
+
+/// See the module.
+pub(crate) struct Worker {
+    entry: Arc<Entry>,
+    inbox: mpsc::Receiver<Message>,
+    config: Config,
+    shared: Shared,
+    session: Option<Session>,
+    gathering: Option<Gathering>,
+    formats: BTreeMap<TrackId, TrackFormat>,
+    expected: Vec<TrackId>,
+    keyframes: Option<tokio_mpsc::Sender<KeyframeRequest>>,
+    has_lost: Arc<AtomicBool>,
+    /// When the stream ends if no publisher comes.
+    grace_until: Option<Instant>,
+    /// When an ended stream is forgotten.
+    forget_at: Option<Instant>,
+}
+
+/// A publisher that announced tracks which do not come holds the start up for so long.
+const EXPECTED_MAX: Duration = Duration::from_secs(5);
+/// The wall clock is looked at this often while something waits for it.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Milliseconds since the Unix epoch.
+pub(crate) fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+impl Worker {
+    pub(crate) fn new(
+        entry: Arc<Entry>,
+        inbox: mpsc::Receiver<Message>,
+        config: Config,
+        shared: Shared,
+    ) -> Self {
+        Self {
+            entry,
+            inbox,
+            config,
+            shared,
+            session: None,
+            gathering: None,
+            formats: BTreeMap::new(),
+            expected: Vec::new(),
+            keyframes: None,
+            has_lost: Arc::default(),
+            grace_until: None,
+            forget_at: None,
+        }
+    }
+
+    pub(crate) fn run(mut self) {
+        let span = tracing::info_span!("stream", name = %self.entry.name);
+        let _entered = span.enter();
+        loop {
+            let message = match self.inbox.recv_timeout(TICK) {
+                Ok(message) => Some(message),
+                Err(mpsc::RecvTimeoutError::Timeout) => None,
+                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+            };
+            if let Some(message) = message {
+                self.handle(message);
+            }
+            if self.tick(Instant::now()) {
+                return;
+            }
+        }
+    }
+
+    fn handle(&mut self, message: Message) {
+        match message {
+            Message::Attach { keyframes, has_lost } => {
+                debug!("publisher attached");
+                self.keyframes = Some(keyframes);
+                self.has_lost = has_lost;
+                self.grace_until = None;
+                self.formats.clear();
+                self.expected.clear();
+                self.gather();
+            }
+            Message::Expect(tracks) => self.expected = tracks,
+            Message::Input(input) => {
+                self.entry.queued_bytes.fetch_sub(weight(&input), Ordering::AcqRel);
+                if let Err(cause) = self.input(input) {
+                    warn!(%cause, "stream failed");
+                    self.end();
+                }
+            }
+            Message::Detach => {
+                info!("publisher left");
+                self.keyframes = None;
+                self.gathering = None;
+                self.grace_until = Some(Instant::now() + Duration::from_millis(self.config.grace_ms.into()));
+                if let Some(session) = &mut self.session
+                    && let Err(cause) = session.pause()
+                {
+                    warn!(%cause, "stream failed");
+                    self.end();
+                }
+            }
+            Message::End => self.end(),
+        }
+    }
+
+    fn input(&mut self, input: Input) -> Result<(), SessionError> {
+        if self.forget_at.is_some() {
+            return Ok(());
+        }
+        if self.has_lost.swap(false, Ordering::AcqRel)
+            && let Some(session) = &mut self.session
+        {
+            session.frames_were_lost();
+        }
+        match input {
+            Input::Format { track, format } => self.format(track, format),
+            Input::Discontinuity => {
+                if let Some(session) = &mut self.session {
+                    session.pause()?;
+                    self.gather();
+                }
+                Ok(())
+            }
+            Input::Frame(frame) => match (&mut self.gathering, &mut self.session) {
+                (Some(gathering), _) => {
+                    gathering.frames_bytes += frame.data.len();
+                    gathering.frames.push((frame, unix_ms()));
+                    if gathering.frames_bytes > self.config.queue_bytes_max {
+                        gathering.frames.clear();
+                        gathering.frames_bytes = 0;
+                    }
+                    self.start_if_ready()
+                }
+                (None, Some(session)) => {
+                    session.frame(frame)?;
+                    if let Some(keyframes) = &self.keyframes {
+                        for track in session.take_keyframe_requests() {
+                            // A full channel holds the same request already.
+                            let _ = keyframes.try_send(KeyframeRequest { track });
+                        }
+                    }
+                    Ok(())
+                }
+                (None, None) => Ok(()),
+            },
+        }
+    }
+
+    fn format(&mut self, track: TrackId, format: TrackFormat) -> Result<(), SessionError> {
+        let before = self.formats.insert(track, format.clone());
+        if let Some(gathering) = &mut self.gathering {
+            gathering.first_format.get_or_insert_with(Instant::now);
+            // Frames of the old format are of no use.
+            if before.is_some_and(|before| before != format) {
+                gathering.frames.retain(|(frame, _)| frame.track != track);
+            }
+        } else if before.as_ref() != Some(&format)
+            && let Some(session) = &mut self.session
+        {
+            // A changed size or a late track: cut all renditions here and go on with the new set.
+            info!(track = track.0, "format changed");
+            session.pause()?;
+            self.gather();
+        }
+        Ok(())
+    }
+
+    fn gather(&mut self) {
+        let first_format = (!self.formats.is_empty()).then(Instant::now);
+        self.gathering = Some(Gathering { first_format, frames: Vec::new(), frames_bytes: 0 });
+    }
+
+    /// Starts or continues the stream if it is known which tracks there are and each can be decoded from here.
+    fn start_if_ready(&mut self) -> Result<(), SessionError> {
+        let Some(gathering) = &self.gathering else { return Ok(()) };
+        let Some(first_format) = gathering.first_format else { return Ok(()) };
+        let waited = first_format.elapsed();
+        let is_known = |track: &TrackId| self.formats.contains_key(track);
+        // A publisher that was here before has the same tracks again.
+        let knows_all = if !self.expected.is_empty() {
+            self.expected.iter().all(is_known) || waited >= EXPECTED_MAX
+        } else {
+            let is_complete =
+                self.session.as_ref().is_some_and(|session| session.tracks().iter().all(is_known));
+            is_complete || waited >= Duration::from_millis(self.config.settle_ms.into())
+        };
+        let is_video = |track: TrackId| matches!(self.formats.get(&track), Some(TrackFormat::Video { .. }));
+        let lead = self.formats.keys().copied().find(|track| is_video(*track));
+        let can_start = match lead {
+            Some(lead) => gathering.frames.iter().any(|(frame, _)| frame.track == lead && frame.is_keyframe),
+            None => !gathering.frames.is_empty(),
+        };
+        if !knows_all || !can_start {
+            return Ok(());
+        }
+        let Some(gathering) = self.gathering.take() else { return Ok(()) };
+        self.start(lead, gathering)
+    }
+
+    fn start(&mut self, lead: Option<TrackId>, gathering: Gathering) -> Result<(), SessionError> {
+        let is_first = |frame: &Frame| lead.is_none_or(|lead| frame.track == lead && frame.is_keyframe);
+        let Some((first, arrived_ms)) = gathering.frames.iter().find(|(frame, _)| is_first(frame)) else {
+            return Ok(());
+        };
+        let (first_us, arrived_ms) = (first.pts.0, *arrived_ms);
+        let continues = match &mut self.session {
+            Some(session) if session.accepts(&self.formats) => {
+                session.resume(&self.formats, first_us, arrived_ms)?;
+                true
+            }
+            _ => false,
+        };
+        if !continues {
+            // Another set of tracks needs another multivariant playlist: the old stream ends here.
+            if let Some(session) = self.session.take() {
+                session.live().set_state(State::Ended);
+            }
+            let session = Session::start(
+                &self.entry.name,
+                &self.config,
+                &self.shared,
+                &self.formats,
+                first_us,
+                arrived_ms,
+            )?;
+            self.entry.live.send_replace(Some(session.live().clone()));
+            self.session = Some(session);
+        }
+        info!(tracks = self.formats.len(), continues, "stream goes live");
+        if let Some(session) = &mut self.session {
+            for (frame, _) in gathering.frames {
+                session.frame(frame)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Does what the wall clock says; true if the worker is done.
+    fn tick(&mut self, now: Instant) -> bool {
+        if let Err(cause) = self.start_if_ready() {
+            warn!(%cause, "stream failed");
+            self.end();
+        }
+        if self.grace_until.is_some_and(|until| now >= until) {
+            self.end();
+        }
+        if self.grace_until.is_some()
+            && let Some(session) = &mut self.session
+        {
+            session.fill_with_gaps(unix_ms());
+        }
+        self.forget_at.is_some_and(|at| now >= at)
+    }
+
+    fn end(&mut self) {
+        if self.forget_at.is_some() {
+            return;
+        }
+        self.entry.is_closed.store(true, Ordering::Release);
+        self.grace_until = None;
+        self.gathering = None;
+        self.keyframes = None;
+        let mut keep = Duration::ZERO;
+        if let Some(mut session) = self.session.take() {
+            if let Err(cause) = session.pause() {
+                debug!(%cause, "the last part is lost");
+            }
+            session.live().set_state(State::Ended);
+            info!("stream ended");
+            keep = Duration::from_millis(self.config.ended_keep_ms.into());
+        }
+        self.forget_at = Some(Instant::now() + keep);
+    }
+}
