@@ -51,7 +51,7 @@ function setUp(options: Partial<LoaderPort> & { progressive?: boolean } = {}): S
   const handedOver: ArrayBuffer[] = [];
   let request: Request | undefined;
   const Class = createLoaderClass({
-    plain: Plain as never,
+    plain: Plain,
     targetOf: () => ({ rendition: 0, msn: 5, part: 2 }),
     request: (asked) => {
       request = asked;

@@ -101,7 +101,7 @@ export class Viewer {
         `JSON.stringify({
           cover: document.querySelector('#cover')?.innerText, probe: window.shoalProbe,
           video: (({ readyState, currentTime, paused, error }) => ({ readyState, currentTime, paused, error: error?.message }))(document.querySelector('video')),
-          stats: window.shoalWatch?.shoal?.getStats?.(),
+          stats: window.shoal?.getStats?.(),
         }, (key, value) => key === 'history' ? undefined : value)`,
       )
       .catch(String);
@@ -109,12 +109,12 @@ export class Viewer {
   }
 
   async stats(): Promise<Stats> {
-    const text = await this.tab.evaluate<string>('JSON.stringify(window.shoalWatch.shoal.getStats())');
+    const text = await this.tab.evaluate<string>('JSON.stringify(window.shoal.getStats())');
     return JSON.parse(text) as Stats;
   }
 
   async audit(): Promise<AuditEntry[]> {
-    const text = await this.tab.evaluate<string>('window.shoalWatch.shoal.getAudit().then((entries) => JSON.stringify(entries))');
+    const text = await this.tab.evaluate<string>('window.shoal.getAudit().then((entries) => JSON.stringify(entries))');
     return JSON.parse(text) as AuditEntry[];
   }
 
@@ -134,7 +134,7 @@ export class Viewer {
 
   /** Glass to glass, from the clock in the picture; null where a frame has none. */
   latencyMs(): Promise<number | null> {
-    return this.tab.evaluate<number | null>('window.shoalWatch.readLatency(window.shoalWatch.video)');
+    return this.tab.evaluate<number | null>('window.shoal.readLatency()');
   }
 
   /** The loudest moment of half a second of sound, 0 to 1. */

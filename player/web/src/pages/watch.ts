@@ -31,7 +31,7 @@ export interface WatchPage {
   /** Milliseconds without playback for want of data since the first frame, and how often. */
   readonly rebuffer: { ms: number; count: number };
   getStats: () => ShoalStats | null;
-  /** Everything that hls.js was given, when the page was opened with `?audit=1`. */
+  /** Everything that hls.js was given, when the page was opened with `?audit`. */
   getAudit: () => Promise<AuditEntry[]>;
   /** Glass-to-glass latency in milliseconds, read from the test pattern's clock; null when there is none. */
   readLatency: () => Promise<number | null>;
@@ -97,7 +97,7 @@ function start(): void {
     },
   });
   boundLatency(hls);
-  shoal = attach(hls, { sharing: sharing.checked, audit: parameters.get('audit') === '1', log: parameters.has('log') });
+  shoal = attach(hls, { sharing: sharing.checked, audit: parameters.has('audit'), log: parameters.has('log') });
   shoal.on('stats', showStats);
   shoal.on('neighbors', () => {
     showStats();
