@@ -26,6 +26,8 @@ pub(crate) struct Neighbor {
     pub(crate) ping: Option<(Time, u32)>,
     /// It does not answer: nothing is asked or expected of it.
     pub(crate) is_suspect: bool,
+    /// It said that it has too much to send: nothing is asked of it before this.
+    pub(crate) busy_until: Time,
     /// Answers to its requests are queued no earlier than this, so that it gets its share and no more.
     pub(crate) answer_rank: Time,
     pub(crate) answers_queued: u16,
@@ -48,6 +50,7 @@ impl Neighbor {
             heard: now,
             ping: None,
             is_suspect: false,
+            busy_until: Time::ZERO,
             answer_rank: Time::ZERO,
             answers_queued: 0,
         }

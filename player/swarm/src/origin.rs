@@ -33,7 +33,6 @@ pub(crate) struct Fetch {
     pub(crate) piece: PieceId,
     pub(crate) first: u32,
     pub(crate) count: u32,
-    pub(crate) purpose: Purpose,
     pub(crate) started: Time,
     /// When the last block came, or when the fetch started.
     pub(crate) progress: Time,
@@ -70,16 +69,9 @@ impl Origin {
         }
     }
 
-    pub(crate) fn start(
-        &mut self,
-        now: Time,
-        piece: PieceId,
-        first: u32,
-        count: u32,
-        purpose: Purpose,
-    ) -> FetchId {
+    pub(crate) fn start(&mut self, now: Time, piece: PieceId, first: u32, count: u32) -> FetchId {
         self.next_id = self.next_id.wrapping_add(1);
-        let fetch = Fetch { piece, first, count, purpose, started: now, progress: now, received: 0 };
+        let fetch = Fetch { piece, first, count, started: now, progress: now, received: 0 };
         self.fetches.insert(self.next_id, fetch);
         self.next_id
     }
@@ -186,7 +178,7 @@ mod tests {
         let wait = origin.closed_until.since(now);
         assert!(wait >= Span::from_ms(1600) && wait <= BACKOFF_MAX, "{wait:?}");
         let piece = PieceId { rendition: 0, msn: 1, part: 0 };
-        let fetch = origin.start(now, piece, 0, 1, Purpose::Seed);
+        let fetch = origin.start(now, piece, 0, 1);
         origin.progressed(now, fetch);
         assert_eq!(origin.closed_until, Time::ZERO);
     }

@@ -34,8 +34,10 @@ pub(crate) struct Pull {
 pub(crate) struct Known {
     pub(crate) peer: PeerId,
     pub(crate) has: Bits,
-    /// It said that it won't send these.
+    /// It does not have these, or did not send them. Holds until it says that it has them.
     pub(crate) refused: Bits,
+    /// It asked for these when they were not here: it is told when they are.
+    pub(crate) awaits: Bits,
 }
 
 /// A piece that was heard of.
@@ -56,8 +58,8 @@ pub(crate) struct Piece {
     pub(crate) is_wanted: bool,
     /// Out of the schedule: nothing is obtained or expected any more.
     pub(crate) is_retired: bool,
-    /// Where in the spread of fallbacks this viewer stands for this piece, 0 to 65535.
-    pub(crate) luck: u16,
+    /// Where in the spread of fallbacks this viewer stands for this piece: the highest goes first.
+    pub(crate) turn: u16,
     pub(crate) hops: u8,
     /// How often the origin's bytes did not match the record.
     pub(crate) origin_lies: u8,
@@ -75,7 +77,7 @@ impl Piece {
             is_loaded: false,
             is_wanted: false,
             is_retired: false,
-            luck: 0,
+            turn: 0,
             hops: 0,
             origin_lies: 0,
         }
@@ -88,7 +90,12 @@ impl Piece {
     pub(crate) fn known_mut(&mut self, peer: PeerId) -> &mut Known {
         let at = self.known.iter().position(|known| known.peer == peer);
         let at = at.unwrap_or_else(|| {
-            self.known.push(Known { peer, has: Bits::default(), refused: Bits::default() });
+            self.known.push(Known {
+                peer,
+                has: Bits::default(),
+                refused: Bits::default(),
+                awaits: Bits::default(),
+            });
             self.known.len() - 1
         });
         &mut self.known[at]

@@ -12,6 +12,8 @@ use crate::{Span, Time, input::PeerId};
 
 /// The token bucket's depth: four blocks. Enough to measure a line by, 22 ms on a 25 Mbit/s uplink.
 const BURST_BYTES: u64 = 4 * BLOCK_BYTES as u64;
+/// What one byte costs in the bucket's unit.
+const UNIT: u64 = 8_000_000;
 /// A neighbor's channel is given no more while this much waits in it: what is handed over can't be cancelled.
 pub(crate) const CHANNEL_BYTES_MAX: u32 = 4 * BLOCK_BYTES;
 /// Shorter measurements say more about the channel than about the line.
@@ -38,6 +40,7 @@ pub(crate) struct Uploads {
     queue: BTreeMap<(Time, u64), Upload>,
     next_number: u64,
     queued_bytes: u64,
+    /// In bits times microseconds per second, so that no refill is lost to rounding.
     tokens: u64,
     tokens_at: Time,
     rate_bps: u64,
@@ -54,7 +57,7 @@ impl Uploads {
             queue: BTreeMap::new(),
             next_number: 0,
             queued_bytes: 0,
-            tokens: BURST_BYTES,
+            tokens: BURST_BYTES * UNIT,
             tokens_at: Time::ZERO,
             rate_bps: 0,
             uplink_bps: 0,
@@ -129,7 +132,8 @@ impl Uploads {
 
     fn refill(&mut self, now: Time) {
         let elapsed = now.since(self.tokens_at).as_us().min(60_000_000);
-        self.tokens = (self.tokens + elapsed * self.rate_bps / 8_000_000).min(BURST_BYTES);
+        self.tokens =
+            self.tokens.saturating_add(elapsed.saturating_mul(self.rate_bps)).min(BURST_BYTES * UNIT);
         self.tokens_at = now;
     }
 
@@ -144,10 +148,10 @@ impl Uploads {
         let (key, upload) = (*key, *upload);
         // Past their time ones leave whatever the rate; the caller drops them.
         if upload.until > now {
-            if self.tokens < u64::from(upload.bytes) {
+            if self.tokens < u64::from(upload.bytes) * UNIT {
                 return None;
             }
-            self.tokens -= u64::from(upload.bytes);
+            self.tokens -= u64::from(upload.bytes) * UNIT;
         }
         self.queued_bytes -= u64::from(upload.bytes);
         self.queue.remove(&key);
@@ -160,11 +164,9 @@ impl Uploads {
         if self.rate_bps == 0 {
             return Some(upload.until);
         }
-        let missing = u64::from(upload.bytes).saturating_sub(self.tokens);
+        let missing = (u64::from(upload.bytes) * UNIT).saturating_sub(self.tokens);
         // Rounded up, so that the wake-up finds the tokens.
-        Some(
-            (self.tokens_at + Span::from_us((missing * 8_000_000).div_ceil(self.rate_bps))).min(upload.until),
-        )
+        Some((self.tokens_at + Span::from_us(missing.div_ceil(self.rate_bps))).min(upload.until))
     }
 
     /// Notes that a block was handed to a channel.

@@ -295,8 +295,26 @@ impl Peer {
         if reached == Time::NEVER { self.now + Span::from_secs(3) } else { reached + CHILD_LAG }
     }
 
-    /// Notes a block for the next announcement.
+    /// Notes a block for the next announcement, and tells those that asked for it in vain.
     fn note_fresh(&mut self, id: PieceId, block: u32) {
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
+        let waiting = piece.known.iter_mut().filter(|known| known.awaits.contains(block));
+        let mut told = Vec::new();
+        for known in waiting {
+            known.awaits.remove(block);
+            if !known.has.contains(block) {
+                told.push(known.peer);
+            }
+        }
+        if !told.is_empty() {
+            let mut bits = Bits::default();
+            bits.insert(block);
+            let mut sets = SetsBuilder::default();
+            sets.add(id, Some(&bits));
+            if let Some(sets) = sets.sets() {
+                told.into_iter().for_each(|peer| self.send(peer, &Control::Have(sets)));
+            }
+        }
         if !self.neighbors.values().any(|neighbor| neighbor.flags.wants_haves) {
             return;
         }

@@ -20,6 +20,8 @@ use crate::{
 const ANSWERS_MAX: u16 = 16;
 /// With this much waiting in the upload queue, whoever asks is better served elsewhere.
 const BACKLOG_MAX: Span = Span::from_ms(600);
+/// Who said that it has too much to send is left alone for this long: it sends a few blocks in that time.
+const BUSY: Span = Span::from_ms(150);
 /// At most this many neighbors' knowledge is kept for one piece; more than there are neighbors.
 const KNOWN_MAX: usize = 64;
 
@@ -40,7 +42,8 @@ impl Peer {
             return;
         }
         if self.neighbors.contains_key(&peer) {
-            self.forget_neighbor(peer);
+            // A connection that replaces another: the plan's places still hold.
+            self.forget_connection(peer);
         }
         self.neighbors.insert(peer, Neighbor::new(self.now, rtt));
         let hello = Control::Hello {
@@ -55,11 +58,15 @@ impl Peer {
 
     /// A neighbor is gone: forgets what it was asked and what it would have pushed.
     pub(super) fn forget_neighbor(&mut self, peer: PeerId) {
+        self.plans.values_mut().for_each(|plan| plan.forget(peer));
+        self.forget_connection(peer);
+    }
+
+    fn forget_connection(&mut self, peer: PeerId) {
         if self.neighbors.remove(&peer).is_none() {
             return;
         }
         self.uploads.forget(peer);
-        self.plans.values_mut().for_each(|plan| plan.forget(peer));
         self.drop_held(|held, _| held.peer == peer);
         for (id, _) in &self.active {
             let Some(piece) = self.pieces.get_mut(id) else { continue };
@@ -208,6 +215,13 @@ impl Peer {
                     refused.insert(block);
                 }
             }
+            // It is told when they come, so that it need not ask again.
+            if may_upload
+                && let Some(piece) = self.pieces.get_mut(&set.piece)
+                && piece.known.len() < KNOWN_MAX
+            {
+                piece.known_mut(peer).awaits.union(&lacking);
+            }
             absent.add(set.piece, Some(&lacking));
             busy.add(set.piece, Some(&refused));
         }
@@ -257,7 +271,9 @@ impl Peer {
             if let Some(piece) = self.pieces.get_mut(&set.piece)
                 && piece.known.len() < KNOWN_MAX
             {
-                piece.known_mut(peer).has.union(&bits);
+                let known = piece.known_mut(peer);
+                known.has.union(&bits);
+                bits.iter().for_each(|block| known.awaits.remove(block));
             }
             let mut answers = 0;
             self.uploads.remove(|upload| {
@@ -282,16 +298,16 @@ impl Peer {
                 if state.pull.take_if(|pull| pull.from == peer).is_none() {
                     continue;
                 }
-                let known = piece.known_mut(peer);
-                known.refused.insert(block);
                 if reason == RefuseReason::Absent {
+                    let known = piece.known_mut(peer);
+                    known.refused.insert(block);
                     known.has.remove(block);
                 }
                 self.stats.pulls_refused += 1;
                 if let Some(neighbor) = self.neighbors.get_mut(&peer) {
                     neighbor.asked = neighbor.asked.saturating_sub(1);
                     if reason != RefuseReason::Absent {
-                        neighbor.served(neighbor.service + Span::from_ms(50));
+                        neighbor.busy_until = self.now + BUSY;
                     }
                 }
             }

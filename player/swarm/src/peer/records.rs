@@ -11,7 +11,6 @@ use crate::{
     piece::{self, Piece},
     plan::Plan,
     record::SignedRecord,
-    rng::mix,
     wire::Control,
 };
 
@@ -64,11 +63,11 @@ impl Peer {
         self.learn_rate(record);
         self.newest_end_ms = self.newest_end_ms.max(record.start_ms + u64::from(record.duration_ms));
 
-        let luck = mix(u64::from(self.me) << 32 ^ id.msn << 8 ^ u64::from(id.part)) as u16;
+        let turn = self.turn(id);
         let piece = self.pieces.entry(id).or_insert_with(|| Piece::new(self.now));
         piece.record = Some(Arc::clone(signed));
         piece.since = self.now;
-        piece.luck = luck;
+        piece.turn = turn;
         piece.blocks = vec![Default::default(); record.blocks.len()];
         self.active.push((id, self.now));
 

@@ -103,6 +103,11 @@ impl Peer {
                 }
                 Answer::Wait => {
                     self.fetch_record_for(at);
+                    // Records came meanwhile; the piece's own moments decide from here on.
+                    let request = &mut self.requests[at];
+                    if request.give_up <= self.now {
+                        request.give_up = Time::NEVER;
+                    }
                     at += 1;
                 }
             }
@@ -113,7 +118,7 @@ impl Peer {
         let first = request.first();
         let mut id = first;
         let mut parts = 0;
-        let is_over = request.give_up <= self.now;
+        let is_over = request.give_up <= self.now || request.give_up == Time::NEVER;
         loop {
             let piece = self.pieces.get(&id);
             let record = piece.and_then(|piece| piece.record());

@@ -77,10 +77,9 @@ impl Peer {
             u32::try_from(piece.blocks.len()).unwrap_or(u32::MAX).saturating_sub(piece.stored.count());
         let last = deadline.before(self.origin.estimate(missing));
         // Viewers share their deadlines: without a spread all of a broken tree's leaves would ask in the same moment, and
-        // none could help another. Those with little luck go first and serve the others.
-        let room = last.since(self.now.max(piece.since)).percent(50).min(self.config.fallback_spread);
-        let luck = u64::from(piece.luck);
-        let early = Span::from_us(room.as_us() * luck / 65_536);
+        // none could help another. Among neighbors one goes first and can serve the others.
+        let room = last.since(piece.since).percent(50).min(self.config.fallback_spread);
+        let early = Span::from_us(room.as_us() * u64::from(piece.turn) / 65_535);
         Moments { last_call: last.before(early), is_needed }
     }
 
@@ -185,6 +184,21 @@ impl Peer {
         }
     }
 
+    /// The local peer's turn, should a piece have to be fetched for its deadline: by rendezvous hash among the neighbors, so
+    /// that each knows without a word whose turn comes before its own.
+    pub(super) fn turn(&mut self, id: PieceId) -> u16 {
+        let mine = rendezvous(id, self.me, self.uplink_class());
+        let giving = self.neighbors.iter().filter(|(_, neighbor)| neighbor.gives());
+        let (mut count, mut better) = (1, 0);
+        for (peer, neighbor) in giving {
+            count += 1;
+            better += u64::from(rendezvous(id, *peer, neighbor.uplink_class) > mine);
+        }
+        let slot = 65_536 / count;
+        let turn = (count - 1 - better) * slot + self.rng.below(slot);
+        u16::try_from(turn).unwrap_or(u16::MAX)
+    }
+
     /// Without a plan: when the local peer brings a piece into the swarm. Neighbors agree by rendezvous hash, weighted by
     /// uplink; each further one steps in later.
     fn seed_time(&self, id: PieceId, piece: &Piece) -> Time {
@@ -252,10 +266,6 @@ impl Peer {
                 self.send(peer, &Control::Request(sets));
             }
         }
-        if !found_all && let Some(piece) = self.pieces.get_mut(&id) {
-            // Those that did not have it may have it by the next look.
-            piece.known.iter_mut().for_each(|known| known.refused = Bits::default());
-        }
         found_all
     }
 
@@ -268,7 +278,7 @@ impl Peer {
         let plan = self.plans.get(&id.rendition);
         let stripe = plan.map(|plan| &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))]);
         let candidates = self.neighbors.iter().filter_map(|(peer, neighbor)| {
-            if !neighbor.gives() || neighbor.asked >= ASKED_MAX {
+            if !neighbor.gives() || neighbor.asked >= ASKED_MAX || neighbor.busy_until > self.now {
                 return None;
             }
             let known = piece.known(*peer);
@@ -330,7 +340,7 @@ impl Peer {
             while blocks.next_if_eq(&(first + count)).is_some() {
                 count += 1;
             }
-            let fetch = self.origin.start(self.now, id, first, count, purpose);
+            let fetch = self.origin.start(self.now, id, first, count);
             match purpose {
                 Purpose::Seed => self.stats.seed_fetches += 1,
                 Purpose::Deadline => self.stats.deadline_fetches += 1,
