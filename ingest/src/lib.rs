@@ -1,1 +1,155 @@
 //! WHIP in, frames out.
+//!
+//! A publisher POSTs an offer ([`whip`], RFC 9725) and becomes a session: a task that drives a sans-I/O WebRTC
+//! connection ([`transport`]) fed from the one media port ([`network`]), repairs and orders its packets, makes
+//! frames of them on one clock ([`rtp`]) and hands these to the segmenter ([`sink`]). Nothing here knows what a
+//! segment is; nothing of it waits for the segmenter.
+//!
+//! ```no_run
+//! # async fn example(streams: std::sync::Arc<dyn shoal_ingest::sink::Streams>) -> Result<(), shoal_ingest::Error> {
+//! let ingest = shoal_ingest::Ingest::bind(shoal_ingest::Config::default(), streams).await?;
+//! let app = axum::Router::new().merge(ingest.router());
+//! let cancelled = tokio_util::sync::CancellationToken::new();
+//! tokio::spawn(ingest.run(cancelled.clone()));
+//! # drop(app); Ok(()) }
+//! ```
+
+mod config;
+mod metric;
+mod network;
+pub mod rtp;
+pub mod sdp;
+pub mod sdpfrag;
+mod server;
+mod session;
+pub mod sink;
+pub mod status;
+pub mod stun;
+pub mod transport;
+mod whip;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, IceServer};
+pub use session::End;
+
+use crate::network::Network;
+use crate::server::Server;
+use crate::sink::Streams;
+
+/// How long sessions get to say goodbye to their publishers when the program stops.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// Why the ingest can't run. An operator must act.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A key of the configuration has a value out of range.
+    #[error("{0}")]
+    Config(String),
+    /// The media port can't be had.
+    #[error("media port {address}: {source}")]
+    Bind {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The media port broke.
+    #[error("media port: {0}")]
+    Socket(#[source] io::Error),
+}
+
+/// The ingest: its media port is open, its routes can be served.
+#[derive(Clone, Debug)]
+pub struct Ingest {
+    server: Arc<Server>,
+    media_address: SocketAddr,
+}
+
+impl Ingest {
+    /// Opens the media port.
+    pub async fn bind(config: Config, streams: Arc<dyn Streams>) -> Result<Self, Error> {
+        config.validate().map_err(Error::Config)?;
+        let address = config.media_address;
+        let bind = |source| Error::Bind { address, source };
+        let socket = open_udp(address, config.receive_buffer_bytes).map_err(bind)?;
+        let bound = socket.local_addr().map_err(bind)?;
+        let mut candidates = resolve(&config.public_ips, bound.port()).await;
+        if candidates.is_empty() {
+            candidates = network::own_addresses(bound);
+        }
+        if !candidates.iter().any(|candidate| network::is_global(candidate.ip())) {
+            tracing::warn!(
+                "publishers are only offered private addresses; those outside of this network need ingest.public_ips"
+            );
+        }
+        let network = Network::new(socket, candidates).map_err(bind)?;
+        let server = Arc::new(Server::new(config, streams, Arc::new(network)));
+        Ok(Self { server, media_address: bound })
+    }
+
+    /// Where media is received; its port is the one that was found when the configuration says 0.
+    pub fn media_address(&self) -> SocketAddr {
+        self.media_address
+    }
+
+    /// The routes `/whip/{stream}`, `/whip/session/{id}` and `/whip/session/{id}/stats`.
+    pub fn router(&self) -> axum::Router {
+        whip::router(Arc::clone(&self.server))
+    }
+
+    /// Receives media until cancelled, then says goodbye to all publishers.
+    pub async fn run(self, cancelled: CancellationToken) -> Result<(), Error> {
+        let network = Arc::clone(self.server.network());
+        let reading = tokio::select! {
+            result = network.run() => result,
+            () = cancelled.cancelled() => Ok(()),
+        };
+        self.server.cancelled.cancel();
+        self.server.tasks.close();
+        // A session that doesn't end in time is dropped with the runtime; its publisher notices by silence.
+        let _ = tokio::time::timeout(GOODBYE, self.server.tasks.wait()).await;
+        reading.map_err(Error::Socket)
+    }
+}
+
+fn open_udp(address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<std::net::UdpSocket> {
+    let socket = socket2::Socket::new(
+        socket2::Domain::for_address(address),
+        socket2::Type::DGRAM,
+        Some(socket2::Protocol::UDP),
+    )?;
+    if address.is_ipv6() {
+        // IPv4 publishers come in over the same socket.
+        socket.set_only_v6(false)?;
+    }
+    // The kernel grants what it likes; a small buffer costs datagrams under load, which is no reason not to start.
+    if let Err(error) = socket.set_recv_buffer_size(receive_buffer_bytes) {
+        tracing::debug!(%error, "receive buffer");
+    }
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}
+
+/// The addresses of the configured names, in their order.
+async fn resolve(names: &[String], port: u16) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for name in names {
+        if let Ok(ip) = name.parse::<IpAddr>() {
+            addresses.push(SocketAddr::new(ip, port));
+            continue;
+        }
+        match tokio::net::lookup_host((name.as_str(), port)).await {
+            Ok(found) => addresses.extend(found),
+            Err(error) => tracing::warn!(name, %error, "ingest.public_ips: can't be resolved, skipped"),
+        }
+    }
+    addresses.dedup();
+    addresses
+}

@@ -1,0 +1,303 @@
+//! The one media port: datagrams of all publishers in, sorted to their sessions; datagrams out.
+//!
+//! A datagram belongs to the session whose user name fragment its STUN USERNAME names, once its integrity has
+//! proven the session's password; from then on everything from that address does. One task reads the socket
+//! and never waits: a session that doesn't keep up loses datagrams, which are counted, and nobody else's.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+
+use crate::metric;
+use crate::stun::{self, BindingRequest};
+use crate::transport::{Protocol, Route};
+
+/// Addresses that one publisher may have at the same time: its interfaces, and those of its NATs over time. The
+/// oldest makes room for a new one.
+const ADDRESSES_MAX: usize = 16;
+/// With GRO the kernel hands over up to 64 datagrams of one sender at once.
+const BUFFER_BYTES: usize = 65_535;
+/// Buffers handed to one `recvmmsg`.
+const BATCH: usize = 8;
+
+/// A datagram for a session.
+#[derive(Debug)]
+pub(crate) struct Datagram {
+    pub(crate) arrival: Instant,
+    pub(crate) route: Route,
+    pub(crate) bytes: Bytes,
+}
+
+/// A session as the network knows it.
+#[derive(Debug)]
+pub(crate) struct Member {
+    inbox: mpsc::Sender<Datagram>,
+    /// The addresses that have proven to be this session's, oldest first.
+    addresses: Mutex<VecDeque<(Protocol, SocketAddr)>>,
+}
+
+impl Member {
+    pub(crate) fn new(inbox: mpsc::Sender<Datagram>) -> Arc<Self> {
+        Arc::new(Self { inbox, addresses: Mutex::new(VecDeque::new()) })
+    }
+}
+
+#[derive(Debug)]
+struct Ufrag {
+    password: String,
+    member: Arc<Member>,
+}
+
+#[derive(Debug)]
+struct Address {
+    ufrag: String,
+    member: Arc<Member>,
+    /// Our address that the publisher sends to, which may differ from the advertised one behind a NAT.
+    local: Option<IpAddr>,
+    /// The way back of a TCP connection.
+    stream: Option<mpsc::Sender<Bytes>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Network {
+    socket: UdpSocket,
+    state: UdpSocketState,
+    candidates: Vec<SocketAddr>,
+    is_ipv6: bool,
+    ufrags: DashMap<String, Ufrag>,
+    addresses: DashMap<(Protocol, SocketAddr), Address>,
+}
+
+impl Network {
+    /// Wraps a bound socket; `candidates` are the addresses that publishers are told.
+    pub(crate) fn new(socket: std::net::UdpSocket, candidates: Vec<SocketAddr>) -> io::Result<Self> {
+        socket.set_nonblocking(true)?;
+        let state = UdpSocketState::new((&socket).into())?;
+        let is_ipv6 = socket.local_addr()?.is_ipv6();
+        let socket = UdpSocket::from_std(socket)?;
+        let (ufrags, addresses) = (DashMap::new(), DashMap::new());
+        Ok(Self { socket, state, candidates, is_ipv6, ufrags, addresses })
+    }
+
+    pub(crate) fn candidates(&self) -> &[SocketAddr] {
+        &self.candidates
+    }
+
+    /// Lets a session's datagrams come to it; more than one name at a time while ICE restarts.
+    pub(crate) fn register(&self, ufrag: &str, password: &str, member: &Arc<Member>) {
+        let entry = Ufrag { password: password.to_owned(), member: Arc::clone(member) };
+        self.ufrags.insert(ufrag.to_owned(), entry);
+    }
+
+    /// Takes one of a session's names away; its addresses stay.
+    pub(crate) fn unregister(&self, ufrag: &str) {
+        self.ufrags.remove(ufrag);
+    }
+
+    /// Forgets a session's addresses.
+    pub(crate) fn forget(&self, member: &Arc<Member>) {
+        for key in member.addresses.lock().drain(..) {
+            self.addresses.remove_if(&key, |_, address| Arc::ptr_eq(&address.member, member));
+        }
+    }
+
+    /// Reads the socket until cancelled by being dropped.
+    pub(crate) async fn run(&self) -> io::Result<()> {
+        let mut buffers = vec![[0u8; BUFFER_BYTES]; BATCH];
+        let mut metas = [RecvMeta::default(); BATCH];
+        loop {
+            self.socket.readable().await?;
+            let received = self.socket.try_io(Interest::READABLE, || {
+                let mut slices = buffers.iter_mut().map(|buffer| io::IoSliceMut::new(buffer));
+                let mut slices: [io::IoSliceMut<'_>; BATCH] =
+                    std::array::from_fn(|_| slices.next().expect("there are as many buffers"));
+                self.state.recv((&self.socket).into(), &mut slices, &mut metas)
+            });
+            let count = match received {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+                // ICMP errors of datagrams sent earlier come back here; they are some publisher's, not the socket's.
+                Err(error) => {
+                    tracing::debug!(%error, "receive");
+                    metrics::counter!(metric::UDP_ERRORS).increment(1);
+                    continue;
+                }
+            };
+            let now = Instant::now();
+            for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
+                let peer = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
+                let local = meta.dst_ip.map(|ip| ip.to_canonical());
+                for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
+                    self.sort(now, Protocol::Udp, peer, local, datagram, None);
+                }
+            }
+        }
+    }
+
+    /// Gives a datagram to the session that it belongs to.
+    pub(crate) fn sort(
+        &self,
+        now: Instant,
+        protocol: Protocol,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        datagram: &[u8],
+        stream: Option<&mpsc::Sender<Bytes>>,
+    ) {
+        let request = BindingRequest::parse(datagram);
+        let known = self.addresses.get(&(protocol, peer)).and_then(|address| {
+            // The same address may come to belong to another session: a browser that publishes again.
+            let is_same = request.is_none_or(|request| request.ufrag == address.ufrag);
+            is_same.then(|| (Arc::clone(&address.member), address.local))
+        });
+        let member = match known {
+            Some((member, known_local)) => {
+                if known_local != local
+                    && let Some(mut address) = self.addresses.get_mut(&(protocol, peer))
+                {
+                    address.local = local;
+                }
+                member
+            }
+            None => match self.authenticate(protocol, peer, local, request, stream) {
+                Some(member) => member,
+                None => {
+                    let reason = if stun::is_stun(datagram) { "not_authentic" } else { "unknown_address" };
+                    metrics::counter!(metric::DATAGRAMS_REFUSED, "reason" => reason).increment(1);
+                    return;
+                }
+            },
+        };
+        let route = Route { protocol, local: self.candidate(local), peer };
+        let datagram = Datagram { arrival: now, route, bytes: Bytes::copy_from_slice(datagram) };
+        if member.inbox.try_send(datagram).is_err() {
+            metrics::counter!(metric::DATAGRAMS_REFUSED, "reason" => "session_busy").increment(1);
+        }
+    }
+
+    /// Believes an address to be a session's if its request proves it.
+    fn authenticate(
+        &self,
+        protocol: Protocol,
+        peer: SocketAddr,
+        local: Option<IpAddr>,
+        request: Option<BindingRequest<'_>>,
+        stream: Option<&mpsc::Sender<Bytes>>,
+    ) -> Option<Arc<Member>> {
+        let request = request?;
+        let member = {
+            let entry = self.ufrags.get(request.ufrag)?;
+            // A user name fragment is seen by everybody on the path; only the two ends know the password.
+            if !request.is_authentic(&entry.password) {
+                return None;
+            }
+            Arc::clone(&entry.member)
+        };
+        let key = (protocol, peer);
+        let evicted = {
+            let mut addresses = member.addresses.lock();
+            if !addresses.contains(&key) {
+                addresses.push_back(key);
+            }
+            if addresses.len() > ADDRESSES_MAX { addresses.pop_front() } else { None }
+        };
+        if let Some(evicted) = evicted {
+            self.addresses.remove_if(&evicted, |_, address| Arc::ptr_eq(&address.member, &member));
+        }
+        let (ufrag, stream) = (request.ufrag.to_owned(), stream.cloned());
+        self.addresses.insert(key, Address { ufrag, member: Arc::clone(&member), local, stream });
+        Some(member)
+    }
+
+    /// Forgets the address of a TCP connection that ended.
+    pub(crate) fn disconnect(&self, peer: SocketAddr) {
+        self.addresses.remove(&(Protocol::Tcp, peer));
+    }
+
+    /// The candidate that a datagram came in by. Behind a NAT none has our own address: then the first of its
+    /// family will do, since the WebRTC stack only needs one that it knows.
+    fn candidate(&self, local: Option<IpAddr>) -> SocketAddr {
+        let exact = self.candidates.iter().find(|candidate| Some(candidate.ip()) == local);
+        let family = || {
+            let is_ipv6 = local.is_some_and(|local| local.is_ipv6());
+            self.candidates.iter().find(|candidate| candidate.is_ipv6() == is_ipv6)
+        };
+        *exact.or_else(family).unwrap_or(&self.candidates[0])
+    }
+
+    /// Sends a datagram, or drops it when the socket or the connection is full, as a network would.
+    pub(crate) fn send(&self, route: Route, bytes: Bytes) {
+        let (local, stream) = self
+            .addresses
+            .get(&(route.protocol, route.peer))
+            .map_or((None, None), |address| (address.local, address.stream.clone()));
+        if route.protocol == Protocol::Tcp {
+            if stream.is_none_or(|stream| stream.try_send(bytes).is_err()) {
+                metrics::counter!(metric::UDP_ERRORS).increment(1);
+            }
+            return;
+        }
+        let map = |ip: IpAddr| match ip {
+            IpAddr::V4(ip) if self.is_ipv6 => IpAddr::V6(ip.to_ipv6_mapped()),
+            ip => ip,
+        };
+        let transmit = Transmit {
+            destination: SocketAddr::new(map(route.peer.ip()), route.peer.port()),
+            ecn: None,
+            contents: &bytes,
+            segment_size: None,
+            src_ip: local.map(map),
+        };
+        let sent =
+            self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), &transmit));
+        if let Err(error) = sent {
+            tracing::debug!(%error, "send");
+            metrics::counter!(metric::UDP_ERRORS).increment(1);
+        }
+    }
+}
+
+/// The addresses to offer for a socket bound to `bound`, the reachable ones first.
+pub(crate) fn own_addresses(bound: SocketAddr) -> Vec<SocketAddr> {
+    if !bound.ip().is_unspecified() {
+        return vec![bound];
+    }
+    let interfaces = rtc::shared::ifaces::ifaces().unwrap_or_default();
+    let mut ips: Vec<IpAddr> =
+        interfaces.iter().filter_map(|interface| Some(interface.addr?.ip().to_canonical())).collect();
+    ips.retain(|ip| match ip {
+        IpAddr::V4(ip) => !ip.is_link_local() && !ip.is_unspecified(),
+        // An IPv4 socket doesn't hear IPv6. Link-local addresses need a zone, which candidates can't carry.
+        IpAddr::V6(ip) => bound.is_ipv6() && !ip.is_unicast_link_local() && !ip.is_unspecified(),
+    });
+    if ips.is_empty() {
+        ips.push(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
+    }
+    ips.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv6()));
+    ips.dedup();
+    ips.into_iter().map(|ip| SocketAddr::new(ip, bound.port())).collect()
+}
+
+/// Whether an address can be reached from the whole internet, as far as the address itself tells.
+pub(crate) fn is_global(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => {
+            let is_shared = ip.octets()[0] == 100 && (64..128).contains(&ip.octets()[1]);
+            !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || is_shared)
+        }
+        IpAddr::V6(ip) => {
+            !(ip.is_loopback() || ip.is_unique_local() || ip.is_unicast_link_local() || ip.is_unspecified())
+        }
+    }
+}

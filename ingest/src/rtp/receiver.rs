@@ -1,0 +1,278 @@
+//! Everything that one publisher sends: its tracks, their clock, and the keyframes to ask for.
+//!
+//! Pure: transport events and the time in, segmenter inputs and keyframe requests out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use shoal_segmenter::frame::{Frame, Input, MediaTime, TrackFormat, TrackId, VideoCodec};
+
+use super::clock::Clock;
+use super::track::{Counters, Output, Reason, Track};
+use crate::sdp::{Codec, Offer};
+use crate::transport::{Event, RtpPacket};
+
+/// One track's fixed properties.
+#[derive(Clone, Debug)]
+struct Role {
+    id: TrackId,
+    codec: Codec,
+    rid: Option<String>,
+}
+
+struct Source {
+    role: Role,
+    track: Track,
+    /// When a keyframe was last asked for, and whether one is wanted since.
+    asked_at: Option<Instant>,
+    is_wanted: bool,
+}
+
+/// Limits that come from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long missing video packets are waited for.
+    pub hold: Duration,
+    /// The least time between two keyframe requests for a stream.
+    pub keyframe_interval_min: Duration,
+    /// How many frames may be presented out of order before the publisher is refused.
+    pub frames_out_of_order_max: u64,
+}
+
+/// A track's state for status pages.
+#[derive(Clone, Debug)]
+pub struct TrackState {
+    /// The track.
+    pub id: TrackId,
+    /// Its simulcast layer.
+    pub rid: Option<String>,
+    /// Its encoding, once known.
+    pub format: Option<TrackFormat>,
+    /// Totals.
+    pub counters: Counters,
+    /// Whether it waits for a keyframe.
+    pub is_awaiting_keyframe: bool,
+}
+
+/// See the module.
+pub struct Receiver {
+    /// The start of the timeline.
+    origin: Instant,
+    limits: Limits,
+    codecs: BTreeMap<u8, Codec>,
+    rids: Vec<String>,
+    is_stereo: bool,
+    clock: Clock,
+    sources: BTreeMap<u32, Source>,
+    inputs: VecDeque<Input>,
+    keyframes: VecDeque<u32>,
+    /// Packets that belong to nothing that was negotiated.
+    pub packets_unknown: u64,
+    /// How long frames were in here: totals for an average and the longest since taken.
+    pub held: Held,
+}
+
+/// How long frames took from the arrival of their first packet until they were complete.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Held {
+    /// Frames counted.
+    pub frames: u64,
+    /// The sum.
+    pub total: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+impl std::fmt::Debug for Receiver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Receiver").field("sources", &self.sources.len()).finish_non_exhaustive()
+    }
+}
+
+impl Receiver {
+    /// A receiver for what an offer announced; times count from `origin`.
+    pub fn new(origin: Instant, offer: &Offer, limits: Limits) -> Self {
+        let formats = offer.sections().flat_map(|section| &section.formats);
+        Self {
+            origin,
+            limits,
+            codecs: formats.map(|format| (format.payload_type, format.codec)).collect(),
+            rids: offer.video.as_ref().map(|video| video.rids.clone()).unwrap_or_default(),
+            is_stereo: offer.audio.as_ref().is_some_and(|audio| audio.is_stereo),
+            clock: Clock::default(),
+            sources: BTreeMap::new(),
+            inputs: VecDeque::new(),
+            keyframes: VecDeque::new(),
+            packets_unknown: 0,
+            held: Held::default(),
+        }
+    }
+
+    /// Takes what the transport says.
+    pub fn handle_event(&mut self, now: Instant, event: Event) {
+        match event {
+            Event::Rtp(packet) => {
+                let ssrc = packet.ssrc;
+                if !self.sources.contains_key(&ssrc) && !self.adopt(&packet) {
+                    self.packets_unknown += 1;
+                    return;
+                }
+                let source = self.sources.get_mut(&ssrc).expect("it was there or was adopted");
+                source.track.push(now, packet);
+                self.pump(now, ssrc);
+            }
+            Event::Report(report) => self.clock.report(report.ssrc, report.ntp_us, report.timestamp),
+            Event::Connected | Event::Closed => {}
+        }
+    }
+
+    /// The deadline of `poll_timeout` has passed.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let ssrcs: Vec<u32> = self.sources.keys().copied().collect();
+        for ssrc in ssrcs {
+            self.pump(now, ssrc);
+        }
+    }
+
+    /// When to call `handle_timeout`.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let deadlines = self.sources.values().flat_map(|source| {
+            let ask = source
+                .asked_at
+                .filter(|_| source.is_wanted || source.track.is_awaiting_keyframe())
+                .map(|asked_at| asked_at + self.limits.keyframe_interval_min);
+            source.track.deadline().into_iter().chain(ask)
+        });
+        deadlines.min()
+    }
+
+    /// The next input for the segmenter.
+    pub fn poll_input(&mut self) -> Option<Input> {
+        self.inputs.pop_front()
+    }
+
+    /// The next stream that a keyframe is to be asked of.
+    pub fn poll_keyframe_request(&mut self) -> Option<u32> {
+        self.keyframes.pop_front()
+    }
+
+    /// Wants a keyframe of every video track, so that all layers can be cut at the same place.
+    pub fn want_keyframes(&mut self, now: Instant) {
+        let ssrcs: Vec<u32> = self.sources.keys().copied().collect();
+        for ssrc in ssrcs {
+            if let Some(source) = self.sources.get_mut(&ssrc) {
+                source.is_wanted = source.role.codec != Codec::Opus;
+            }
+            self.ask(now, ssrc);
+        }
+    }
+
+    /// Why the publisher must be refused after all, in words.
+    pub fn refusal(&self) -> Option<&'static str> {
+        let dropped = |source: &Source| source.track.counters.dropped[Reason::OutOfOrder as usize];
+        self.sources
+            .values()
+            .any(|source| dropped(source) > self.limits.frames_out_of_order_max)
+            .then_some("the encoder uses B-frames, which WebRTC can't carry in order: turn them off")
+    }
+
+    /// The tracks' states.
+    pub fn tracks(&self) -> Vec<TrackState> {
+        let mut tracks: Vec<TrackState> = self
+            .sources
+            .values()
+            .map(|source| TrackState {
+                id: source.role.id,
+                rid: source.role.rid.clone(),
+                format: source.track.format().cloned(),
+                counters: source.track.counters,
+                is_awaiting_keyframe: source.track.is_awaiting_keyframe(),
+            })
+            .collect();
+        tracks.sort_by_key(|track| track.id);
+        tracks
+    }
+
+    /// Makes a new SSRC a track, if it is one that was announced.
+    fn adopt(&mut self, packet: &RtpPacket) -> bool {
+        let Some(&codec) = self.codecs.get(&packet.payload_type) else { return false };
+        let (id, rid) = match codec {
+            Codec::Opus => (TrackId(0), None),
+            Codec::Video(_) if self.rids.is_empty() => (TrackId(1), None),
+            Codec::Video(_) => {
+                // Layers name themselves in their first packets until a report of ours shows that they were heard.
+                let layer = packet.rid.as_ref().and_then(|rid| self.rids.iter().position(|r| r == rid));
+                let Some(layer) = layer else { return false };
+                (TrackId(1 + layer as u8), packet.rid.clone())
+            }
+        };
+        // A publisher that changes its SSRC ends the old stream of that track.
+        let replaced: Vec<u32> =
+            self.sources.iter().filter(|(_, source)| source.role.id == id).map(|(ssrc, _)| *ssrc).collect();
+        let mut counters = Counters::default();
+        for ssrc in replaced {
+            counters = self.sources.remove(&ssrc).expect("it was listed").track.counters;
+            self.clock.remove(ssrc);
+        }
+        let (mut track, rate) = match codec {
+            Codec::Opus => (Track::opus(self.is_stereo), 48_000),
+            Codec::Video(codec) => (Track::video(codec, self.limits.hold), 90_000),
+        };
+        track.counters = counters;
+        self.clock.add(packet.ssrc, rate);
+        let role = Role { id, codec, rid };
+        self.sources.insert(packet.ssrc, Source { role, track, asked_at: None, is_wanted: false });
+        true
+    }
+
+    fn pump(&mut self, now: Instant, ssrc: u32) {
+        let Some(source) = self.sources.get_mut(&ssrc) else { return };
+        let id = source.role.id;
+        while let Some(output) = source.track.poll(now) {
+            match output {
+                Output::Format(format) => self.inputs.push_back(Input::Format { track: id, format }),
+                Output::Frame { timestamp, arrival, is_keyframe, data } => {
+                    let held = now.saturating_duration_since(arrival);
+                    self.held.frames += 1;
+                    self.held.total += held;
+                    self.held.max = self.held.max.max(held);
+                    let arrival_us = arrival.saturating_duration_since(self.origin).as_micros() as i64;
+                    let Some(stamp) = self.clock.stamp(ssrc, timestamp, arrival_us) else { continue };
+                    if stamp.is_discontinuous {
+                        self.inputs.push_back(Input::Discontinuity);
+                    }
+                    if is_keyframe {
+                        source.is_wanted = false;
+                    }
+                    let pts = MediaTime(stamp.pts_us);
+                    self.inputs.push_back(Input::Frame(Frame { track: id, pts, is_keyframe, data }));
+                }
+            }
+        }
+        self.ask(now, ssrc);
+    }
+
+    /// Asks for a keyframe if one is wanted and the limit allows it.
+    fn ask(&mut self, now: Instant, ssrc: u32) {
+        let Some(source) = self.sources.get_mut(&ssrc) else { return };
+        let is_due =
+            source.asked_at.is_none_or(|asked_at| now >= asked_at + self.limits.keyframe_interval_min);
+        if (source.is_wanted || source.track.is_awaiting_keyframe()) && is_due {
+            source.asked_at = Some(now);
+            // One request is one keyframe; if it gets lost, the segmenter asks again, or the track still waits.
+            source.is_wanted = false;
+            self.keyframes.push_back(ssrc);
+        }
+    }
+}
+
+/// The name of a codec for people.
+pub fn codec_name(format: &TrackFormat) -> &'static str {
+    match format {
+        TrackFormat::Opus { .. } => "Opus",
+        TrackFormat::Video { codec: VideoCodec::H264, .. } => "H.264",
+        TrackFormat::Video { codec: VideoCodec::Vp8, .. } => "VP8",
+        TrackFormat::Video { codec: VideoCodec::Vp9, .. } => "VP9",
+        TrackFormat::Video { codec: VideoCodec::Av1, .. } => "AV1",
+    }
+}

@@ -1,0 +1,371 @@
+//! The sessions of all publishers, and what starts, changes and ends them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use rand::Rng as _;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+use crate::config::Config;
+use crate::metric;
+use crate::network::{Member, Network};
+use crate::rtp::receiver::{Limits, Receiver};
+use crate::sdp::{self, Offer, Refusal};
+use crate::session::{Command, Session, Timeouts};
+use crate::sink::{PublishError, Streams};
+use crate::status::Status;
+use crate::transport::Protocol;
+use crate::transport::stack::{self, Stack};
+
+/// Sessions that ended stay known this long, so that the publish page can read why.
+const ENDED_KEPT: Duration = Duration::from_secs(60);
+/// Ended sessions that stay known.
+const ENDED_MAX: usize = 256;
+/// Streams whose timeline goes on when a publisher returns. The oldest are forgotten; the segmenter has long
+/// ended them by then.
+const ORIGINS_MAX: usize = 4096;
+
+/// Why a request is refused; `whip.rs` knows the status codes.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error("{0}")]
+    Offer(Refusal),
+    #[error("a stream's name has 1 to 64 characters out of A-Z a-z 0-9 _ -")]
+    BadName,
+    #[error("the stream already has a publisher")]
+    Busy,
+    #[error("too many requests")]
+    TooManyRequests,
+    #[error("the server takes no more publishers at the moment")]
+    Overloaded,
+    #[error("unacceptable offer: {0}")]
+    Stack(String),
+}
+
+/// Why ICE wasn't restarted.
+#[derive(Debug)]
+pub(crate) enum RestartError {
+    /// The session is over.
+    Gone,
+    /// The stack refused; the session goes on.
+    Impossible,
+}
+
+/// What a publisher is answered.
+#[derive(Debug)]
+pub(crate) struct Published {
+    pub(crate) answer: String,
+    pub(crate) location: String,
+    pub(crate) etag: String,
+}
+
+/// A session as HTTP handlers see it.
+struct Handle {
+    commands: mpsc::Sender<Command>,
+    status: Arc<Mutex<Status>>,
+    offer: Offer,
+    ice: Mutex<Ice>,
+    /// One restart at a time.
+    restarting: tokio::sync::Mutex<()>,
+}
+
+struct Ice {
+    etag: String,
+    /// The publisher's.
+    ufrag: String,
+}
+
+/// See the module.
+pub(crate) struct Server {
+    config: Config,
+    streams: Arc<dyn Streams>,
+    network: Arc<Network>,
+    stack: Arc<stack::Shared>,
+    links: Vec<String>,
+    sessions: DashMap<String, Arc<Handle>>,
+    live: AtomicUsize,
+    ended: Mutex<std::collections::VecDeque<(Instant, String)>>,
+    origins: Mutex<Origins>,
+    bucket: Mutex<Bucket>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) cancelled: CancellationToken,
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("live", &self.live).finish_non_exhaustive()
+    }
+}
+
+/// Where each stream's timeline began, so that a publisher that returns continues it.
+#[derive(Default)]
+struct Origins {
+    by_name: HashMap<String, (Instant, Instant)>,
+}
+
+impl Origins {
+    fn get(&mut self, name: &str, now: Instant) -> Instant {
+        if self.by_name.len() >= ORIGINS_MAX && !self.by_name.contains_key(name) {
+            let oldest = self.by_name.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
+            oldest.map(|name| self.by_name.remove(&name));
+        }
+        let entry = self.by_name.entry(name.to_owned()).or_insert((now, now));
+        entry.1 = now;
+        entry.0
+    }
+}
+
+struct Bucket {
+    tokens: f64,
+    filled: Instant,
+}
+
+impl Server {
+    pub(crate) fn new(config: Config, streams: Arc<dyn Streams>, network: Arc<Network>) -> Self {
+        let mut candidates: Vec<String> = Vec::new();
+        for (index, address) in network.candidates().iter().enumerate() {
+            candidates.push(stack::candidate_line(index, Protocol::Udp, *address));
+        }
+        let stack = stack::Shared { candidates, hold: Duration::from_millis(config.loss_hold_ms) };
+        Self {
+            links: config.ice_servers.iter().map(ice_server_link).collect(),
+            bucket: Mutex::new(Bucket { tokens: config.requests_burst_max.into(), filled: Instant::now() }),
+            config,
+            streams,
+            network,
+            stack: Arc::new(stack),
+            sessions: DashMap::new(),
+            live: AtomicUsize::new(0),
+            ended: Mutex::default(),
+            origins: Mutex::default(),
+            tasks: TaskTracker::new(),
+            cancelled: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) fn network(&self) -> &Arc<Network> {
+        &self.network
+    }
+
+    pub(crate) fn config(&self) -> &Config {
+        &self.config
+    }
+
+    pub(crate) fn body_bytes_max(&self) -> usize {
+        self.config.body_bytes_max
+    }
+
+    pub(crate) fn ice_server_links(&self) -> &[String] {
+        &self.links
+    }
+
+    /// The rate limit of all WHIP requests that cost something.
+    pub(crate) fn admit(&self) -> Result<(), Refused> {
+        let (now, mut bucket) = (Instant::now(), self.bucket.lock());
+        let elapsed = now.saturating_duration_since(bucket.filled).as_secs_f64();
+        bucket.filled = now;
+        let burst = f64::from(self.config.requests_burst_max);
+        bucket.tokens = (bucket.tokens + elapsed * f64::from(self.config.requests_per_s_max)).min(burst);
+        if bucket.tokens < 1.0 {
+            return Err(Refused::TooManyRequests);
+        }
+        bucket.tokens -= 1.0;
+        Ok(())
+    }
+
+    /// Starts a session.
+    pub(crate) async fn publish(self: &Arc<Self>, stream: &str, offer: Offer) -> Result<Published, Refused> {
+        let slot = Slot::take(self)?;
+        let shared = Arc::clone(&self.stack);
+        let own = offer.clone();
+        // Making a certificate takes milliseconds, which would be missing to the media of others.
+        let answered = tokio::task::spawn_blocking(move || Stack::answer(Instant::now(), own, shared)).await;
+        let (transport, answer) =
+            answered.map_err(|_| Refused::Overloaded)?.map_err(|error| Refused::Stack(error.0))?;
+        let mut sink = self.streams.publish(stream).map_err(|error| match error {
+            PublishError::Busy => Refused::Busy,
+            PublishError::BadName => Refused::BadName,
+            PublishError::Overloaded => Refused::Overloaded,
+        })?;
+        sink.expect_tracks(&offer.tracks());
+        let now = Instant::now();
+        let id = random_hex::<16>();
+        let etag = format!("\"{}\"", random_hex::<8>());
+        let (inbox_sender, inbox) = mpsc::channel(self.config.inbox_datagrams_max);
+        let (command_sender, commands) = mpsc::channel(16);
+        let member = Member::new(inbox_sender);
+        let status = Arc::new(Mutex::new(Status::new(stream, now)));
+        let limits = Limits {
+            hold: Duration::from_millis(self.config.loss_hold_ms),
+            keyframe_interval_min: Duration::from_millis(self.config.keyframe_interval_min_ms),
+            frames_out_of_order_max: self.config.frames_out_of_order_max,
+        };
+        let origin = self.origins.lock().get(stream, now);
+        let receiver = Receiver::new(origin, &offer, limits);
+        self.network.register(&answer.ufrag, &answer.password, &member);
+        let session = Session {
+            transport: Box::new(transport),
+            receiver,
+            sink,
+            network: Arc::clone(&self.network),
+            member,
+            inbox,
+            commands,
+            status: Arc::clone(&status),
+            timeouts: Timeouts {
+                connect: Duration::from_millis(self.config.connect_timeout_ms),
+                silence: Duration::from_millis(self.config.silence_max_ms),
+            },
+            ufrags: vec![answer.ufrag],
+            cancelled: self.cancelled.child_token(),
+        };
+        let ice = Mutex::new(Ice { etag: etag.clone(), ufrag: offer.ice.0.clone() });
+        let restarting = tokio::sync::Mutex::new(());
+        let handle = Handle { commands: command_sender, status, offer, ice, restarting };
+        self.sessions.insert(id.clone(), Arc::new(handle));
+        // The session's id is a secret, like its URL: the span only has the stream's name.
+        let span = tracing::info_span!("session", stream);
+        let (server, key) = (Arc::clone(self), id.clone());
+        let task = async move {
+            tracing::info!("offer answered");
+            let end = session.run().await;
+            tracing::info!(reason = end.name(), "session ended");
+            drop(slot);
+            server.remember_ended(key);
+        };
+        self.tasks.spawn(task.instrument(span));
+        let location = format!("{}/whip/session/{id}", self.config.path_prefix);
+        Ok(Published { answer: answer.sdp, location, etag })
+    }
+
+    /// Ends a session; false when there is none.
+    pub(crate) async fn delete(&self, id: &str) -> bool {
+        let Some(handle) = self.handle(id) else { return false };
+        let (reply, done) = oneshot::channel();
+        // A session that has ended by itself has got what was asked for.
+        if handle.commands.send(Command::Delete(reply)).await.is_ok() {
+            let _ = done.await;
+            // Until the task has given the stream back, a new POST would find it busy.
+            handle.commands.closed().await;
+        }
+        self.sessions.remove(id);
+        true
+    }
+
+    /// The entity tag of a session's ICE session, if there is such a session and it goes on.
+    pub(crate) fn etag(&self, id: &str) -> Option<String> {
+        let handle = self.handle(id)?;
+        if handle.commands.is_closed() {
+            return None;
+        }
+        let etag = handle.ice.lock().etag.clone();
+        Some(etag)
+    }
+
+    /// Whether this is the publisher's user name fragment of the current ICE session.
+    pub(crate) fn is_current_ufrag(&self, id: &str, ufrag: &str) -> bool {
+        self.handle(id).is_some_and(|handle| handle.ice.lock().ufrag == ufrag)
+    }
+
+    pub(crate) async fn add_candidates(&self, id: &str, candidates: Vec<String>) {
+        if let Some(handle) = self.handle(id).filter(|_| !candidates.is_empty()) {
+            // A session that ends needs no candidates.
+            let _ = handle.commands.send(Command::Candidates(candidates)).await;
+        }
+    }
+
+    /// Restarts ICE; gives the new entity tag and our part of the new ICE session.
+    pub(crate) async fn restart(
+        &self,
+        id: &str,
+        (ufrag, pwd): &(String, String),
+    ) -> Result<(String, String), RestartError> {
+        let handle = self.handle(id).ok_or(RestartError::Gone)?;
+        let _one_at_a_time = handle.restarting.lock().await;
+        let offer = handle.offer.reduce(Some((ufrag, pwd)));
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Restart { offer, reply };
+        handle.commands.send(command).await.map_err(|_| RestartError::Gone)?;
+        let answer = answer.await.map_err(|_| RestartError::Gone)?.map_err(|error| {
+            tracing::debug!(%error, "restart refused");
+            RestartError::Impossible
+        })?;
+        let etag = format!("\"{}\"", random_hex::<8>());
+        *handle.ice.lock() = Ice { etag: etag.clone(), ufrag: ufrag.clone() };
+        let mut fragment = sdp::fragment_head(&handle.offer);
+        fragment.push_str(&format!("a=ice-ufrag:{}\r\na=ice-pwd:{}\r\n", answer.ufrag, answer.password));
+        for candidate in &self.stack.candidates {
+            fragment.push_str(&format!("a={candidate}\r\n"));
+        }
+        fragment.push_str("a=end-of-candidates\r\n");
+        Ok((etag, fragment))
+    }
+
+    pub(crate) fn status_json(&self, id: &str) -> Option<String> {
+        let handle = self.handle(id)?;
+        let status = handle.status.lock().clone();
+        serde_json::to_string(&status).ok()
+    }
+
+    fn handle(&self, id: &str) -> Option<Arc<Handle>> {
+        self.sessions.get(id).map(|handle| Arc::clone(&handle))
+    }
+
+    fn remember_ended(&self, id: String) {
+        let (now, mut ended) = (Instant::now(), self.ended.lock());
+        ended.push_back((now, id));
+        while ended.len() > ENDED_MAX || ended.front().is_some_and(|(at, _)| now - *at > ENDED_KEPT) {
+            if let Some((_, id)) = ended.pop_front() {
+                self.sessions.remove(&id);
+            }
+        }
+    }
+}
+
+/// One of the sessions that may be live at once.
+struct Slot(Arc<Server>);
+
+impl Slot {
+    fn take(server: &Arc<Server>) -> Result<Self, Refused> {
+        let max = server.config.sessions_max;
+        let taken = server
+            .live
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < max).then_some(live + 1));
+        let live = taken.map_err(|_| Refused::Overloaded)?;
+        metrics::gauge!(metric::SESSIONS).set(live as f64 + 1.0);
+        Ok(Self(Arc::clone(server)))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        let live = self.0.live.fetch_sub(1, Ordering::Relaxed);
+        metrics::gauge!(metric::SESSIONS).set(live as f64 - 1.0);
+    }
+}
+
+fn random_hex<const BYTES: usize>() -> String {
+    let mut bytes = [0u8; BYTES];
+    rand::rng().fill(&mut bytes[..]);
+    hex::encode(bytes)
+}
+
+/// RFC 9725, 4.6.
+fn ice_server_link(server: &crate::config::IceServer) -> String {
+    let quote = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
+    let mut link = format!("<{}>; rel=\"ice-server\"", server.url.replace(['<', '>'], ""));
+    if !server.username.is_empty() {
+        let (username, credential) = (quote(&server.username), quote(&server.credential));
+        link.push_str(&format!(
+            "; username=\"{username}\"; credential=\"{credential}\"; credential-type=\"password\""
+        ));
+    }
+    link
+}

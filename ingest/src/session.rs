@@ -1,0 +1,243 @@
+//! One publisher's session: a task that drives its transport and hands frames to the segmenter.
+//!
+//! All of a session's state belongs to its task; HTTP handlers talk to it by [`Command`]s and read its
+//! [`Status`]. The task never waits for the segmenter or for the socket.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use shoal_segmenter::KeyframeRequest;
+use shoal_segmenter::frame::Input;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::metric;
+use crate::network::{Datagram, Member, Network};
+use crate::rtp::receiver::Receiver;
+use crate::sink::Sink;
+use crate::status::{self, State, Status};
+use crate::transport::{Answer, Event, StackError, Transport};
+
+/// Datagrams handled before everything else gets a turn again.
+const BATCH: usize = 64;
+/// How often status and metrics are brought up to date.
+const STATUS_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum End {
+    /// The publisher deleted its session.
+    Deleted,
+    /// The publisher closed its connection.
+    Closed,
+    /// Nothing came any more.
+    Vanished,
+    /// It never connected.
+    NeverConnected,
+    /// It sends what can't be published; the status says what.
+    Refused,
+    /// The program stops.
+    Shutdown,
+}
+
+impl End {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Closed => "closed",
+            Self::Vanished => "vanished",
+            Self::NeverConnected => "never_connected",
+            Self::Refused => "refused",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// What HTTP handlers ask of a session.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// End it.
+    Delete(oneshot::Sender<()>),
+    /// Take candidates of the publisher.
+    Candidates(Vec<String>),
+    /// Restart ICE with a new offer.
+    Restart { offer: String, reply: oneshot::Sender<Result<Answer, StackError>> },
+}
+
+/// Times that come from the configuration.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timeouts {
+    pub(crate) connect: Duration,
+    pub(crate) silence: Duration,
+}
+
+/// Everything that a session's task owns.
+pub(crate) struct Session {
+    pub(crate) transport: Box<dyn Transport>,
+    pub(crate) receiver: Receiver,
+    pub(crate) sink: Box<dyn Sink>,
+    pub(crate) network: Arc<Network>,
+    pub(crate) member: Arc<Member>,
+    pub(crate) inbox: mpsc::Receiver<Datagram>,
+    pub(crate) commands: mpsc::Receiver<Command>,
+    pub(crate) status: Arc<Mutex<Status>>,
+    pub(crate) timeouts: Timeouts,
+    /// The names under which the network knows this session, the current one last.
+    pub(crate) ufrags: Vec<String>,
+    pub(crate) cancelled: CancellationToken,
+}
+
+impl Session {
+    /// Runs until the session ends, and cleans up after it.
+    pub(crate) async fn run(mut self) -> End {
+        let end = self.drive().await;
+        self.transport.close(Instant::now());
+        self.transmit();
+        for ufrag in &self.ufrags {
+            self.network.unregister(ufrag);
+        }
+        self.network.forget(&self.member);
+        let mut status = self.status.lock();
+        status.update(Instant::now(), &mut self.receiver, self.transport.figures(Instant::now()));
+        status.state = State::Ended;
+        status.ended = Some(end);
+        metrics::counter!(metric::SESSIONS_ENDED, "reason" => end.name()).increment(1);
+        end
+    }
+
+    async fn drive(&mut self) -> End {
+        let mut wishes = Some(self.sink.keyframe_requests());
+        let started = Instant::now();
+        let (mut heard_at, mut is_connected) = (started, false);
+        let mut status_at = started + STATUS_INTERVAL;
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let give_up =
+                if is_connected { heard_at + self.timeouts.silence } else { started + self.timeouts.connect };
+            let deadlines = [self.transport.poll_timeout(), self.receiver.poll_timeout()];
+            let wake = deadlines.into_iter().flatten().fold(give_up.min(status_at), Instant::min);
+            tokio::select! {
+                biased;
+                () = self.cancelled.cancelled() => return End::Shutdown,
+                Some(command) = self.commands.recv() => {
+                    if let Some(end) = self.handle_command(command) { return end }
+                }
+                count = self.inbox.recv_many(&mut batch, BATCH) => {
+                    if count == 0 { return End::Shutdown }
+                    for datagram in batch.drain(..) {
+                        heard_at = datagram.arrival;
+                        self.transport.handle_datagram(datagram.arrival, datagram.route, &datagram.bytes);
+                    }
+                }
+                Some(_) = next_wish(&mut wishes) => self.receiver.want_keyframes(Instant::now()),
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            let now = Instant::now();
+            if self.transport.poll_timeout().is_some_and(|at| at <= now) {
+                self.transport.handle_timeout(now);
+            }
+            if let Some(end) = self.take_events(now, &mut is_connected) {
+                return end;
+            }
+            self.receiver.handle_timeout(now);
+            self.hand_over();
+            while let Some(ssrc) = self.receiver.poll_keyframe_request() {
+                metrics::counter!(metric::KEYFRAME_REQUESTS).increment(1);
+                self.transport.request_keyframe(ssrc);
+            }
+            self.transmit();
+            if now >= give_up {
+                return if is_connected { End::Vanished } else { End::NeverConnected };
+            }
+            if now >= status_at {
+                status_at = now + STATUS_INTERVAL;
+                self.status.lock().update(now, &mut self.receiver, self.transport.figures(now));
+                if let Some(words) = self.receiver.refusal() {
+                    self.status.lock().problem = Some(words);
+                    return End::Refused;
+                }
+            }
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) -> Option<End> {
+        match command {
+            Command::Delete(reply) => {
+                // Whoever waits for it has gone when this fails.
+                let _ = reply.send(());
+                return Some(End::Deleted);
+            }
+            Command::Candidates(candidates) => {
+                for candidate in candidates {
+                    // A candidate that can't be used isn't an error (RFC 8840, 4.3).
+                    if let Err(error) = self.transport.add_candidate(&candidate) {
+                        tracing::debug!(%error, "candidate ignored");
+                    }
+                }
+            }
+            Command::Restart { offer, reply } => {
+                let answer = self.transport.restart(Instant::now(), &offer);
+                if let Ok(answer) = &answer {
+                    self.network.register(&answer.ufrag, &answer.password, &self.member);
+                    self.ufrags.push(answer.ufrag.clone());
+                    // Checks of the generation before the last one have no reason to come any more.
+                    while self.ufrags.len() > 2 {
+                        self.network.unregister(&self.ufrags.remove(0));
+                    }
+                }
+                let _ = reply.send(answer);
+            }
+        }
+        None
+    }
+
+    fn take_events(&mut self, now: Instant, is_connected: &mut bool) -> Option<End> {
+        while let Some(event) = self.transport.poll_event() {
+            match event {
+                Event::Connected => {
+                    *is_connected = true;
+                    self.status.lock().state = State::Live;
+                    tracing::info!("connected");
+                }
+                Event::Closed => {
+                    return Some(if *is_connected { End::Closed } else { End::NeverConnected });
+                }
+                event => self.receiver.handle_event(now, event),
+            }
+        }
+        None
+    }
+
+    fn hand_over(&mut self) {
+        while let Some(input) = self.receiver.poll_input() {
+            status::count_input(&self.status, &input);
+            if matches!(input, Input::Discontinuity) {
+                tracing::debug!("times had to be re-synchronised");
+            }
+            if !self.sink.push(input) {
+                metrics::counter!(metric::INPUTS_REFUSED).increment(1);
+            }
+        }
+    }
+
+    fn transmit(&mut self) {
+        while let Some(transmit) = self.transport.poll_transmit() {
+            self.network.send(transmit.route, transmit.bytes);
+        }
+    }
+}
+
+async fn next_wish(wishes: &mut Option<mpsc::Receiver<KeyframeRequest>>) -> Option<KeyframeRequest> {
+    match wishes {
+        Some(receiver) => {
+            let wish = receiver.recv().await;
+            if wish.is_none() {
+                *wishes = None;
+            }
+            wish
+        }
+        None => std::future::pending().await,
+    }
+}

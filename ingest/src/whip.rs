@@ -1,0 +1,302 @@
+//! The HTTP side: RFC 9725 on an axum router.
+//!
+//! | request | does |
+//! |---|---|
+//! | `POST /whip/{stream}` | publishes: offer in, answer out |
+//! | `PATCH /whip/session/{id}` | trickles candidates, restarts ICE |
+//! | `DELETE /whip/session/{id}` | ends the session |
+//! | `GET /whip/session/{id}/stats` | the session's status as JSON (ours, not of the RFC) |
+//! | `OPTIONS`, `GET`, `HEAD` on all of them | what the RFC wants |
+//!
+//! The README has the table of the RFC's requirements and the tests for them.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, Request, State};
+use axum::response::Response;
+use axum::routing::{any, get};
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+
+use crate::metric;
+use crate::sdp::{Offer, Refusal};
+use crate::sdpfrag::Fragment;
+use crate::server::{Refused, RestartError, Server};
+
+const SDP: &str = "application/sdp";
+const SDPFRAG: &str = "application/trickle-ice-sdpfrag";
+const ACCEPT_POST: HeaderName = HeaderName::from_static("accept-post");
+const ACCEPT_PATCH: HeaderName = HeaderName::from_static("accept-patch");
+
+/// The routes.
+pub(crate) fn router(server: Arc<Server>) -> Router {
+    Router::new()
+        .route("/whip/{stream}", any(endpoint))
+        .route("/whip/session/{id}", any(session))
+        .route("/whip/session/{id}/stats", get(stats).options(stats_options))
+        .with_state(server)
+        .layer(axum::middleware::map_response(finish))
+}
+
+/// A browser page of any origin may publish: what protects a stream is its token, not where a page came from. On
+/// every status, so that the page can see what went wrong.
+async fn finish(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(
+        header::ACCESS_CONTROL_EXPOSE_HEADERS,
+        HeaderValue::from_static("Location, ETag, Link, Accept-Post, Accept-Patch, Retry-After"),
+    );
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn endpoint(
+    State(server): State<Arc<Server>>,
+    Path(stream): Path<String>,
+    request: Request,
+) -> Response {
+    let method = request.method().clone();
+    let response = match method {
+        Method::POST => publish(&server, &stream, request).await,
+        Method::OPTIONS => endpoint_options(&server, request.headers()),
+        // RFC 9725, 4.1: reserved, to be answered with success and nothing.
+        Method::GET | Method::HEAD => empty(StatusCode::NO_CONTENT),
+        _ => not_allowed("POST, OPTIONS, GET, HEAD"),
+    };
+    count("endpoint", &method, response)
+}
+
+async fn session(State(server): State<Arc<Server>>, Path(id): Path<String>, request: Request) -> Response {
+    let method = request.method().clone();
+    let response = match method {
+        Method::PATCH => patch(&server, &id, request).await,
+        Method::DELETE => match server.admit() {
+            Err(refused) => refuse(refused),
+            Ok(()) if server.delete(&id).await => empty(StatusCode::OK),
+            Ok(()) => text(StatusCode::NOT_FOUND, "no such session"),
+        },
+        Method::OPTIONS => preflight("PATCH, DELETE, OPTIONS, GET, HEAD"),
+        Method::GET | Method::HEAD if server.etag(&id).is_some() => empty(StatusCode::NO_CONTENT),
+        Method::GET | Method::HEAD => text(StatusCode::NOT_FOUND, "no such session"),
+        _ => not_allowed("PATCH, DELETE, OPTIONS, GET, HEAD"),
+    };
+    count("session", &method, response)
+}
+
+async fn stats(State(server): State<Arc<Server>>, Path(id): Path<String>) -> Response {
+    let Some(json) = server.status_json(&id) else { return text(StatusCode::NOT_FOUND, "no such session") };
+    let mut response = Response::new(Body::from(json));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn stats_options() -> Response {
+    preflight("GET, HEAD, OPTIONS")
+}
+
+async fn publish(server: &Arc<Server>, stream: &str, request: Request) -> Response {
+    if let Err(refused) = server.admit() {
+        return refuse(refused);
+    }
+    if !is_type(request.headers(), SDP) {
+        return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, "the content type must be application/sdp");
+    }
+    let body = match read_body(server, request).await {
+        Ok(body) => body,
+        Err(response) => return *response,
+    };
+    let offer = match Offer::parse(&body) {
+        Ok(offer) => offer,
+        Err(refusal) => return refuse(Refused::Offer(refusal)),
+    };
+    let published = match server.publish(stream, offer).await {
+        Ok(published) => published,
+        Err(refused) => return refuse(refused),
+    };
+    let mut response = Response::new(Body::from(published.answer));
+    *response.status_mut() = StatusCode::CREATED;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(SDP));
+    headers.insert(ACCEPT_PATCH, HeaderValue::from_static(SDPFRAG));
+    insert(headers, header::LOCATION, &published.location);
+    insert(headers, header::ETAG, &published.etag);
+    add_ice_servers(server, headers);
+    response
+}
+
+async fn patch(server: &Arc<Server>, id: &str, request: Request) -> Response {
+    if let Err(refused) = server.admit() {
+        return refuse(refused);
+    }
+    let Some(etag) = server.etag(id) else { return text(StatusCode::NOT_FOUND, "no such session") };
+    if !is_type(request.headers(), SDPFRAG) {
+        const WORDS: &str = "the content type must be application/trickle-ice-sdpfrag";
+        return text(StatusCode::UNSUPPORTED_MEDIA_TYPE, WORDS);
+    }
+    let Some(if_match) = request.headers().get(header::IF_MATCH) else {
+        return text(StatusCode::PRECONDITION_REQUIRED, "If-Match is required");
+    };
+    let if_match = if_match.to_str().unwrap_or("").trim().to_owned();
+    let body = match read_body(server, request).await {
+        Ok(body) => body,
+        Err(response) => return *response,
+    };
+    let fragment = match Fragment::parse(&body) {
+        Ok(fragment) => fragment,
+        Err(refusal) => return refuse(Refused::Offer(refusal)),
+    };
+    let is_current = fragment.ice.as_ref().is_none_or(|(ufrag, _)| server.is_current_ufrag(id, ufrag));
+    if if_match == "*" {
+        if let (Some(ice), false) = (&fragment.ice, is_current) {
+            return restart(server, id, ice, fragment.candidates.clone()).await;
+        }
+        // Only a restart may be unconditional: candidates belong to one ICE session, and the tag says to which.
+        const WORDS: &str = "If-Match: * restarts ICE, which needs new ICE parameters";
+        return text(StatusCode::UNPROCESSABLE_ENTITY, WORDS);
+    }
+    if !if_match.split(',').any(|tag| tag.trim() == etag) {
+        return text(StatusCode::PRECONDITION_FAILED, "the ICE session has changed");
+    }
+    if !is_current {
+        const WORDS: &str = "other ICE parameters than the session's: a restart needs If-Match: *";
+        return text(StatusCode::UNPROCESSABLE_ENTITY, WORDS);
+    }
+    server.add_candidates(id, fragment.candidates).await;
+    empty(StatusCode::NO_CONTENT)
+}
+
+async fn restart(server: &Server, id: &str, ice: &(String, String), candidates: Vec<String>) -> Response {
+    let (etag, fragment) = match server.restart(id, ice).await {
+        Ok(restarted) => restarted,
+        Err(RestartError::Gone) => return text(StatusCode::NOT_FOUND, "no such session"),
+        // The session goes on as it was (RFC 9725, 4.3.3).
+        Err(RestartError::Impossible) => {
+            return text(StatusCode::UNPROCESSABLE_ENTITY, "ICE could not be restarted");
+        }
+    };
+    server.add_candidates(id, candidates).await;
+    let mut response = Response::new(Body::from(fragment));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(SDPFRAG));
+    insert(headers, header::ETAG, &etag);
+    response
+}
+
+fn endpoint_options(server: &Server, headers: &HeaderMap) -> Response {
+    let mut response = preflight("POST, OPTIONS, GET, HEAD");
+    response.headers_mut().insert(ACCEPT_POST, HeaderValue::from_static(SDP));
+    // Not on a preflight, which carries no token (RFC 9725, 4.6).
+    if !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+        add_ice_servers(server, response.headers_mut());
+    }
+    response
+}
+
+fn preflight(methods: &'static str) -> Response {
+    let mut response = empty(StatusCode::NO_CONTENT);
+    let headers = response.headers_mut();
+    headers.insert(header::ALLOW, HeaderValue::from_static(methods));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(methods));
+    headers.insert(
+        header::ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("Authorization, Content-Type, If-Match, Link"),
+    );
+    headers.insert(header::ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    response
+}
+
+fn add_ice_servers(server: &Server, headers: &mut HeaderMap) {
+    for link in server.ice_server_links() {
+        if let Ok(link) = HeaderValue::from_str(link) {
+            headers.append(header::LINK, link);
+        }
+    }
+}
+
+fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
+    let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
+    given.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(wanted)
+}
+
+async fn read_body(server: &Server, request: Request) -> Result<String, Box<Response>> {
+    let limit = server.body_bytes_max();
+    let is_announced_larger = request
+        .headers()
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok())
+        .is_some_and(|length| length > limit);
+    let too_large = || Box::new(text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"));
+    if is_announced_larger {
+        return Err(too_large());
+    }
+    // The one error besides the limit is a connection that broke, whose publisher won't see the answer.
+    let bytes = to_bytes(request.into_body(), limit).await.map_err(|_| too_large())?;
+    String::from_utf8(bytes.into()).map_err(|_| Box::new(text(StatusCode::BAD_REQUEST, "not UTF-8")))
+}
+
+fn refuse(refused: Refused) -> Response {
+    let status = match &refused {
+        Refused::Offer(Refusal::Malformed(_)) => StatusCode::BAD_REQUEST,
+        Refused::Offer(Refusal::NoCodec(_)) => StatusCode::NOT_ACCEPTABLE,
+        Refused::Offer(Refusal::Unacceptable(_)) => StatusCode::UNPROCESSABLE_ENTITY,
+        Refused::BadName => StatusCode::NOT_FOUND,
+        Refused::Busy => StatusCode::CONFLICT,
+        Refused::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
+        Refused::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Stack(_) => StatusCode::UNPROCESSABLE_ENTITY,
+    };
+    let mut response = text(status, refused.to_string());
+    match refused {
+        Refused::TooManyRequests => insert(response.headers_mut(), header::RETRY_AFTER, "1"),
+        Refused::Overloaded => insert(response.headers_mut(), header::RETRY_AFTER, "10"),
+        _ => {}
+    }
+    response
+}
+
+fn empty(status: StatusCode) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
+fn text(status: StatusCode, words: impl Into<String>) -> Response {
+    let mut words = words.into();
+    words.push('\n');
+    let mut response = Response::new(Body::from(words));
+    *response.status_mut() = status;
+    let plain = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, plain);
+    response
+}
+
+fn not_allowed(methods: &'static str) -> Response {
+    let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "method not allowed");
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(methods));
+    response
+}
+
+fn count(resource: &'static str, method: &Method, response: Response) -> Response {
+    // Methods are the client's words: only known ones become labels.
+    let method = match *method {
+        Method::POST => "POST",
+        Method::PATCH => "PATCH",
+        Method::DELETE => "DELETE",
+        Method::OPTIONS => "OPTIONS",
+        Method::GET | Method::HEAD => "GET",
+        _ => "other",
+    };
+    let status = response.status().as_u16().to_string();
+    metrics::counter!(metric::REQUESTS, "resource" => resource, "method" => method, "status" => status)
+        .increment(1);
+    response
+}
