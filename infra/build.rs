@@ -14,7 +14,6 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("ingest", "../ingest/src/config.rs", "Config"),
     ("segmenter", "../segmenter/src/config.rs", "Config"),
     ("tracker", "../tracker/src/config.rs", "Config"),
-    ("player", "src/settings/tables.rs", "Player"),
     ("keys", "src/settings/tables.rs", "Keys"),
     ("log", "src/settings/tables.rs", "Log"),
 ];

@@ -20,6 +20,8 @@ pub enum Command {
     Serve(Serve),
     /// Publish a file or a test pattern to any WHIP endpoint, in real time.
     Publish(shoal_publisher::Options),
+    /// Watch a stream without a screen, and take part in its swarm.
+    Watch(crate::watch::Watch),
 }
 
 /// Flags of `shoal serve`: only what is typed daily; every setting is in the file.

@@ -3,13 +3,19 @@
 //! This crate composes and configures; it decides nothing about media or swarms. What each service does is in its
 //! own folder; how they are joined is in [`serve`].
 
+mod api;
 pub mod cli;
 mod error;
 mod http;
 mod keys;
+mod line;
 mod pages;
+pub mod publish;
 pub mod serve;
 pub mod settings;
+mod signals;
 pub mod telemetry;
+pub mod watch;
+mod wiring;
 
 pub use error::Error;

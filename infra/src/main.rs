@@ -16,7 +16,8 @@ fn main() -> ExitCode {
     let result = runtime.block_on(async {
         match cli.command {
             Command::Serve(flags) => shoal::serve::run(&flags).await.map_err(anyhow::Error::from),
-            Command::Publish(_) => Ok(()),
+            Command::Publish(options) => shoal::publish::run(options).await.map_err(anyhow::Error::from),
+            Command::Watch(flags) => shoal::watch::run(flags).await.map_err(anyhow::Error::from),
         }
     });
     // Threads that still wait for a resolver or a file must not keep the program alive.

@@ -159,6 +159,13 @@ impl Pages {
     }
 }
 
+/// What the policy has to allow besides this server: a tracker elsewhere.
+pub(crate) fn connect_sources(tracker_url: &str) -> Vec<String> {
+    let Some((scheme @ ("ws" | "wss"), rest)) = tracker_url.split_once("://") else { return Vec::new() };
+    let host = rest.split('/').next().unwrap_or_default();
+    if is_host(host) { vec![format!("{scheme}://{host}")] } else { Vec::new() }
+}
+
 /// Where a request for an unknown path ends.
 pub(crate) fn not_found() -> Response {
     plain(StatusCode::NOT_FOUND, "text/plain; charset=utf-8", "nothing is here\n")
@@ -230,6 +237,14 @@ mod tests {
     #[tokio::test]
     async fn host_header_cannot_add_a_directive() {
         assert!(policy("x; script-src *").await.ends_with("connect-src 'self'"));
+    }
+
+    #[test]
+    fn tracker_elsewhere_may_be_connected_to_and_nothing_else() {
+        assert_eq!(connect_sources("wss://t.example:444/tracker"), ["wss://t.example:444"]);
+        for url in ["/tracker", "", "wss://x; script-src */tracker", "https://x/"] {
+            assert!(connect_sources(url).is_empty(), "{url}");
+        }
     }
 
     #[test]

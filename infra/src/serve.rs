@@ -7,20 +7,25 @@
 //! Each service brings its own routes and its own metrics; here they get one port, one set of limits and one end.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use ed25519_dalek::SigningKey;
 use http::header;
 use metrics_exporter_prometheus::PrometheusHandle;
+use shoal_ingest::Ingest;
+use shoal_segmenter::{Origin, Streams};
+use shoal_tracker::Tracker;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
-use crate::cli;
 use crate::settings::{self, Settings};
-use crate::{Error, http as port, pages, telemetry};
+use crate::signals::terminated;
+use crate::{Error, api, cli, http as port, keys, pages, publish, telemetry, wiring};
 
 /// Runs `shoal serve` until SIGINT or SIGTERM.
 ///
@@ -47,11 +52,18 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
 
     let server = Server::start(&settings).await?;
     let signal = terminated();
-    server.announce(&settings);
+    let pattern = flags.test_pattern.as_ref().map(|stream| publish::test_pattern(server.address, stream));
+    server.announce(&settings, flags.test_pattern.as_deref());
     signal.await;
     info!("stopping");
+    let stopping = async {
+        if let Some(pattern) = pattern {
+            pattern.stop().await;
+        }
+        server.stop().await;
+    };
     tokio::select! {
-        () = server.stop() => info!("stopped"),
+        () = stopping => info!("stopped"),
         // Whoever asks twice does not want to wait.
         () = terminated() => warn!("stopped at once"),
     }
@@ -62,7 +74,13 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
-    stop: CancellationToken,
+    media_address: SocketAddr,
+    streams: Streams,
+    /// Stops what makes media and meetings.
+    stop_services: CancellationToken,
+    /// Stops what answers; after the services, so that viewers hear their goodbyes.
+    stop_http: CancellationToken,
+    services: Vec<JoinHandle<()>>,
     http: JoinHandle<()>,
     upkeep: JoinHandle<()>,
 }
@@ -75,26 +93,60 @@ impl Server {
     pub async fn start(settings: &Settings) -> Result<Self, Error> {
         // First, so that counters which services look up at their start are the exported ones.
         let metrics = telemetry::metrics();
+        let key = SigningKey::from_bytes(&keys::load(&settings.keys)?);
         let listener = port::bind(&settings.http).await?;
         let address = listener.local_addr().map_err(|source| Error::Port {
             purpose: "HTTP",
             address: ([0, 0, 0, 0], 0).into(),
             source,
         })?;
+        let streams = Streams::new(settings.segmenter.clone(), key);
+        let tracker =
+            Tracker::new(settings.tracker.clone()).map_err(|error| Error::service("tracker", error))?;
+        // Before there can be a publisher: an event that nobody hears is lost.
+        let events = streams.subscribe();
+        let ingest = Ingest::bind(settings.ingest.clone(), Arc::new(streams.clone()))
+            .await
+            .map_err(|error| Error::service("ingest", error))?;
+        let media_address = ingest.media_address();
 
         let router = Router::new()
             .route("/metrics", get(render_metrics).with_state(metrics.clone()))
             .route("/healthz", get(|| async { "ok\n" }))
-            .merge(pages::router(Vec::new()))
+            .merge(api::router(streams.clone(), tracker.clone()))
+            .merge(ingest.router())
+            .merge(Origin::router(streams.clone()))
+            .merge(tracker.router())
+            .merge(pages::router(pages::connect_sources(&settings.segmenter.tracker_url)))
             .fallback(|| std::future::ready(pages::not_found()));
-        let stop = CancellationToken::new();
+
+        let (stop_services, stop_http) = (CancellationToken::new(), CancellationToken::new());
+        let services = vec![
+            tokio::spawn(wiring::run(streams.clone(), events, tracker.clone(), stop_http.clone())),
+            tokio::spawn({
+                let stop = stop_services.clone();
+                async move { tracker.run(stop).await }
+            }),
+            tokio::spawn({
+                let stop = stop_services.clone();
+                async move {
+                    if let Err(error) = ingest.run(stop).await {
+                        error!(%error, "publishers cannot be received any more");
+                    }
+                }
+            }),
+        ];
         let serving = {
-            let (settings, stop) = (settings.http.clone(), stop.clone());
+            let (settings, stop) = (settings.http.clone(), stop_http.clone());
             async move { port::serve(listener, router, &settings, stop).await }
         };
         Ok(Self {
             address,
-            stop,
+            media_address,
+            streams,
+            stop_services,
+            stop_http,
+            services,
             http: tokio::spawn(serving),
             upkeep: tokio::spawn(telemetry::keep_metrics(metrics)),
         })
@@ -106,21 +158,36 @@ impl Server {
         self.address
     }
 
-    /// Stops: no new connections, requests under way are finished, then everything is gone.
+    /// Where media from publishers is received.
+    #[must_use]
+    pub fn media_address(&self) -> SocketAddr {
+        self.media_address
+    }
+
+    /// Stops: publishers and viewers are told, streams end, requests under way are finished, then everything is gone.
     pub async fn stop(self) {
-        self.stop.cancel();
-        // A panic in there was printed by the runtime already.
+        self.stop_services.cancel();
+        self.streams.close();
+        self.stop_http.cancel();
+        for service in self.services {
+            // A panic in there was printed by the runtime already.
+            let _ = service.await;
+        }
         let _ = self.http.await;
         self.upkeep.abort();
     }
 
     /// Prints where people find it.
-    fn announce(&self, settings: &Settings) {
+    fn announce(&self, settings: &Settings, pattern: Option<&str>) {
         let base = base_url(&settings.http.public_url, self.address);
-        // Not a log line: this is what an operator, or a test that chose port 0, waits for.
-        println!(
-            "Shoal is ready.\n  publish  {base}/publish\n  watch    {base}/\n  WHIP     {base}/whip/<stream>"
-        );
+        // Not log lines: this is what an operator, or a test that chose port 0, waits for.
+        println!("Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME");
+        match pattern {
+            Some(stream) => {
+                println!("  watch    {base}/watch/{stream}   (the test pattern)\n  all      {base}/")
+            }
+            None => println!("  watch    {base}/"),
+        }
     }
 }
 
@@ -138,27 +205,6 @@ fn base_url(public_url: &str, address: SocketAddr) -> String {
 
 async fn render_metrics(State(metrics): State<PrometheusHandle>) -> Response {
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render()).into_response()
-}
-
-/// Waits for SIGINT or SIGTERM. The handlers are in place when this returns the future.
-fn terminated() -> impl Future<Output = ()> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let handler = |kind| signal(kind).expect("a handler can be installed inside the runtime");
-        let (mut interrupt, mut terminate) =
-            (handler(SignalKind::interrupt()), handler(SignalKind::terminate()));
-        async move {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-        }
-    }
-    #[cfg(not(unix))]
-    async {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }
 
 #[cfg(test)]

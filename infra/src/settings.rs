@@ -11,7 +11,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::tables::{Http, Keys, Log, Player};
+pub use self::tables::{Http, Keys, Log};
 use crate::Error;
 
 /// `(table, documentation, [(key, documentation)])`, from the doc comments of the structs; made by the build script.
@@ -28,10 +28,12 @@ const ENVIRONMENT_PREFIX: &str = "SHOAL_";
 pub struct Settings {
     /// The HTTP port.
     pub http: Http,
+    /// Publishers.
+    pub ingest: shoal_ingest::Config,
     /// Parts, segments, playlists, and the origin that serves them.
     pub segmenter: shoal_segmenter::Config,
-    /// What viewers are told.
-    pub player: Player,
+    /// Swarms.
+    pub tracker: shoal_tracker::Config,
     /// The origin's identity.
     pub keys: Keys,
     /// Logs.
@@ -94,8 +96,9 @@ impl Settings {
     /// [`Error::Settings`] naming the key, its value and what is allowed.
     pub fn validate(&self) -> Result<(), Error> {
         self.http.validate()?;
+        self.ingest.validate().map_err(Error::Settings)?;
         self.segmenter.validate().map_err(|error| Error::Settings(error.to_string()))?;
-        self.player.validate()?;
+        self.tracker.validate().map_err(|error| Error::Settings(error.to_string()))?;
         self.log.validate()
     }
 }

@@ -27,6 +27,9 @@ pub struct Config {
     pub settle_ms: u32,
     /// The bit rate of AAC audio in bits per second.
     pub audio_bps: u32,
+    /// Where viewers find the tracker: a path on this server, or a `wss://` URL. Empty: they are sent to none and play
+    /// from the origin alone.
+    pub tracker_url: String,
 }
 
 impl Default for Config {
@@ -42,6 +45,7 @@ impl Default for Config {
             ended_keep_ms: 60_000,
             settle_ms: 1_500,
             audio_bps: 128_000,
+            tracker_url: "/tracker".to_owned(),
         }
     }
 }

@@ -199,6 +199,10 @@ impl Streams {
         stats
     }
 
+    pub(crate) fn config(&self) -> &Config {
+        &self.0.config
+    }
+
     /// The public half of the signing key.
     #[must_use]
     pub fn origin_key(&self) -> OriginKey {

@@ -75,32 +75,6 @@ impl Http {
     }
 }
 
-/// What viewers are told in the multivariant playlist.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct Player {
-    /// Whether viewers are sent to a tracker at all. Without one they play from the origin alone.
-    pub sharing: bool,
-    /// The tracker that viewers are sent to, where it is not this program: a `ws://` or `wss://` URL.
-    pub tracker_url: String,
-}
-
-impl Default for Player {
-    fn default() -> Self {
-        Self { sharing: true, tracker_url: String::new() }
-    }
-}
-
-impl Player {
-    pub(super) fn validate(&self) -> Result<(), Error> {
-        let value = &self.tracker_url;
-        if value.is_empty() || value.starts_with("ws://") || value.starts_with("wss://") {
-            return Ok(());
-        }
-        Err(Error::Settings(format!("player.tracker_url = {value:?}: has to begin with ws:// or wss://")))
-    }
-}
-
 /// The origin's identity.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]

@@ -56,12 +56,14 @@ pub(super) async fn multivariant(
             }
         }
     }
-    let text = live.multivariant.get(live.revision(), || multivariant_playlist(&live).render());
+    let text = live
+        .multivariant
+        .get(live.revision(), || multivariant_playlist(&live, &streams.config().tracker_url).render());
     // Short: a viewer who comes after a restart of the stream must find the new epoch.
     text_response(&live, &text, &headers, Cache::Seconds(1))
 }
 
-fn multivariant_playlist(live: &Live) -> MultivariantPlaylist {
+fn multivariant_playlist(live: &Live, tracker_url: &str) -> MultivariantPlaylist {
     let descriptions: Vec<_> =
         live.renditions.iter().map(|rendition| (rendition, rendition.description())).collect();
     let epoch = live.epoch_hex();
@@ -89,13 +91,17 @@ fn multivariant_playlist(live: &Live) -> MultivariantPlaylist {
     let session_data = [
         ("live.shoal.key", STANDARD.encode(live.origin_key.to_bytes())),
         ("live.shoal.epoch", epoch.clone()),
-        ("live.shoal.tracker", "/tracker".to_owned()),
+        ("live.shoal.tracker", tracker_url.to_owned()),
         ("live.shoal.stream", live.name.to_string()),
     ];
     MultivariantPlaylist {
         version: 6,
         has_independent_segments: true,
-        session_data: session_data.map(|(id, value)| SessionData { id: id.to_owned(), value }).into(),
+        session_data: session_data
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(id, value)| SessionData { id: id.to_owned(), value })
+            .collect(),
         audio: audio
             .filter(|_| has_video)
             .map(|(rendition, _)| AudioRendition {

@@ -1,0 +1,224 @@
+//! `shoal watch`: native viewers, for load, for measuring, and as helpers that only give.
+
+use std::time::Duration;
+
+use clap::Args;
+use serde::Serialize;
+use shoal_player::{Mode, Options, Snapshot};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::line::ProgressLine;
+use crate::{Error, signals};
+
+/// Viewers start within this time of each other, so that their start-up is measured and not the machine's load.
+const START_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Flags of `shoal watch`.
+#[derive(Clone, Debug, Args)]
+pub struct Watch {
+    /// The watch page's or the multivariant playlist's URL.
+    pub url: String,
+    /// How many viewers.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub count: u32,
+    /// Send at most this much media, in kbit/s, as a slow line would.
+    #[arg(long)]
+    pub uplink_kbps: Option<u32>,
+    /// Take from others without giving.
+    #[arg(long)]
+    pub no_share: bool,
+    /// Use no peers at all: a plain LL-HLS client.
+    #[arg(long)]
+    pub no_peers: bool,
+    /// Play nothing, give everything: a helper near the viewers.
+    #[arg(long, conflicts_with_all = ["no_share", "no_peers"])]
+    pub seed: bool,
+    /// Stop after this time.
+    #[arg(long)]
+    pub seconds: Option<u64>,
+    /// A viewer token, where the stream wants one.
+    #[arg(long, env = "SHOAL_VIEWER_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+}
+
+/// What all viewers together went through; the last line that is printed, as JSON.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+struct Sum {
+    viewers: usize,
+    playing: usize,
+    peer_bytes: u64,
+    origin_bytes: u64,
+    sent_bytes: u64,
+    waste_bytes: u64,
+    rejected_bytes: u64,
+    origin_requests: u64,
+    pieces_lost: u64,
+    neighbors: u32,
+    rebuffer_ms: u64,
+    startup_p50_ms: Option<u64>,
+    startup_p95_ms: Option<u64>,
+    latency_p50_ms: Option<u64>,
+    latency_p95_ms: Option<u64>,
+}
+
+/// Watches until the stream ends, the time is over or a signal comes; shows a progress line, and ends with a line of
+/// JSON on standard output.
+///
+/// # Errors
+/// [`Error::Service`] if a viewer cannot start.
+pub async fn run(flags: Watch) -> Result<(), Error> {
+    let stop = CancellationToken::new();
+    let signal = signals::terminated();
+    let (stop_on_signal, seconds) = (stop.clone(), flags.seconds);
+    tokio::spawn(async move {
+        match seconds {
+            Some(seconds) => tokio::select! {
+                () = signal => {}
+                () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
+            },
+            None => signal.await,
+        }
+        stop_on_signal.cancel();
+    });
+
+    let url = playlist_url(&flags.url);
+    let (sender, mut snapshots) = mpsc::unbounded_channel();
+    let mut viewers = JoinSet::new();
+    for index in 0..flags.count {
+        let mut options = Options::new(url.clone());
+        options.mode = if flags.seed { Mode::Seed } else { Mode::Watch };
+        options.peers = !flags.no_peers;
+        options.shares = !flags.no_share;
+        options.uplink_kbps = flags.uplink_kbps;
+        options.token.clone_from(&flags.token);
+        options.seed = rand::random();
+        let (sender, stop) = (sender.clone(), stop.clone());
+        viewers.spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(START_INTERVAL * index) => {}
+            }
+            shoal_player::run(options, stop, |snapshot| {
+                // Nobody reads any more when the program ends.
+                let _ = sender.send((index as usize, *snapshot));
+            })
+            .await
+            .map(|_| ())
+        });
+    }
+    drop(sender);
+
+    let mut line = ProgressLine::new();
+    let mut latest: Vec<Option<Snapshot>> = vec![None; flags.count as usize];
+    while let Some((index, snapshot)) = snapshots.recv().await {
+        latest[index] = Some(snapshot);
+        line.show(&in_words(&add_up(&latest)));
+    }
+    line.end();
+    while let Some(ended) = viewers.join_next().await {
+        match ended {
+            Ok(result) => result.map_err(|error| Error::service("watch", error))?,
+            Err(error) => return Err(Error::service("watch", error)),
+        }
+    }
+    let sum = add_up(&latest);
+    println!("{}", serde_json::to_string(&sum).expect("numbers can be written as JSON"));
+    Ok(())
+}
+
+/// The multivariant playlist behind a watch page.
+fn playlist_url(url: &str) -> String {
+    match url.split_once("/watch/") {
+        Some((base, stream)) => {
+            let stream = stream.split(['?', '#', '/']).next().unwrap_or_default();
+            format!("{base}/live/{stream}/index.m3u8")
+        }
+        None => url.to_owned(),
+    }
+}
+
+fn add_up(latest: &[Option<Snapshot>]) -> Sum {
+    let mut sum = Sum { viewers: latest.len(), ..Sum::default() };
+    let (mut startups, mut latencies) = (Vec::new(), Vec::new());
+    for snapshot in latest.iter().flatten() {
+        let (swarm, experience) = (&snapshot.swarm, &snapshot.experience);
+        sum.peer_bytes += swarm.peer_bytes;
+        sum.origin_bytes += swarm.origin_bytes + snapshot.direct_bytes;
+        sum.sent_bytes += swarm.sent_bytes;
+        sum.waste_bytes += swarm.duplicate_bytes + swarm.late_bytes;
+        sum.rejected_bytes += swarm.rejected_bytes;
+        sum.origin_requests += snapshot.origin_requests;
+        sum.pieces_lost += snapshot.pieces_lost;
+        sum.neighbors += swarm.neighbors;
+        sum.rebuffer_ms += experience.rebuffer_ms;
+        if let Some(startup_ms) = experience.startup_ms {
+            sum.playing += 1;
+            startups.push(startup_ms);
+            latencies.push(experience.latency_ms);
+        }
+    }
+    startups.sort_unstable();
+    latencies.sort_unstable();
+    (sum.startup_p50_ms, sum.startup_p95_ms) = (percentile(&startups, 50), percentile(&startups, 95));
+    (sum.latency_p50_ms, sum.latency_p95_ms) = (percentile(&latencies, 50), percentile(&latencies, 95));
+    sum
+}
+
+/// The value below which so many percent of sorted values lie (nearest rank).
+fn percentile(sorted: &[u64], percent: usize) -> Option<u64> {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied()
+}
+
+fn in_words(sum: &Sum) -> String {
+    let all = sum.peer_bytes + sum.origin_bytes;
+    let share = if all == 0 { 0.0 } else { 100.0 * sum.peer_bytes as f64 / all as f64 };
+    let seconds = |ms: Option<u64>| ms.map_or_else(|| "-".to_owned(), |ms| format!("{:.1}", ms as f64 / 1e3));
+    format!(
+        "{}/{} playing  from peers {share:.0} % ({:.1} of {:.1} MB)  {} neighbors  latency p50 {} p95 {} s  rebuffered {:.1} s",
+        sum.playing,
+        sum.viewers,
+        sum.peer_bytes as f64 / 1e6,
+        all as f64 / 1e6,
+        sum.neighbors,
+        seconds(sum.latency_p50_ms),
+        seconds(sum.latency_p95_ms),
+        sum.rebuffer_ms as f64 / 1e3
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watch_page_and_playlist_lead_to_the_same_stream() {
+        for url in [
+            "http://h:1/watch/a",
+            "http://h:1/watch/a?x=1",
+            "http://h:1/watch/a/",
+            "http://h:1/live/a/index.m3u8",
+        ] {
+            assert_eq!(playlist_url(url), "http://h:1/live/a/index.m3u8", "{url}");
+        }
+    }
+
+    #[test]
+    fn viewers_that_do_not_play_yet_have_no_start_up_time() {
+        let mut playing = Snapshot::default();
+        playing.experience.startup_ms = Some(300);
+        playing.swarm.peer_bytes = 10;
+        let sum = add_up(&[Some(playing), Some(Snapshot::default()), None]);
+        assert_eq!((sum.viewers, sum.playing, sum.startup_p50_ms), (3, 1, Some(300)));
+    }
+
+    #[test]
+    fn percentiles_are_values_that_were_measured() {
+        assert_eq!(percentile(&[], 50), None);
+        assert_eq!(percentile(&[7], 95), Some(7));
+        assert_eq!(percentile(&[1, 2, 3, 4], 50), Some(2));
+        assert_eq!(percentile(&[1, 2, 3, 4], 95), Some(4));
+    }
+}
