@@ -1,12 +1,13 @@
 //! Where frames come from: generated live, generated beforehand for load, or read from a file.
 
+mod file;
 pub(crate) mod live;
 
 use crate::{
     error::{Context as _, Error},
     feed::{Fanout, Feed},
     frame::Track,
-    options::{Options, Source},
+    options::{Options, Size, Source},
     session::Offered,
 };
 
@@ -31,15 +32,15 @@ impl Media {
                 offered: Offered {
                     tracks: wanted_tracks(options),
                     codec: options.video_codec,
-                    profile_level_id: profile_level_id(options),
+                    profile_level_id: profile_level_id(options.pattern_size(), f64::from(options.fps)),
                 },
                 note: None,
                 fanout: live::start(options)?,
             }),
-            Source::File(path) => Err(Error::Source {
-                path: path.display().to_string(),
-                reason: "files are not supported yet".into(),
-            }),
+            Source::File(path) => {
+                let file::File { fanout, offered, note } = file::start(options, path)?;
+                Ok(Self { offered, note, fanout })
+            }
         }
     }
 
@@ -67,10 +68,9 @@ fn wanted_tracks(options: &Options) -> Vec<Track> {
 }
 
 /// Constrained baseline with the level that the picture needs (H.264, table A-1).
-fn profile_level_id(options: &Options) -> String {
-    let size = options.pattern_size();
+fn profile_level_id(size: Size, fps: f64) -> String {
     let macroblocks = u64::from(size.width.div_ceil(16)) * u64::from(size.height.div_ceil(16));
-    let level = match (macroblocks, macroblocks * u64::from(options.fps)) {
+    let level = match (macroblocks, (macroblocks as f64 * fps).ceil() as u64) {
         (0..=3_600, 0..=108_000) => 0x1f,
         (0..=8_192, 0..=245_760) => 0x28,
         (0..=8_704, 0..=522_240) => 0x2a,

@@ -1,0 +1,238 @@
+//! A media file, played in a loop in real time, with time stamps that continue over the seams.
+//!
+//! `plan.rs` decides what is passed through; `video.rs` and `audio.rs` carry it out; this file reads ahead and paces.
+
+mod annex_b;
+mod audio;
+mod plan;
+mod video;
+
+use crate::{
+    error::Error, feed::Fanout, frame::Track, options::Options, session::Offered, timeline::Timeline,
+};
+use audio::{Assembler, AudioReader};
+use ffmpeg_next::{Packet, Rational, format::context::Input};
+use plan::{Plan, VideoMode};
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    time::{Duration, Instant},
+};
+use video::{Item, PictureEncoder, VideoReader};
+
+/// Reads so much ahead of what is due: tracks lie that far apart in common files.
+const LOOKAHEAD_US: i64 = 400_000;
+/// Never holds more than this, however badly a file is interleaved.
+const AHEAD_ITEMS_MAX: usize = 600;
+/// Between the start and the first frame, to read ahead.
+const PREROLL_US: i64 = 100_000;
+/// Pictures that are due for longer are left out instead of being encoded late.
+const LATENESS_MAX_US: i64 = 150_000;
+
+/// A source that plays a file.
+#[derive(Debug)]
+pub(crate) struct File {
+    pub(crate) fanout: Fanout,
+    pub(crate) offered: Offered,
+    pub(crate) note: Option<String>,
+}
+
+/// Looks into the file and starts the thread that plays it to whoever subscribes. It ends after [`Fanout::finish`],
+/// or at the file's end with `once`.
+pub(crate) fn start(options: &Options, path: &Path) -> Result<File, Error> {
+    let plan = Plan::make(path, options)?;
+    let video = plan.video.as_ref().map(|_| Track::Video);
+    let audio = plan.audio.as_ref().map(|_| Track::Audio);
+    let (codec, profile_level_id) = plan.codec(options);
+    let offered = Offered { tracks: video.into_iter().chain(audio).collect(), codec, profile_level_id };
+    let note = plan.note.clone();
+    let fanout = Fanout::new(options.drift_ppm, f64::from(Track::Audio.clock_rate()));
+    let (opened, is_open) = std::sync::mpsc::channel();
+    let (options, for_player) = (options.clone(), fanout.clone());
+    // The player is made on its thread: FFmpeg's scaler must not move between threads.
+    let play = move || match Player::new(plan, &options, for_player) {
+        Ok(mut player) => {
+            let _ = opened.send(Ok(()));
+            let result = player.play();
+            player.fanout.finish(result.err());
+        }
+        Err(error) => {
+            let _ = opened.send(Err(error));
+        }
+    };
+    let start_thread = |source| Error::Io { step: "start the file's thread", source };
+    std::thread::Builder::new().name("publisher-file".into()).spawn(play).map_err(start_thread)?;
+    is_open.recv().map_err(|_| start_thread(std::io::Error::other("it ended at once")))??;
+    Ok(File { fanout, offered, note })
+}
+
+struct Player {
+    plan: Plan,
+    fanout: Fanout,
+    is_once: bool,
+    encoder: Option<PictureEncoder>,
+    assembler: Option<Assembler>,
+    /// What has been read and is not due yet, by position and order of reading.
+    ahead: BTreeMap<(i64, u64), Item>,
+    read_count: u64,
+}
+
+/// How far a loop has come, on the timeline.
+struct Loop {
+    offset_us: i64,
+    end_us: i64,
+    latest: [i64; 2],
+}
+
+impl Player {
+    fn new(plan: Plan, options: &Options, fanout: Fanout) -> Result<Self, Error> {
+        let encoder = match plan.video.as_ref().map(|video| &video.mode) {
+            Some(VideoMode::Encode { size, fps }) => Some(PictureEncoder::new(options, *size, *fps)?),
+            _ => None,
+        };
+        let needs_opus = plan.audio.as_ref().is_some_and(|audio| !audio.is_copied);
+        let assembler = needs_opus.then(|| Assembler::new(options)).transpose()?;
+        let (is_once, ahead, read_count) = (options.once, BTreeMap::new(), 0);
+        Ok(Self { plan, fanout, is_once, encoder, assembler, ahead, read_count })
+    }
+
+    fn play(&mut self) -> Result<(), Error> {
+        let Some(timeline) = self.fanout.wait_for_start() else { return Ok(()) };
+        let mut offset_us = timeline.position_us(Instant::now()) + PREROLL_US;
+        while !self.fanout.is_stopped() {
+            let end_us = self.play_once(&timeline, offset_us)?;
+            if end_us <= offset_us {
+                return Err(Error::Source {
+                    path: self.plan.path.display().to_string(),
+                    reason: "nothing in it could be decoded".into(),
+                });
+            }
+            offset_us = end_us;
+            if self.is_once {
+                self.send_until(&timeline, i64::MAX)?;
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the file once. Returns the position at which it ends.
+    fn play_once(&mut self, timeline: &Timeline, offset_us: i64) -> Result<i64, Error> {
+        let mut input = plan::open(&self.plan.path)?;
+        let mut video = match &self.plan.video {
+            Some(video) => Some(VideoReader::new(&input, video.stream, &video.mode)?),
+            None => None,
+        };
+        let mut audio = match &self.plan.audio {
+            Some(audio) => Some(AudioReader::new(&input, audio)?),
+            None => None,
+        };
+        let mut progress = Loop { offset_us, end_us: offset_us, latest: [offset_us; 2] };
+        let mut packet = Packet::empty();
+        let (mut items, mut frames) = (Vec::new(), Vec::new());
+        while !self.fanout.is_stopped() && plan::read(&mut input, &mut packet)? {
+            let Some((track, position_us)) = self.place(&input, &packet, &mut progress) else { continue };
+            match track {
+                Track::Video => {
+                    if let Some(video) = &mut video {
+                        video.take(&mut packet, position_us, &mut items)?;
+                    }
+                }
+                Track::Audio => {
+                    if let Some(audio) = &mut audio {
+                        audio.take(&mut packet, position_us, self.assembler.as_mut(), &mut frames)?;
+                    }
+                }
+            }
+            self.hold(&mut items, &mut frames);
+            // Both tracks have to be read up to the lookahead before anything is sent that far.
+            let tracks = [self.plan.video.is_some(), self.plan.audio.is_some()];
+            let read_us = (0..2).filter(|&at| tracks[at]).map(|at| progress.latest[at]).min();
+            let read_us = read_us.unwrap_or(i64::MAX);
+            if self.ahead.len() > AHEAD_ITEMS_MAX {
+                let first_us = self.ahead.first_key_value().map_or(0, |((position_us, _), _)| *position_us);
+                self.send_until(timeline, first_us + 1)?;
+            } else {
+                self.send_until(timeline, read_us - LOOKAHEAD_US)?;
+            }
+        }
+        if let Some(video) = &mut video {
+            video.finish(&mut items);
+        }
+        if let Some(audio) = &mut audio {
+            audio.finish(self.assembler.as_mut(), &mut frames)?;
+        }
+        self.hold(&mut items, &mut frames);
+        Ok(progress.end_us)
+    }
+
+    /// Which track a packet belongs to, and its place on the timeline.
+    fn place(&self, input: &Input, packet: &Packet, progress: &mut Loop) -> Option<(Track, i64)> {
+        let index = packet.stream();
+        let is_video = self.plan.video.as_ref().is_some_and(|video| video.stream == index);
+        let is_audio = self.plan.audio.as_ref().is_some_and(|audio| audio.stream == index);
+        let track = match (is_video, is_audio) {
+            (true, _) => Track::Video,
+            (_, true) => Track::Audio,
+            _ => return None,
+        };
+        let stream = input.stream(index)?;
+        let base: Rational = stream.time_base();
+        let at_us = plan::to_us(packet.pts().or(packet.dts())?, base) - self.plan.start_us;
+        let mut length_us = plan::to_us(packet.duration(), base);
+        if length_us <= 0 && track == Track::Video {
+            let rate = f64::from(stream.avg_frame_rate());
+            length_us = if rate.is_finite() && rate > 0.0 { (1e6 / rate) as i64 } else { 33_333 };
+        }
+        let position_us = progress.offset_us + at_us;
+        progress.end_us = progress.end_us.max(position_us + length_us);
+        let latest = &mut progress.latest[usize::from(track == Track::Audio)];
+        *latest = (*latest).max(position_us);
+        Some((track, position_us))
+    }
+
+    fn hold(&mut self, items: &mut Vec<(i64, Item)>, frames: &mut Vec<crate::frame::Frame>) {
+        let ready = frames.drain(..).map(|frame| (frame.position_us, Item::Ready(frame)));
+        for (position_us, item) in items.drain(..).chain(ready) {
+            self.read_count += 1;
+            self.ahead.insert((position_us, self.read_count), item);
+        }
+    }
+
+    /// Sends what lies before a position, each item when it is due.
+    fn send_until(&mut self, timeline: &Timeline, end_us: i64) -> Result<(), Error> {
+        while let Some(entry) = self.ahead.first_entry()
+            && entry.key().0 < end_us
+        {
+            let ((position_us, _), item) = entry.remove_entry();
+            let due = timeline.instant(position_us);
+            loop {
+                if self.fanout.is_stopped() {
+                    return Ok(());
+                }
+                let now = Instant::now();
+                if now >= due {
+                    break;
+                }
+                std::thread::sleep((due - now).min(Duration::from_millis(50)));
+            }
+            match item {
+                Item::Ready(frame) => self.fanout.send(&frame),
+                Item::Picture(picture) => {
+                    let Some(encoder) = &mut self.encoder else { continue };
+                    if timeline.position_us(Instant::now()) - position_us > LATENESS_MAX_US {
+                        self.fanout.count_skipped();
+                        continue;
+                    }
+                    if self.fanout.take_keyframe_request() {
+                        encoder.encoder.request_keyframe();
+                    }
+                    if let Some(frame) = encoder.encode(&picture, position_us)? {
+                        self.fanout.send(&frame);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,155 @@
+//! Files against a real WHIP endpoint: passed through where that is possible, encoded where not, looped without a seam,
+//! in real time. The files are made by the `ffmpeg` program, not by the code under test.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{
+    Behavior, Endpoint, Seen,
+    decode::{h264_units, in_order, pictures, samples},
+};
+use ffmpeg_next::codec::Id;
+use shoal_publisher::{Error, Options, Publisher, Source, Transcode};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+use tempfile::TempDir;
+
+/// A file of moving bars and a 500 Hz tone, made with these arguments.
+fn make(directory: &TempDir, name: &str, seconds: f64, arguments: &[&str]) -> PathBuf {
+    let path = directory.path().join(name);
+    let status = Command::new("ffmpeg")
+        .args(["-hide_banner", "-loglevel", "error", "-nostdin", "-y"])
+        .args(["-f", "lavfi", "-i", &format!("testsrc2=size=320x180:rate=25:duration={seconds}")])
+        .args(["-f", "lavfi", "-i", &format!("sine=frequency=500:sample_rate=44100:duration={seconds}")])
+        .args(arguments)
+        .arg(&path)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    path
+}
+
+fn options(path: &Path, url: String) -> Options {
+    Options::new(Source::File(path.into()), url)
+}
+
+/// What arrives within a time of the first video packet.
+async fn watch(endpoint: &mut Endpoint, seconds: f64) -> Vec<Seen> {
+    let mut first = None;
+    endpoint
+        .until(|seen| match seen {
+            Seen::Rtp { unix_us, .. } => unix_us - *first.get_or_insert(*unix_us) > (seconds * 1e6) as i64,
+            _ => false,
+        })
+        .await
+}
+
+/// Differences between the time stamps of successive frames, in ticks.
+fn steps(packets: &[rtc::rtp::Packet]) -> Vec<i32> {
+    let mut stamps: Vec<u32> = packets.iter().map(|packet| packet.header.timestamp).collect();
+    stamps.dedup();
+    stamps.windows(2).map(|pair| pair[1].wrapping_sub(pair[0]) as i32).collect()
+}
+
+const NO_B_FRAMES: [&str; 10] =
+    ["-c:v", "libx264", "-profile:v", "main", "-bf", "0", "-g", "25", "-preset", "ultrafast"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn h264_without_b_frames_passes_unchanged_and_loops_without_a_seam() {
+    let directory = TempDir::new().unwrap();
+    for (name, more) in [("a.mp4", &["-c:a", "aac"][..]), ("a.mkv", &["-c:a", "libopus"])] {
+        let path = make(&directory, name, 2.0, &[&NO_B_FRAMES, more].concat());
+        let mut endpoint = Endpoint::start(Behavior::default()).await;
+        let publisher = Publisher::start(options(&path, endpoint.url("a")));
+        let seen = watch(&mut endpoint, 4.5).await;
+        let progress = publisher.progress().borrow().clone();
+        publisher.stop().await.unwrap();
+        assert_eq!(progress.note, None, "nothing is encoded");
+
+        let (video, missing) = in_order(&seen, true);
+        assert_eq!(missing, 0);
+        let units = h264_units(&video);
+        assert!((105..=130).contains(&units.len()), "4.5 s in real time: {} frames", units.len());
+        // Containers count in milliseconds or finer; a 25 Hz grid of 90 kHz ticks otherwise.
+        for step in steps(&video) {
+            assert!(step.abs_diff(3600) <= 90 + 2000, "{name}: {step}");
+        }
+        let span: i32 = steps(&video).iter().sum();
+        let mean = f64::from(span) / (units.len() - 1) as f64;
+        assert!((mean - 3600.0).abs() < 40.0, "{name}: {mean} ticks a frame");
+        // The second loop has the very same bytes.
+        let stripped = |unit: &[u8]| unit[unit.len().saturating_sub(200)..].to_vec();
+        assert_eq!(stripped(&units[3].1), stripped(&units[53].1));
+        let pictures = pictures(Id::H264, &units);
+        assert_eq!((pictures[0].width, pictures[0].height), (320, 180));
+
+        let (audio, missing) = in_order(&seen, false);
+        assert_eq!(missing, 0);
+        let sounding = samples(&audio).iter().filter(|(_, sample)| sample.abs() > 0.01).count();
+        assert!(sounding > 48_000 * 3, "{name}: it sounds nearly all the time: {sounding}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn b_frames_and_other_codecs_are_encoded_and_it_says_why() {
+    let directory = TempDir::new().unwrap();
+    let cases = [
+        ("b.mp4", &["-c:v", "libx264", "-bf", "2", "-g", "25", "-preset", "veryfast"][..], "B-frames"),
+        ("v.webm", &["-c:v", "libvpx", "-deadline", "realtime", "-c:a", "libopus"], "vp8"),
+        ("g.mp4", &["-c:v", "libx264", "-bf", "0", "-g", "500", "-preset", "ultrafast"], "keyframes"),
+    ];
+    for (name, arguments, word) in cases {
+        let path = make(&directory, name, 6.0, arguments);
+        let mut endpoint = Endpoint::start(Behavior::default()).await;
+        let publisher = Publisher::start(options(&path, endpoint.url("a")));
+        let seen = watch(&mut endpoint, 2.0).await;
+        let note = publisher.progress().borrow().note.clone().unwrap_or_default();
+        publisher.stop().await.unwrap();
+        assert!(note.contains(word), "{name}: {note}");
+        let (video, missing) = in_order(&seen, true);
+        assert_eq!(missing, 0);
+        let units = h264_units(&video);
+        assert!((40..=60).contains(&units.len()), "{name}: {} frames in 2 s", units.len());
+        assert!(steps(&video).iter().all(|step| step.abs_diff(3600) <= 100), "{name}: in order");
+        pictures(Id::H264, &units);
+        assert!(steps(&in_order(&seen, false).0).iter().all(|step| *step == 960), "{name}: sound");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn played_once_it_ends_by_itself_after_its_length() {
+    let directory = TempDir::new().unwrap();
+    let path = make(&directory, "a.mp4", 1.5, &[&NO_B_FRAMES[..], &["-c:a", "aac"]].concat());
+    let endpoint = Endpoint::start(Behavior::default()).await;
+    let mut options = options(&path, endpoint.url("a"));
+    options.once = true;
+    let summary = Publisher::start(options).ended().await.unwrap();
+    assert!((36..=38).contains(&summary.frames_sent), "{summary:?}");
+    let length = summary.live_for;
+    assert!(length > Duration::from_millis(1300) && length < Duration::from_millis(2500), "{length:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_that_cannot_be_sent_are_refused_before_anybody_is_called() {
+    let directory = TempDir::new().unwrap();
+    let text = directory.path().join("notes.txt");
+    std::fs::write(&text, "no film").unwrap();
+    let b_frames = make(&directory, "b.mp4", 1.0, &["-c:v", "libx264", "-bf", "2"]);
+    // No server there: it must not come to a call.
+    let url = "http://127.0.0.1:9/whip/a".to_owned();
+    for (path, transcode, words) in [
+        (text, Transcode::Auto, "no media file"),
+        (directory.path().join("missing.mp4"), Transcode::Auto, "No such file"),
+        (b_frames, Transcode::Never, "B-frames"),
+    ] {
+        let mut options = options(&path, url.clone());
+        options.transcode = transcode;
+        let error = Publisher::start(options).ended().await.unwrap_err();
+        assert!(matches!(error, Error::Source { .. }), "{error:?}");
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
