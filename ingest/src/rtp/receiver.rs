@@ -139,7 +139,7 @@ impl Receiver {
         let deadlines = self.sources.values().flat_map(|source| {
             let ask = source
                 .asked_at
-                .filter(|_| source.is_wanted || source.track.is_awaiting_keyframe())
+                .filter(|_| source.is_wanted || source.track.needs_keyframe())
                 .map(|asked_at| asked_at + self.limits.keyframe_interval_min);
             source.track.deadline().into_iter().chain(ask)
         });
@@ -257,7 +257,7 @@ impl Receiver {
         let Some(source) = self.sources.get_mut(&ssrc) else { return };
         let is_due =
             source.asked_at.is_none_or(|asked_at| now >= asked_at + self.limits.keyframe_interval_min);
-        if (source.is_wanted || source.track.is_awaiting_keyframe()) && is_due {
+        if (source.is_wanted || source.track.needs_keyframe()) && is_due {
             source.asked_at = Some(now);
             // One request is one keyframe; if it gets lost, the segmenter asks again, or the track still waits.
             source.is_wanted = false;

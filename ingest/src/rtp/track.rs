@@ -104,6 +104,7 @@ pub struct Track {
     content: Content,
     format: Option<TrackFormat>,
     outputs: VecDeque<Output>,
+    needs_keyframe: bool,
     /// Totals.
     pub counters: Counters,
 }
@@ -141,6 +142,7 @@ impl Track {
             content,
             format: None,
             outputs: VecDeque::new(),
+            needs_keyframe: false,
             counters: Counters::default(),
         }
     }
@@ -173,7 +175,13 @@ impl Track {
         matches!(self.content, Content::Video { is_awaiting_keyframe: true, .. })
     }
 
-    /// Whether a keyframe has come out.
+    /// Whether a keyframe must be asked for: something was lost or can't be decoded. Not yet while the first picture
+    /// is coming in, which is a keyframe without asking.
+    pub fn needs_keyframe(&self) -> bool {
+        self.needs_keyframe
+    }
+
+    /// The encoding, once a keyframe has come out.
     pub fn format(&self) -> Option<&TrackFormat> {
         self.format.as_ref()
     }
@@ -191,6 +199,7 @@ impl Track {
             // until the next picture begins there is no use in trying.
             *is_broken = false;
             *is_awaiting_keyframe = true;
+            self.needs_keyframe = true;
         }
     }
 
@@ -252,11 +261,13 @@ impl Track {
                 let reason = if *is_awaiting_keyframe { Reason::Incomplete } else { Reason::Malformed };
                 self.counters.dropped[reason as usize] += 1;
                 *is_awaiting_keyframe = true;
+                self.needs_keyframe = true;
                 return;
             }
         };
         if *is_awaiting_keyframe && !finished.is_keyframe {
             self.counters.dropped[Reason::AwaitingKeyframe as usize] += 1;
+            self.needs_keyframe = true;
             return;
         }
         let extended = order.near(timestamp);
@@ -267,6 +278,7 @@ impl Track {
         }
         *last = Some(order.unwrap(timestamp));
         *is_awaiting_keyframe = false;
+        self.needs_keyframe = false;
         if finished.is_keyframe {
             self.counters.keyframes += 1;
         }

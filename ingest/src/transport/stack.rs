@@ -21,7 +21,7 @@ use rtc::peer_connection::configuration::setting_engine::SettingEngineBuilder;
 use rtc::peer_connection::event::RTCPeerConnectionEvent;
 use rtc::peer_connection::sdp::RTCSessionDescription;
 use rtc::peer_connection::state::RTCPeerConnectionState;
-use rtc::peer_connection::transport::{RTCDtlsRole, RTCIceCandidateInit};
+use rtc::peer_connection::transport::{RTCDtlsRole, RTCDtlsTransportState, RTCIceCandidateInit};
 use rtc::peer_connection::{RTCPeerConnection, RTCPeerConnectionBuilder};
 use rtc::rtp_transceiver::rtp_sender::{
     RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpHeaderExtensionCapability, RtpCodecKind,
@@ -152,6 +152,17 @@ impl Stack {
         Ok(Answer { sdp, ufrag, password })
     }
 
+    fn notice_goodbye(&mut self) {
+        let Some(id) = self.connection.get_receivers().next() else { return };
+        let Some(receiver) = self.connection.rtp_receiver(id) else { return };
+        let is_closed =
+            receiver.transport().is_some_and(|dtls| dtls.state() == RTCDtlsTransportState::Closed);
+        if is_closed && !self.is_closed {
+            self.is_closed = true;
+            self.events.push_back(Event::Closed);
+        }
+    }
+
     /// Drains the stack after a change; `source` is where the datagram came from that made it.
     fn drain(&mut self, source: Option<Route>) {
         while let Some(event) = self.connection.poll_event() {
@@ -219,6 +230,11 @@ impl Transport for Stack {
         };
         if let Err(error) = self.connection.handle_read(tagged) {
             tracing::debug!(%error, "datagram refused");
+        }
+        // RFC 7983: 20 to 63 is DTLS, which after the handshake means goodbye. The stack's connection state stays
+        // `connected` then, as W3C defines it.
+        if self.is_connected && datagram.first().is_some_and(|first| (20..64).contains(first)) {
+            self.notice_goodbye();
         }
         // Only what decrypts may move the stream: an address once authenticated may have a new owner.
         if !is_check && self.tap.lock().events.len() > had_media {

@@ -1,0 +1,92 @@
+//! A segmenter's stand-in that writes down what it gets.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use shoal_ingest::sink::{PublishError, Sink, Streams};
+use shoal_segmenter::KeyframeRequest;
+use shoal_segmenter::frame::{Frame, Input, TrackId};
+use tokio::sync::mpsc;
+
+/// The streams, and everything that was pushed into any of them.
+#[derive(Clone, Default)]
+pub struct Recorder(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    busy: HashSet<String>,
+    inputs: Vec<Input>,
+    expected: Vec<TrackId>,
+    wishes: Option<mpsc::Sender<KeyframeRequest>>,
+}
+
+impl Recorder {
+    pub fn inputs(&self) -> Vec<Input> {
+        self.0.lock().inputs.clone()
+    }
+
+    pub fn frames(&self, track: u8) -> Vec<Frame> {
+        let inputs = self.inputs();
+        let frames = inputs.into_iter().filter_map(|input| match input {
+            Input::Frame(frame) if frame.track == TrackId(track) => Some(frame),
+            _ => None,
+        });
+        frames.collect()
+    }
+
+    pub fn is_busy(&self, name: &str) -> bool {
+        self.0.lock().busy.contains(name)
+    }
+
+    pub fn expected(&self) -> Vec<TrackId> {
+        self.0.lock().expected.clone()
+    }
+
+    pub fn wish_keyframe(&self) {
+        let wishes = self.0.lock().wishes.clone().expect("somebody publishes");
+        wishes.try_send(KeyframeRequest { track: TrackId(1) }).unwrap();
+    }
+}
+
+struct Publication {
+    recorder: Recorder,
+    name: String,
+    wishes: Option<mpsc::Receiver<KeyframeRequest>>,
+}
+
+impl Streams for Recorder {
+    fn publish(&self, name: &str) -> Result<Box<dyn Sink>, PublishError> {
+        if name.len() > 64 || !name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+            return Err(PublishError::BadName);
+        }
+        let mut inner = self.0.lock();
+        if !inner.busy.insert(name.to_owned()) {
+            return Err(PublishError::Busy);
+        }
+        let (sender, wishes) = mpsc::channel(8);
+        inner.wishes = Some(sender);
+        Ok(Box::new(Publication { recorder: self.clone(), name: name.to_owned(), wishes: Some(wishes) }))
+    }
+}
+
+impl Sink for Publication {
+    fn expect_tracks(&mut self, tracks: &[TrackId]) {
+        self.recorder.0.lock().expected = tracks.to_vec();
+    }
+
+    fn push(&mut self, input: Input) -> bool {
+        self.recorder.0.lock().inputs.push(input);
+        true
+    }
+
+    fn keyframe_requests(&mut self) -> mpsc::Receiver<KeyframeRequest> {
+        self.wishes.take().expect("taken once")
+    }
+}
+
+impl Drop for Publication {
+    fn drop(&mut self) {
+        self.recorder.0.lock().busy.remove(&self.name);
+    }
+}
