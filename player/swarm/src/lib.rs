@@ -20,6 +20,7 @@
 mod bits;
 mod config;
 mod input;
+mod map;
 mod neighbor;
 mod origin;
 mod output;

@@ -2,11 +2,9 @@
 //!
 //! Estimates only; which bytes are fetched when is decided in `peer::schedule`.
 
-use std::collections::BTreeMap;
-
 use shoal_digest::PieceId;
 
-use crate::{Span, Time, input::FetchId, rng::Rng};
+use crate::{Span, Time, input::FetchId, map::Map, rng::Rng};
 
 /// Before the first measurement: a new HTTPS connection across a continent.
 const FIRST_BLOCK_INITIAL: Span = Span::from_ms(300);
@@ -48,7 +46,7 @@ impl Fetch {
 /// The origin as seen from here.
 #[derive(Debug)]
 pub(crate) struct Origin {
-    pub(crate) fetches: BTreeMap<FetchId, Fetch>,
+    pub(crate) fetches: Map<FetchId, Fetch>,
     next_id: FetchId,
     first_block: Samples,
     next_block: Samples,
@@ -60,7 +58,7 @@ pub(crate) struct Origin {
 impl Origin {
     pub(crate) fn new() -> Self {
         Self {
-            fetches: BTreeMap::new(),
+            fetches: Map::new(),
             next_id: 0,
             first_block: Samples::new(FIRST_BLOCK_INITIAL),
             next_block: Samples::new(NEXT_BLOCK_INITIAL),

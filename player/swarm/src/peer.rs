@@ -16,7 +16,7 @@ mod behaviour;
 #[cfg(test)]
 mod world;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::VecDeque;
 
 use shoal_digest::{BlockDigest, PieceId};
 
@@ -24,6 +24,7 @@ use crate::{
     Config, Input, Output, Span, Stats, Time,
     bits::Bits,
     input::{HoldId, PeerId},
+    map::Map,
     neighbor::Neighbor,
     origin::Origin,
     output::DisconnectReason,
@@ -110,19 +111,19 @@ pub struct Peer {
     player: Player,
     requests: Vec<Request>,
 
-    pieces: BTreeMap<PieceId, Piece>,
+    pieces: Map<PieceId, Piece>,
     /// The incomplete pieces that are being obtained, and when each is to be looked at next.
     active: Vec<(PieceId, Time)>,
     store_bytes: u64,
-    held: BTreeMap<HoldId, Held>,
+    held: Map<HoldId, Held>,
     next_hold: HoldId,
-    loaded: BTreeMap<PieceId, Loaded>,
+    loaded: Map<PieceId, Loaded>,
     /// Bits per second of each rendition, from its records.
-    rates: BTreeMap<u8, u64>,
+    rates: Map<u8, u64>,
     newest_end_ms: u64,
 
-    neighbors: BTreeMap<PeerId, Neighbor>,
-    banned: BTreeSet<PeerId>,
+    neighbors: Map<PeerId, Neighbor>,
+    banned: Vec<PeerId>,
     plans: Plans,
     flags: Flags,
     next_nonce: u32,
@@ -167,16 +168,16 @@ impl Peer {
             playing: Vec::new(),
             player: Player::default(),
             requests: Vec::new(),
-            pieces: BTreeMap::new(),
+            pieces: Map::new(),
             active: Vec::new(),
             store_bytes: 0,
-            held: BTreeMap::new(),
+            held: Map::new(),
             next_hold: 0,
-            loaded: BTreeMap::new(),
-            rates: BTreeMap::new(),
+            loaded: Map::new(),
+            rates: Map::new(),
             newest_end_ms: 0,
-            neighbors: BTreeMap::new(),
-            banned: BTreeSet::new(),
+            neighbors: Map::new(),
+            banned: Vec::new(),
             plans: Plans::new(),
             flags: Flags::default(),
             next_nonce: 0,

@@ -1,10 +1,9 @@
 //! The local peer's places in the seeding plan, and how long blocks take along it.
 
-use std::collections::BTreeMap;
-
 use crate::{
     Span, Time,
     input::{PeerId, Place},
+    map::Map,
 };
 
 /// At most this many children in one stripe are taken from a plan or adopted: what the bound on a plan message allows,
@@ -122,4 +121,4 @@ impl Stripe {
 }
 
 /// The plans of all renditions.
-pub(crate) type Plans = BTreeMap<u8, Plan>;
+pub(crate) type Plans = Map<u8, Plan>;

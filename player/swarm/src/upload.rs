@@ -4,8 +4,6 @@
 //! channels' send queues drain while they are not empty is what the uplink (or the path) carries. Which blocks are
 //! queued is decided in `peer::blocks` and `peer::messages`.
 
-use std::collections::BTreeMap;
-
 use shoal_digest::{BLOCK_BYTES, PieceId};
 
 use crate::{Span, Time, input::PeerId};
@@ -37,8 +35,8 @@ pub(crate) struct Upload {
 /// The upload queue with its token bucket and the uplink's estimate.
 #[derive(Debug)]
 pub(crate) struct Uploads {
-    queue: BTreeMap<(Time, u64), Upload>,
-    next_number: u64,
+    /// Sorted by rank; among equals the first come is the first.
+    queue: Vec<(Time, Upload)>,
     queued_bytes: u64,
     /// In bits times microseconds per second, so that no refill is lost to rounding.
     tokens: u64,
@@ -54,8 +52,7 @@ pub(crate) struct Uploads {
 impl Uploads {
     pub(crate) fn new() -> Self {
         Self {
-            queue: BTreeMap::new(),
-            next_number: 0,
+            queue: Vec::new(),
             queued_bytes: 0,
             tokens: BURST_BYTES * UNIT,
             tokens_at: Time::ZERO,
@@ -73,21 +70,21 @@ impl Uploads {
 
     #[cfg(test)]
     pub(crate) fn answers(&self) -> usize {
-        self.queue.values().filter(|upload| upload.is_answer).count()
+        self.queue.iter().filter(|(_, upload)| upload.is_answer).count()
     }
 
     /// Queues a block; those with the earliest `rank` leave first.
     pub(crate) fn push(&mut self, rank: Time, upload: Upload) {
-        self.next_number += 1;
         self.queued_bytes += u64::from(upload.bytes);
-        self.queue.insert((rank, self.next_number), upload);
+        let at = self.queue.partition_point(|(other, _)| *other <= rank);
+        self.queue.insert(at, (rank, upload));
     }
 
     /// Takes the uploads that `goes` says yes to out of the queue; gives their number.
     pub(crate) fn remove(&mut self, mut goes: impl FnMut(&Upload) -> bool) -> usize {
         let before = self.queue.len();
         let mut bytes = 0;
-        self.queue.retain(|_, upload| {
+        self.queue.retain(|(_, upload)| {
             let goes = goes(upload);
             bytes += if goes { u64::from(upload.bytes) } else { 0 };
             !goes
@@ -104,8 +101,8 @@ impl Uploads {
 
     pub(crate) fn contains(&self, peer: PeerId, piece: PieceId, block: u16) -> bool {
         self.queue
-            .values()
-            .any(|upload| upload.peer == peer && upload.piece == piece && upload.block == block)
+            .iter()
+            .any(|(_, upload)| upload.peer == peer && upload.piece == piece && upload.block == block)
     }
 
     /// How long the queue takes at the present rate.
@@ -144,8 +141,8 @@ impl Uploads {
             return None;
         }
         self.refill(now);
-        let (key, upload) = self.queue.iter().find(|(_, upload)| is_open(upload.peer))?;
-        let (key, upload) = (*key, *upload);
+        let at = self.queue.iter().position(|(_, upload)| is_open(upload.peer))?;
+        let upload = self.queue[at].1;
         // Past their time ones leave whatever the rate; the caller drops them.
         if upload.until > now {
             if self.tokens < u64::from(upload.bytes) * UNIT {
@@ -154,13 +151,13 @@ impl Uploads {
             self.tokens -= u64::from(upload.bytes) * UNIT;
         }
         self.queued_bytes -= u64::from(upload.bytes);
-        self.queue.remove(&key);
+        self.queue.remove(at);
         Some(upload)
     }
 
     /// When [`Uploads::next`] has something next, as far as the rate is concerned.
     pub(crate) fn next_at(&self, is_open: impl Fn(PeerId) -> bool) -> Option<Time> {
-        let upload = self.queue.values().find(|upload| is_open(upload.peer))?;
+        let (_, upload) = self.queue.iter().find(|(_, upload)| is_open(upload.peer))?;
         if self.rate_bps == 0 {
             return Some(upload.until);
         }

@@ -86,9 +86,9 @@ impl Peer {
     pub(super) fn part_from(&mut self, peer: PeerId, reason: DisconnectReason, forever: bool) {
         if forever {
             if self.banned.len() >= BANNED_MAX {
-                self.banned.pop_first();
+                self.banned.remove(0);
             }
-            self.banned.insert(peer);
+            self.banned.push(peer);
             self.stats.bans += 1;
         }
         if self.neighbors.contains_key(&peer) {

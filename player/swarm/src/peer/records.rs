@@ -64,7 +64,7 @@ impl Peer {
         self.newest_end_ms = self.newest_end_ms.max(record.start_ms + u64::from(record.duration_ms));
 
         let turn = self.turn(id);
-        let piece = self.pieces.entry(id).or_insert_with(|| Piece::new(self.now));
+        let piece = self.pieces.get_or_insert_with(id, || Piece::new(self.now));
         piece.record = Some(Arc::clone(signed));
         piece.since = self.now;
         piece.turn = turn;
@@ -114,7 +114,7 @@ impl Peer {
 
     fn learn_rate(&mut self, record: &shoal_digest::Record) {
         let sample = u64::from(record.length) * 8000 / u64::from(record.duration_ms.max(1));
-        let rate = self.rates.entry(record.piece.rendition).or_insert(sample);
+        let rate = self.rates.get_or_insert_with(record.piece.rendition, || sample);
         // Parts with a keyframe are several times as long as the others: smooth over about two segments.
         *rate = (*rate * 15 + sample) / 16;
     }
@@ -218,7 +218,7 @@ impl Peer {
     }
 
     pub(super) fn accept_plan(&mut self, rendition: u8, stripes: u8, places: &[crate::Place<'_>]) {
-        let plan = self.plans.entry(rendition).or_insert_with(|| Plan::new(stripes));
+        let plan = self.plans.get_or_insert_with(rendition, || Plan::new(stripes));
         if plan.stripe_count() != stripes.max(1) {
             *plan = Plan::new(stripes);
         }

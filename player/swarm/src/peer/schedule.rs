@@ -165,10 +165,9 @@ impl Peer {
         if !pulls.is_empty() {
             retry = !self.pull(id, &pulls);
             // The new pulls' timeouts.
-            let piece = &self.pieces[&id];
-            let until =
-                pulls.iter().filter_map(|block| piece.blocks[*block as usize].pull).map(|pull| pull.until);
-            next = next.min(until.min().unwrap_or(Time::NEVER));
+            let states = self.pieces.get(&id).map_or(&[][..], |piece| &piece.blocks);
+            let asked = pulls.iter().filter_map(|block| states.get(*block as usize)?.pull);
+            next = next.min(asked.map(|pull| pull.until).min().unwrap_or(Time::NEVER));
         }
         let mut deferred = self.fetch(id, &seeds, Purpose::Seed);
         deferred |= self.fetch(id, &calls, Purpose::Deadline);

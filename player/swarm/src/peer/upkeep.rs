@@ -62,7 +62,7 @@ impl Peer {
         let mut gone = Vec::new();
         let mut asked = Vec::new();
         let mut has_suspects = false;
-        for (peer, neighbor) in &mut self.neighbors {
+        for (peer, neighbor) in self.neighbors.iter_mut() {
             if let Some((sent, _)) = neighbor.ping {
                 if neighbor.heard > sent {
                     // It is there; the pong itself only measures.
@@ -173,12 +173,10 @@ impl Peer {
         let Some((rendition, stripe, _)) = most.max_by_key(|(_, _, place)| place.children.len()) else {
             return;
         };
-        let Some(place) = self.plans.get_mut(&rendition).map(|plan| &mut plan.stripes[stripe]) else {
-            return;
-        };
-        let Some(child) = place.children.last().copied() else { return };
-        place.remove_child(child);
-        let stripes = self.plans[&rendition].stripe_count();
+        let Some(plan) = self.plans.get_mut(&rendition) else { return };
+        let Some(child) = plan.stripes[stripe].children.last().copied() else { return };
+        plan.stripes[stripe].remove_child(child);
+        let stripes = plan.stripe_count();
         let stripe = u8::try_from(stripe).expect("there are at most 255 stripes");
         self.shed_at = self.now;
         self.stats.shed += 1;
