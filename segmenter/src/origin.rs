@@ -24,12 +24,13 @@ impl Origin {
     /// The routes under `/live/`, for merging into the program's router.
     pub fn router(streams: Streams) -> Router {
         let unknown = || async { error(StatusCode::NOT_FOUND, "no such resource", Cache::None) };
-        Router::new()
-            .route("/live/{stream}/index.m3u8", get(playlists::multivariant))
-            .route("/live/{stream}/{epoch}/{rendition}/playlist.m3u8", get(playlists::media))
-            .route("/live/{stream}/{epoch}/{rendition}/{file}", get(media::file))
-            .route("/live/{*rest}", get(unknown))
+        let live = Router::new()
+            .route("/{stream}/index.m3u8", get(playlists::multivariant))
+            .route("/{stream}/{epoch}/{rendition}/playlist.m3u8", get(playlists::media))
+            .route("/{stream}/{epoch}/{rendition}/{file}", get(media::file))
+            .fallback(unknown)
             .with_state(streams)
-            .layer(middleware::from_fn(headers::cross_origin))
+            .layer(middleware::from_fn(headers::cross_origin));
+        Router::new().nest("/live", live)
     }
 }

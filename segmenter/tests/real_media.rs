@@ -1,0 +1,142 @@
+//! Real encoders publish, the real `ffmpeg` and `ffprobe` read over HTTP.
+
+mod common;
+
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{AUDIO, Audio, TONE_HZ, VIDEO, Video, push, push_all, serve, until};
+use shoal_segmenter::{Config, Event, State};
+
+/// Runs a program to its end and demands that it had nothing to complain about.
+fn run(program: &str, arguments: &[&str]) -> Output {
+    let output =
+        Command::new(program).args(arguments).stdin(Stdio::null()).output().expect("ffmpeg is installed");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && complaints.is_empty(), "{program} {arguments:?}: {complaints}");
+    output
+}
+
+/// How far the tone stands above everything else, in dB, by projection on sine and cosine.
+fn tone_snr_db(samples: &[f32]) -> f64 {
+    let step = TONE_HZ * std::f64::consts::TAU / 48_000.0;
+    let (mut sine, mut cosine, mut total) = (0.0, 0.0, 0.0);
+    for (index, sample) in samples.iter().enumerate() {
+        let (sample, angle) = (f64::from(*sample), step * index as f64);
+        sine += sample * angle.sin();
+        cosine += sample * angle.cos();
+        total += sample * sample;
+    }
+    let tone = 2.0 * (sine * sine + cosine * cosine) / samples.len() as f64;
+    10.0 * (tone / (total - tone)).log10()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ffmpeg_reads_every_frame_and_a_clean_tone_from_an_ended_stream() {
+    let (streams, address) = serve(Config::default()).await;
+    let publication = streams.publish("real").unwrap();
+    publication.expect_tracks(&[AUDIO, VIDEO]);
+    let (mut video, mut audio) = (Video::new(VIDEO, 320, 180), Audio::new());
+    video.rhythm = Some(60);
+    push(&publication, Audio::format());
+    push_all(&publication, &mut video, &mut audio, 300);
+    publication.end();
+    until("the end of the stream", || streams.list().first().is_some_and(|info| info.state == State::Ended))
+        .await;
+
+    let url = format!("http://{address}/live/real/index.m3u8");
+    tokio::task::spawn_blocking(move || {
+        let probe = run(
+            "ffprobe",
+            &[
+                "-v",
+                "warning",
+                "-count_frames",
+                "-show_entries",
+                "stream=codec_name,profile,width,height,sample_rate,channels,nb_read_frames,start_time",
+                "-of",
+                "csv=p=0",
+                &url,
+            ],
+        );
+        let probe = String::from_utf8(probe.stdout).unwrap();
+        assert!(probe.contains("h264") && probe.contains(",320,180,"), "{probe}");
+        assert!(probe.contains("aac,LC,48000,2"), "{probe}");
+        let frames = probe
+            .lines()
+            .find(|line| line.starts_with("h264"))
+            .unwrap()
+            .rsplit(',')
+            .next()
+            .unwrap()
+            .trim()
+            .to_owned();
+        assert_eq!(frames, "300", "{probe}");
+
+        let sound =
+            run("ffmpeg", &["-v", "warning", "-i", &url, "-map", "0:a", "-ac", "1", "-f", "f32le", "-"])
+                .stdout;
+        let samples: Vec<f32> =
+            sound.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        // 10 s less the start-up and end of both codecs.
+        assert!((9.8..10.1).contains(&(samples.len() as f64 / 48_000.0)), "{} samples", samples.len());
+        for second in 1..9 {
+            let snr_db = tone_snr_db(&samples[second * 48_000..(second + 1) * 48_000]);
+            assert!(snr_db > 30.0, "second {second}: {snr_db} dB");
+        }
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ffmpeg_follows_a_live_stream_whose_keyframes_come_on_request() {
+    let (streams, address) = serve(Config::default()).await;
+    let mut publication = streams.publish("live").unwrap();
+    publication.expect_tracks(&[AUDIO, VIDEO]);
+    let mut requests = publication.take_keyframe_requests();
+    let mut events = streams.subscribe();
+    let publisher = std::thread::spawn(move || {
+        let (mut video, mut audio) = (Video::new(VIDEO, 320, 180), Audio::new());
+        push(&publication, Audio::format());
+        let start = Instant::now();
+        // In real time, as a browser does: keyframes only when asked for.
+        while start.elapsed() < Duration::from_secs(11) {
+            while audio.next_us() < video.next_us() {
+                push(&publication, audio.next());
+            }
+            let is_asked = requests.try_recv().is_ok();
+            video.next(is_asked).into_iter().for_each(|input| push(&publication, input));
+            let due = Duration::from_micros(video.next_us() as u64);
+            std::thread::sleep(due.saturating_sub(start.elapsed()));
+        }
+    });
+    let url = format!("http://{address}/live/live/index.m3u8");
+    let reader = tokio::task::spawn_blocking(move || {
+        // Errors only: it warns of the initialization section, which it reads anew with every live playlist.
+        run("ffmpeg", &["-v", "error", "-i", &url, "-t", "6", "-f", "null", "-"]);
+        run("ffmpeg", &["-v", "error", "-i", &url, "-t", "1", "-map", "0:a", "-f", "null", "-"]);
+    });
+    reader.await.unwrap();
+    publisher.join().unwrap();
+
+    // Each segment of a publisher who answers is two seconds in at most five parts, and begins with a keyframe.
+    let mut parts = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        if let Event::Published(published) = event {
+            parts.push(published);
+        }
+    }
+    for rendition in [0, 1] {
+        let mut duration_ms = 0;
+        for part in parts.iter().filter(|part| part.piece.rendition == rendition) {
+            duration_ms += part.duration_ms;
+            if part.is_last_in_segment {
+                assert!((1_800..2_100).contains(&duration_ms), "rendition {rendition}: {duration_ms} ms");
+                assert!(part.piece.part <= 4);
+                duration_ms = 0;
+            }
+        }
+    }
+    assert!(parts.len() > 2 * 18, "{} parts", parts.len());
+}
