@@ -287,8 +287,10 @@ impl Forest {
         let stripes = u32::from(self.stripes);
         if viewers <= stripes {
             stripes
+        } else if viewers <= 10 * stripes {
+            stripes.div_ceil(2).max(self.settings.interior_stripes + 1)
         } else {
-            (self.settings.interior_stripes + 1).max(2 * stripes / viewers + 1)
+            self.settings.interior_stripes + 1
         }
     }
 

@@ -1,9 +1,10 @@
 //! The real router on a port of its own, and viewers that are plain WebSocket clients.
-#![allow(dead_code, reason = "each test program uses a part")]
+#![allow(dead_code, missing_debug_implementations, reason = "each test program uses a part")]
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::serve::ListenerExt as _;
 use futures::{SinkExt as _, StreamExt as _};
 use shoal_tracker::{Config, Piece, Tracker};
 use shoal_tracker_protocol::{PeerId, TrackerMessage, ViewerMessage, Welcome};
@@ -15,24 +16,25 @@ use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
 
 /// Longer than anything here takes on a busy machine; a test that waits for it has failed.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-pub struct Server {
-    pub address: SocketAddr,
-    pub tracker: Tracker,
-    pub stop: CancellationToken,
-    pub running: JoinHandle<()>,
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) tracker: Tracker,
+    pub(crate) stop: CancellationToken,
+    pub(crate) running: JoinHandle<()>,
     serving: JoinHandle<()>,
     msn: u64,
 }
 
 impl Server {
-    pub async fn start(config: Config) -> Self {
+    pub(crate) async fn start(config: Config) -> Self {
         let tracker = Tracker::new(config).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = tracker.router().into_make_service_with_connect_info::<SocketAddr>();
         let serving = tokio::spawn(async move {
+            let listener = listener.tap_io(|stream| stream.set_nodelay(true).unwrap());
             axum::serve(listener, service).await.unwrap();
         });
         let stop = CancellationToken::new();
@@ -44,21 +46,21 @@ impl Server {
     }
 
     /// A server with a live stream called "demo".
-    pub async fn live(config: Config) -> Self {
+    pub(crate) async fn live(config: Config) -> Self {
         let mut server = Self::start(config).await;
         server.tracker.stream_started("demo", [1; 16]);
         server.publish();
         server
     }
 
-    pub fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         let piece = Piece { rendition: 0, msn: self.msn, part: 0 };
         self.msn += 1;
         let uri = format!("{}/v0/part-{}-0.m4s", "01".repeat(16), piece.msn);
         self.tracker.published("demo", piece, uri, &[7; 300], 187_500);
     }
 
-    pub async fn join(&self) -> Viewer {
+    pub(crate) async fn join(&self) -> Viewer {
         self.join_as(ViewerMessage::Join {
             version: 1,
             stream: "demo".into(),
@@ -70,7 +72,7 @@ impl Server {
         .await
     }
 
-    pub async fn join_as(&self, join: ViewerMessage) -> Viewer {
+    pub(crate) async fn join_as(&self, join: ViewerMessage) -> Viewer {
         let mut viewer = self.connect(&[]).await.unwrap();
         viewer.say(&join).await;
         let TrackerMessage::Welcome(welcome) =
@@ -83,18 +85,19 @@ impl Server {
     }
 
     /// Opens a socket without joining.
-    pub async fn connect(&self, headers: &[(&'static str, &str)]) -> Result<Viewer, WsError> {
+    pub(crate) async fn connect(&self, headers: &[(&'static str, &str)]) -> Result<Viewer, WsError> {
         use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
         let mut request = format!("ws://{}/tracker", self.address).into_client_request().unwrap();
         for (name, value) in headers {
             request.headers_mut().insert(*name, value.parse().unwrap());
         }
-        let (socket, _) = tokio_tungstenite::connect_async(request).await?;
+        // With Nagle's algorithm a message would wait for the acknowledgement of the one before.
+        let (socket, _) = tokio_tungstenite::connect_async_with_config(request, None, true).await?;
         Ok(Viewer { socket, welcome: None, seen: Vec::new() })
     }
 
     /// Waits until the tracker says so.
-    pub async fn eventually(&self, what: &str, mut condition: impl FnMut(&Tracker) -> bool) {
+    pub(crate) async fn eventually(&self, what: &str, mut condition: impl FnMut(&Tracker) -> bool) {
         let wait = async {
             while !condition(&self.tracker) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -111,32 +114,32 @@ impl Drop for Server {
     }
 }
 
-pub struct Viewer {
-    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
-    pub welcome: Option<Welcome>,
+pub(crate) struct Viewer {
+    pub(crate) socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub(crate) welcome: Option<Welcome>,
     /// What was passed over while waiting for something else.
-    pub seen: Vec<TrackerMessage>,
+    pub(crate) seen: Vec<TrackerMessage>,
 }
 
 impl Viewer {
-    pub fn peer(&self) -> PeerId {
+    pub(crate) fn peer(&self) -> PeerId {
         self.welcome.as_ref().unwrap().peer
     }
 
-    pub fn resume(&self) -> String {
+    pub(crate) fn resume(&self) -> String {
         self.welcome.as_ref().unwrap().resume.clone()
     }
 
-    pub async fn say(&mut self, message: &ViewerMessage) {
+    pub(crate) async fn say(&mut self, message: &ViewerMessage) {
         self.say_text(&serde_json::to_string(message).unwrap()).await;
     }
 
-    pub async fn say_text(&mut self, text: &str) {
+    pub(crate) async fn say_text(&mut self, text: &str) {
         self.socket.send(Message::text(text)).await.unwrap();
     }
 
     /// The next message of the protocol; none when the connection was closed.
-    pub async fn next(&mut self) -> Option<TrackerMessage> {
+    pub(crate) async fn next(&mut self) -> Option<TrackerMessage> {
         loop {
             match timeout(PATIENCE, self.socket.next()).await.expect("nothing came") {
                 Some(Ok(Message::Text(text))) => return Some(serde_json::from_str(&text).unwrap()),
@@ -147,7 +150,10 @@ impl Viewer {
     }
 
     /// The next message of which the condition is true.
-    pub async fn until(&mut self, mut condition: impl FnMut(&TrackerMessage) -> bool) -> TrackerMessage {
+    pub(crate) async fn until(
+        &mut self,
+        mut condition: impl FnMut(&TrackerMessage) -> bool,
+    ) -> TrackerMessage {
         loop {
             let message = self.next().await.expect("the connection was closed");
             if condition(&message) {
@@ -158,7 +164,7 @@ impl Viewer {
     }
 
     /// The code of the WebSocket close frame; everything before it is passed over.
-    pub async fn close_code(&mut self) -> u16 {
+    pub(crate) async fn close_code(&mut self) -> u16 {
         loop {
             match timeout(PATIENCE, self.socket.next()).await.expect("it was not closed") {
                 Some(Ok(Message::Close(Some(frame)))) => return frame.code.into(),
