@@ -136,7 +136,14 @@ impl Samples {
         self.count += 1;
         let mut sorted = self.ring;
         let sorted = &mut sorted[..self.count.min(SAMPLES)];
-        sorted.sort_unstable();
+        // Insertion by hand: the library's sort is more code than everything else in this file.
+        for at in 1..sorted.len() {
+            let mut at = at;
+            while at > 0 && sorted[at - 1] > sorted[at] {
+                sorted.swap(at - 1, at);
+                at -= 1;
+            }
+        }
         self.p50 = Span::from_us(u64::from(sorted[sorted.len() / 2]));
         let measured = Span::from_us(u64::from(sorted[(sorted.len() * 95).div_ceil(100) - 1]));
         // The largest of a handful is no 95th percentile: until there are enough, leave room.

@@ -194,10 +194,10 @@ impl Peer {
         self.store_bytes += piece.store_bytes() - before;
         let places = self.plans.get(&id.rendition).into_iter().flat_map(|plan| &plan.stripes);
         sources.extend(places.filter_map(|stripe| stripe.source()));
-        sources.sort_unstable();
-        sources.dedup();
-        for peer in sources {
-            self.send_cancel(peer, id, None);
+        for (at, peer) in sources.iter().enumerate() {
+            if !sources[..at].contains(peer) {
+                self.send_cancel(*peer, id, None);
+            }
         }
         for block in missing {
             self.pass_on(id, block);
