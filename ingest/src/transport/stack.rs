@@ -27,6 +27,7 @@ use rtc::rtp_transceiver::rtp_sender::{
     RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpHeaderExtensionCapability, RtpCodecKind,
 };
 use rtc::sansio::Protocol as _;
+use rtc::statistics::StatsSelector;
 use rtc::shared::{TaggedBytesMut, TransportContext, TransportProtocol};
 
 use super::repair::{self, Repair};
@@ -285,8 +286,16 @@ impl Transport for Stack {
         Ok(answer)
     }
 
-    fn figures(&mut self, _: Instant) -> Figures {
-        self.repair.lock().figures
+    fn figures(&mut self, now: Instant) -> Figures {
+        let mut figures = self.repair.lock().figures;
+        // Repairs measure the round trip that matters; without loss there are only connectivity checks.
+        if figures.round_trip.is_none() {
+            let report = self.connection.get_stats(now, StatsSelector::None);
+            let pair = report.candidate_pairs().find(|pair| pair.nominated);
+            let seconds = pair.map_or(0.0, |pair| pair.current_round_trip_time);
+            figures.round_trip = (seconds > 0.0).then(|| Duration::from_secs_f64(seconds.min(60.0)));
+        }
+        figures
     }
 
     fn close(&mut self, now: Instant) {

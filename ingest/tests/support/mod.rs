@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test binary uses a part
 
+pub mod live;
 pub mod net;
 pub mod recorder;
 
