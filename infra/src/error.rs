@@ -8,7 +8,7 @@ pub enum Error {
     #[error("settings: {0}")]
     Settings(String),
     /// A port cannot be opened: taken, or not allowed for this user.
-    #[error("{purpose} port {address}: {source}")]
+    #[error("{purpose} port {address}")]
     Port {
         /// What the port is for.
         purpose: &'static str,
