@@ -19,6 +19,11 @@ impl Timeline {
         Self { start: Instant::now(), start_unix_us: unix_us(), rate: 1.0 + drift_ppm / 1e6 }
     }
 
+    /// A timeline whose wall clock shows a given time at its start: for material that is made beforehand.
+    pub(crate) fn at_unix_us(start_unix_us: i64) -> Self {
+        Self { start: Instant::now(), start_unix_us, rate: 1.0 }
+    }
+
     /// The position at a moment.
     pub(crate) fn position_us(&self, at: Instant) -> i64 {
         let elapsed = match at.checked_duration_since(self.start) {

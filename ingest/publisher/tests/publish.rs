@@ -256,3 +256,63 @@ async fn time_limit_ends_it_and_the_summary_counts() {
     assert_eq!(summary.publishers, 1);
     assert!((20..=40).contains(&summary.frames_sent), "{summary:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_publishers_share_one_encoding_and_each_has_its_own_stream() {
+    let mut endpoint = Endpoint::start(Behavior::default()).await;
+    let mut options = options(Source::TestPattern, endpoint.url("load"));
+    options.count = 4;
+    let mut publisher = Publisher::start(options);
+    publisher.wait_until_live().await.unwrap();
+    let mut progress = publisher.progress();
+    progress.wait_for(|progress| progress.live == 4 && progress.fps > 90.0).await.unwrap();
+    let ending = tokio::spawn(publisher.stop());
+    let mut deleted = 0;
+    let seen = endpoint
+        .until(|seen| {
+            deleted += u32::from(matches!(seen, Seen::Deleted { .. }));
+            deleted == 4
+        })
+        .await;
+    let summary = ending.await.unwrap().unwrap();
+    assert_eq!(summary.publishers, 4);
+    let mut names: Vec<_> = seen
+        .iter()
+        .filter_map(|seen| match seen {
+            Seen::Offer { name, .. } => Some(name.as_str()),
+            _ => None,
+        })
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["load-1", "load-2", "load-3", "load-4"]);
+    // One of the streams, whole: it decodes from its first frame on.
+    let ssrc = seen
+        .iter()
+        .find_map(|seen| match seen {
+            Seen::Rtp { is_video: true, packet, .. } => Some(packet.header.ssrc),
+            _ => None,
+        })
+        .unwrap();
+    let one: Vec<_> = seen
+        .into_iter()
+        .filter(|seen| matches!(seen, Seen::Rtp { is_video: true, packet, .. } if packet.header.ssrc == ssrc))
+        .collect();
+    let (packets, missing) = in_order(&one, true);
+    assert_eq!(missing, 0);
+    assert!(pictures(Id::H264, &h264_units(&packets)).len() > 20);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_refused_publisher_ends_all_and_leaves_no_session_behind() {
+    let mut endpoint = Endpoint::start(Behavior { refuse_name: Some("load-2"), ..Behavior::default() }).await;
+    let mut options = options(Source::TestPattern, endpoint.url("load"));
+    options.count = 3;
+    let error = Publisher::start(options).ended().await.unwrap_err();
+    assert!(matches!(error, shoal_publisher::Error::NameTaken), "{error:?}");
+    let mut open = 0i32;
+    while let Ok(seen) = endpoint.seen.try_recv() {
+        open +=
+            i32::from(matches!(seen, Seen::Offer { .. })) - i32::from(matches!(seen, Seen::Deleted { .. }));
+    }
+    assert_eq!(open, 0);
+}

@@ -1,7 +1,8 @@
 //! Where frames come from: generated live, generated beforehand for load, or read from a file.
 
 mod file;
-pub(crate) mod live;
+mod live;
+mod prepared;
 
 use crate::{
     error::{Context as _, Error},
@@ -10,6 +11,8 @@ use crate::{
     options::{Options, Size, Source},
     session::Offered,
 };
+use prepared::Prepared;
+use std::sync::Arc;
 
 /// An opened source. Clones share it.
 #[derive(Clone, Debug)]
@@ -18,7 +21,15 @@ pub(crate) struct Media {
     pub(crate) offered: Offered,
     /// What the person should know about it.
     pub(crate) note: Option<String>,
-    fanout: Fanout,
+    kind: Kind,
+}
+
+#[derive(Clone, Debug)]
+enum Kind {
+    /// Made in real time, the same for all sessions.
+    Shared(Fanout),
+    /// Made beforehand, played by each session for itself.
+    Prepared(Arc<Prepared>),
 }
 
 impl Media {
@@ -35,29 +46,43 @@ impl Media {
                     profile_level_id: profile_level_id(options.pattern_size(), f64::from(options.fps)),
                 },
                 note: None,
-                fanout: live::start(options)?,
+                kind: match options.count {
+                    1 => Kind::Shared(live::start(options)?),
+                    _ => Kind::Prepared(Arc::new(Prepared::new(options)?)),
+                },
             }),
             Source::File(path) => {
                 let file::File { fanout, offered, note } = file::start(options, path)?;
-                Ok(Self { offered, note, fanout })
+                Ok(Self { offered, note, kind: Kind::Shared(fanout) })
             }
         }
     }
 
     /// A feed for one more session, from now on.
     pub(crate) fn feed(&self) -> Feed {
-        self.fanout.subscribe()
+        match &self.kind {
+            Kind::Shared(fanout) => fanout.subscribe(),
+            Kind::Prepared(prepared) => prepared.feed(),
+        }
     }
 
     /// Ends the source. Returns how many frames this machine was too slow for.
     pub(crate) fn finish(&self) -> u64 {
-        self.fanout.finish(None);
-        self.fanout.frames_skipped()
+        match &self.kind {
+            Kind::Shared(fanout) => {
+                fanout.finish(None);
+                fanout.frames_skipped()
+            }
+            Kind::Prepared(_) => 0,
+        }
     }
 
     /// Why the source ended by itself, if it failed.
     pub(crate) fn take_failure(&self) -> Option<Error> {
-        self.fanout.take_failure()
+        match &self.kind {
+            Kind::Shared(fanout) => fanout.take_failure(),
+            Kind::Prepared(_) => None,
+        }
     }
 }
 

@@ -74,6 +74,8 @@ pub(crate) enum Seen {
 pub(crate) struct Behavior {
     /// Answer POST with this instead of 201.
     pub(crate) refuse: Option<(StatusCode, &'static str)>,
+    /// Answer POST for this name with 409.
+    pub(crate) refuse_name: Option<&'static str>,
     /// Advertise a UDP port that nobody serves.
     pub(crate) is_udp_dead: bool,
     /// Drop each n-th video datagram on arrival (before the engine sees it); 0 drops none.
@@ -84,7 +86,13 @@ pub(crate) struct Behavior {
 
 impl Default for Behavior {
     fn default() -> Self {
-        Self { refuse: None, is_udp_dead: false, drop_each: 0, location_prefix: "/session/" }
+        Self {
+            refuse: None,
+            refuse_name: None,
+            is_udp_dead: false,
+            drop_each: 0,
+            location_prefix: "/session/",
+        }
     }
 }
 
@@ -186,6 +194,9 @@ async fn offer(
     assert_eq!(headers[header::CONTENT_TYPE], "application/sdp");
     if let Some((status, body)) = shared.behavior.refuse {
         return (status, body).into_response();
+    }
+    if shared.behavior.refuse_name == Some(name.as_str()) {
+        return StatusCode::CONFLICT.into_response();
     }
     let _ = shared.seen.send(Seen::Offer { name, sdp: sdp.clone(), authorization: authorization(&headers) });
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
