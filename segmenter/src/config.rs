@@ -79,6 +79,14 @@ impl Config {
             ("queue_bytes_max", self.queue_bytes_max as u64, 64 << 10, u64::MAX),
             ("audio_bps", u64::from(self.audio_bps), 32_000, 320_000),
         ];
+        // It stands in quotes in the multivariant playlist.
+        let unquotable = self.tracker_url.chars().filter(|c| *c == '"' || c.is_control()).count();
+        let checks = checks.into_iter().chain([(
+            "tracker_url (quotes and control characters)",
+            unquotable as u64,
+            0,
+            0,
+        )]);
         checks.into_iter().try_for_each(|(key, value, min, max)| {
             if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError { key, value, min, max }) }
         })

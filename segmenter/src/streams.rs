@@ -291,6 +291,12 @@ impl Publication {
         self.keyframes.take().unwrap_or_else(|| tokio_mpsc::channel(1).1)
     }
 
+    /// Whether the stream's worker has taken everything that was pushed.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.entry.queued_bytes.load(Ordering::Acquire) == 0
+    }
+
     /// Ends the stream at once: the publisher stopped on purpose and will not come back.
     pub fn end(mut self) {
         self.is_ended = true;

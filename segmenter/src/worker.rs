@@ -123,11 +123,12 @@ impl Worker {
             }
             Message::Expect(tracks) => self.expected = tracks,
             Message::Input(input) => {
-                self.entry.queued_bytes.fetch_sub(weight(&input), Ordering::AcqRel);
+                let weight = weight(&input);
                 if let Err(cause) = self.input(input) {
                     warn!(%cause, "stream failed");
                     self.end();
                 }
+                self.entry.queued_bytes.fetch_sub(weight, Ordering::AcqRel);
             }
             Message::Detach => {
                 info!("publisher left");

@@ -222,3 +222,69 @@ pub(crate) fn push_all(publication: &Publication, video: &mut Video, audio: &mut
 pub(crate) fn push(publication: &Publication, input: Input) {
     publication.push(input).expect("the queue has room");
 }
+
+/// Frames whose bytes nobody decodes, for tests of everything around the media.
+pub(crate) struct Fake {
+    pub(crate) with_video: bool,
+    pub(crate) with_audio: bool,
+    frame: i64,
+    packet: i64,
+}
+
+/// 20 ms of Opus silence.
+const SILENCE: &[u8] = &[0xfc, 0xff, 0xfe];
+
+impl Fake {
+    pub(crate) fn new() -> Self {
+        Self { with_video: true, with_audio: true, frame: 0, packet: 0 }
+    }
+
+    pub(crate) fn tracks(&self) -> Vec<TrackId> {
+        [(self.with_audio, AUDIO), (self.with_video, VIDEO)]
+            .into_iter()
+            .filter_map(|(is_there, track)| is_there.then_some(track))
+            .collect()
+    }
+
+    pub(crate) fn video_format(width: u32, height: u32) -> Input {
+        let config = Bytes::from_static(&[
+            1, 0x42, 0xe0, 0x1f, 0xff, 0xe1, 0, 4, 0x67, 0x42, 0xe0, 0x1f, 1, 0, 2, 0x68, 0,
+        ]);
+        let format = TrackFormat::Video { codec: VideoCodec::H264, width, height, config };
+        Input::Format { track: VIDEO, format }
+    }
+
+    /// Announces the tracks.
+    pub(crate) fn begin(&self, publication: &Publication) {
+        publication.expect_tracks(&self.tracks());
+        if self.with_audio {
+            push(publication, Audio::format());
+        }
+        if self.with_video {
+            push(publication, Self::video_format(640, 360));
+        }
+    }
+
+    /// Pushes media of so many milliseconds: 30 frames per second, a keyframe every 2 s.
+    pub(crate) fn push(&mut self, publication: &Publication, milliseconds: i64) {
+        let until = self.frame + milliseconds * 30 / 1000;
+        while self.frame < until {
+            let pts_us = self.frame * 1_000_000 / 30;
+            while self.with_audio && self.packet * 20_000 < pts_us + 20_000 {
+                let pts = MediaTime(self.packet * 20_000);
+                let data = Bytes::from_static(SILENCE);
+                push(publication, Input::Frame(Frame { track: AUDIO, pts, is_keyframe: true, data }));
+                self.packet += 1;
+            }
+            if self.with_video {
+                let is_keyframe = self.frame % 60 == 0;
+                let data = Bytes::from(vec![self.frame as u8; if is_keyframe { 30_000 } else { 3_000 }]);
+                push(
+                    publication,
+                    Input::Frame(Frame { track: VIDEO, pts: MediaTime(pts_us), is_keyframe, data }),
+                );
+            }
+            self.frame += 1;
+        }
+    }
+}
