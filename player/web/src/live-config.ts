@@ -23,7 +23,7 @@ export function liveConfig(workerPath: string | null = null): Partial<HlsConfig>
     lowLatencyMode: true,
     // The target distance is the playlist's PART-HOLD-BACK, because nothing else is set here. A viewer who fell behind
     // comes back to it at a speed that nobody hears.
-    maxLiveSyncPlaybackRate: 1.05,
+    maxLiveSyncPlaybackRate: 1.1,
     // A stall moves the target back by this much, so that a bad network finds its own distance.
     liveSyncOnStallIncrease: 0.25,
     liveDurationInfinity: true,

@@ -28,8 +28,8 @@ export interface LoaderPort {
   /** Bytes that came over plain HTTP and are about to be played; false when they must not be, because a signed record
    * says otherwise. The bytes are the receiver's to keep. */
   offerLoaded: (target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number) => boolean;
-  /** Bytes are about to be handed to the player. */
-  onHandOver: (url: string, data: ArrayBuffer, from: Provenance, isFromSwarm: boolean) => void;
+  /** Bytes are about to be handed to the player; `offset` is their place in the resource. */
+  onHandOver: (url: string, offset: number, data: ArrayBuffer, from: Provenance, isFromSwarm: boolean) => void;
 }
 
 type Callbacks = LoaderCallbacks<FragmentLoaderContext>;
@@ -69,7 +69,7 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
           isSettled = true;
           this.#cancel = null;
           fillStats(stats, startedAt, answer, performance.now());
-          port.onHandOver(context.url, answer.data, answer, true);
+          port.onHandOver(context.url, 0, answer.data, answer, true);
           const response = { url: context.url, data: answer.data, code: 200 };
           callbacks.onProgress?.(stats, context, answer.data, null);
           callbacks.onSuccess(response, stats, context, null);
@@ -138,7 +138,7 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
             callbacks.onError({ code: 0, text: 'the bytes do not match their record' }, answered, details, stats);
             return;
           }
-          port.onHandOver(context.url, data, { peerBytes: 0, originBytes: data.byteLength }, false);
+          port.onHandOver(context.url, context.rangeStart ?? 0, data, { peerBytes: 0, originBytes: data.byteLength }, false);
         }
         callbacks.onSuccess(response, stats, answered, details);
       };

@@ -128,6 +128,8 @@ export interface ShoalStats {
   uplinkBps: number;
   /** One sample a second of the last minute, oldest first. */
   history: readonly Sample[];
+  /** The swarm core's own counters, in the order of `player/wasm/README.md`; empty without a core. */
+  counters: number[];
 }
 
 /** Events of {@link Shoal.on}. */
@@ -262,6 +264,7 @@ export class Shoal extends Emitter<ShoalEvents> {
       storeBytes: this.#driver?.storeBytes ?? 0,
       uplinkBps: core?.[Stat.UplinkBps] ?? 0,
       history: this.#meter.history,
+      counters: Array.from(core ?? []),
     };
   }
 
@@ -299,9 +302,9 @@ export class Shoal extends Emitter<ShoalEvents> {
         return driver.request(request);
       },
       offerLoaded: (target, bytes, tookMs) => this.#offerLoaded(target, bytes, tookMs),
-      onHandOver: (url, data, from, isFromSwarm) => {
+      onHandOver: (url, offset, data, from, isFromSwarm) => {
         if (!isFromSwarm) this.#meter.plainBytes += data.byteLength;
-        this.#audit?.note(url, 0, data, from, isFromSwarm);
+        this.#audit?.note(url, offset, data, from, isFromSwarm);
         if (isFromSwarm) this.emit('delivered', { url, peerBytes: from.peerBytes, originBytes: from.originBytes });
       },
     });

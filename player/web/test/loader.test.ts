@@ -58,7 +58,7 @@ function setUp(options: Partial<LoaderPort> & { progressive?: boolean } = {}): S
       return () => log.push('cancelled');
     },
     offerLoaded: () => true,
-    onHandOver: (_url, data, _from, isFromSwarm) => {
+    onHandOver: (_url, _offset, data, _from, isFromSwarm) => {
       handedOver.push(data);
       log.push(isFromSwarm ? 'from swarm' : 'plain');
     },

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import type { LevelDetails } from 'hls.js';
 import { Meter } from '../src/meter.ts';
 import { roundedUp } from '../src/pages/graph.ts';
-import { preferH264 } from '../src/pages/whip.ts';
+import { preferH264, withStartBitrate } from '../src/pages/whip.ts';
 import { bufferedAhead, programTimeAt } from '../src/playback.ts';
 
 test('program time follows the fragment that is played, across gaps of the clock', () => {
@@ -65,4 +65,12 @@ test('H.264 is offered first, packetization mode 1 before 0, and nothing is left
     { mimeType: 'video/H264', sdpFmtpLine: 'packetization-mode=1;profile-level-id=42e01f' },
   ];
   assert.deepEqual(preferH264(codecs), [codecs[3], codecs[1], codecs[0], codecs[2]]);
+});
+
+test('start bitrate goes into video formats only, and not into retransmission', () => {
+  const answer = 'v=0\r\nm=audio 9 X 111\r\na=fmtp:111 minptime=10\r\nm=video 9 X 102 103\r\na=fmtp:102 packetization-mode=1\r\na=fmtp:103 apt=102\r\n';
+  assert.equal(
+    withStartBitrate(answer, 1_250),
+    answer.replace('packetization-mode=1', 'packetization-mode=1;x-google-start-bitrate=1250'),
+  );
 });

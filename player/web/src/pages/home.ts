@@ -6,6 +6,8 @@ import type { StreamEntry } from './dom.ts';
 /** How often the list is asked for, in milliseconds. */
 const REFRESH_MS = 4_000;
 
+const STATES: Record<string, string> = { live: 'Live', away: 'Pausing', ended: 'Ended' };
+
 function card(stream: StreamEntry): HTMLLIElement {
   const item = document.createElement('li');
   const link = document.createElement('a');
@@ -16,7 +18,7 @@ function card(stream: StreamEntry): HTMLLIElement {
   name.append(stream.name);
   const badge = document.createElement('span');
   badge.className = stream.state === 'live' ? 'badge live' : 'badge';
-  badge.textContent = stream.state === 'live' ? 'Live' : stream.state;
+  badge.textContent = STATES[stream.state] ?? stream.state;
   name.append(badge);
   const facts = document.createElement('span');
   facts.className = 'soft';

@@ -19,7 +19,8 @@ const BITRATES: Record<string, number> = { '1080': 4_500_000, '720': 2_500_000, 
 /** How long a lost connection is tried to be restored, and the pauses in between, in milliseconds. */
 const RECONNECT_MAX_MS = 120_000;
 const RECONNECT_DELAYS_MS = [500, 1_000, 2_000, 4_000, 8_000];
-/** The server keeps a name this long for a publisher that vanished; reconnecting may find it taken until then. */
+/** Browsers begin below what was asked for; only when that lasts, it is worth a word, in milliseconds. */
+const LIMIT_WORDS_MS = 15_000;
 const STATS_INTERVAL_MS = 1_000;
 const VIEWERS_INTERVAL_MS = 4_000;
 const NAME_KEY = 'shoal.publish.name';
@@ -280,7 +281,7 @@ async function showStats(): Promise<void> {
   setText('rtt', stats.rttMs > 0 ? `${Math.max(1, Math.round(stats.rttMs))} ms` : '–');
   setText('loss', `${(100 * stats.lossRatio).toFixed(1)} %`);
   const limit = byId('limit');
-  limit.hidden = stats.limitedBy === '';
+  limit.hidden = stats.limitedBy === '' || Date.now() - liveSince < LIMIT_WORDS_MS;
   setText(
     'limit',
     stats.limitedBy === 'cpu'

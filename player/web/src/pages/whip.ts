@@ -12,6 +12,9 @@ const GATHERING_MAX_MS = 300;
 /** A session whose path is broken for this long is lost, in milliseconds: longer than a Wi-Fi roam. */
 const DISCONNECTED_MAX_MS = 5_000;
 
+/** The bitrate to begin with, as a share of the largest: what most uplinks carry, and enough for the full size. */
+const START_BITRATE_SHARE = 0.5;
+
 /** Why publishing did not come about, or ended. */
 export type PublishErrorCode =
   /** 409: another publisher holds the name. */
@@ -76,6 +79,17 @@ export function preferH264<T extends { mimeType: string; sdpFmtpLine?: string }>
   return [...codecs].sort((left, right) => rank(left) - rank(right));
 }
 
+/**
+ * Lets Chromium begin with this bitrate instead of feeling its way up from 300 kbit/s, which costs viewers half a minute
+ * of tiny pictures and as many changes of format. Other browsers ignore the parameter.
+ */
+export function withStartBitrate(answer: string, kbps: number): string {
+  const [head = '', ...sections] = answer.split(/^(?=m=)/m);
+  const video = (section: string): string =>
+    section.replace(/^a=fmtp:\d+ (?!apt=)[^\r\n]+/gm, (line) => `${line};x-google-start-bitrate=${kbps}`);
+  return head + sections.map((section) => (section.startsWith('m=video') ? video(section) : section)).join('');
+}
+
 /** One publication. {@link Publisher.start}, then {@link Publisher.stop}; not to be started twice. */
 export class Publisher {
   /** Called once when a session that had worked ends by itself. */
@@ -96,7 +110,8 @@ export class Publisher {
       this.#addTracks();
       await this.#pc.setLocalDescription();
       await this.#gathered();
-      const answer = await this.#post(this.#pc.localDescription?.sdp ?? '');
+      const kbps = Math.round((this.options.videoBitrateMax * START_BITRATE_SHARE) / 1000);
+      const answer = withStartBitrate(await this.#post(this.#pc.localDescription?.sdp ?? ''), kbps);
       if (this.#isStopped) return;
       const connected = this.#connected();
       await this.#pc.setRemoteDescription({ type: 'answer', sdp: answer }).catch((error: unknown) => {
