@@ -92,7 +92,8 @@ impl Sink for Printed {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let ingest = Ingest::bind(Config::default(), Arc::new(Printer)).await?;
+    let config = Config { media_address: SocketAddr::from(([0, 0, 0, 0], 0)), ..Config::default() };
+    let ingest = Ingest::bind(config, Arc::new(Printer)).await?;
     let page = axum::routing::get(|| async { axum::response::Html(PAGE) });
     let app = ingest.router().route("/publish", page);
     let listener = tokio::net::TcpListener::bind(SocketAddr::from(([127, 0, 0, 1], 8081))).await?;

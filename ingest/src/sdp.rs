@@ -138,7 +138,7 @@ impl Offer {
         }
         let mut offer =
             Self { bounds, audio: None, video: None, ice: (String::new(), String::new()), lines: Vec::new() };
-        let mut mids = Vec::new();
+        let (mut mids, mut streams) = (Vec::new(), Vec::new());
         for index in 0..offer.bounds.len() - 1 {
             let section = &lines[offer.bounds[index]..offer.bounds[index + 1]];
             let Some(found) = read_section(index, session, section, &mut mids)? else { continue };
@@ -150,6 +150,10 @@ impl Offer {
                 offer.ice = read_ice(session, section)?;
             }
             read_dtls(session, section)?;
+            streams.extend(section.iter().filter_map(|line| line.strip_prefix("a=msid:")?.split(' ').next()));
+        }
+        if streams.iter().any(|stream| *stream != streams[0]) {
+            return Err(Refusal::Unacceptable("the tracks belong to more than one MediaStream"));
         }
         if offer.audio.is_none() && offer.video.is_none() {
             return Err(Refusal::Unacceptable("neither audio nor video is offered"));
@@ -287,6 +291,10 @@ pub fn finish_answer(answer: &str, candidates: &[String], offer: &Offer) -> Stri
             continue;
         }
         push_line(&mut out, line);
+        // RFC 9725, 4.4.1
+        if line == "a=rtcp-mux" && !answer.contains("a=rtcp-mux-only") {
+            push_line(&mut out, "a=rtcp-mux-only");
+        }
     }
     finish(&mut out, section);
     out
@@ -518,10 +526,15 @@ fn parameter<'a>(fmtp: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-/// The lines before the ICE parameters in a fragment that answers a restart (RFC 8840, 4.1): the bundle and the
-/// section that stands for it.
-pub fn fragment_head(offer: &Offer) -> String {
+/// The lines before the ICE parameters in a fragment that answers a restart (RFC 8840, 4.1): the answer's ICE options,
+/// which must stay the same (RFC 9725, 4.3.3), the bundle and the section that stands for it.
+pub fn fragment_head(offer: &Offer, answer: &str) -> String {
     let mut out = String::new();
+    for prefix in ["a=ice-lite", "a=ice-options:"] {
+        if let Some(line) = answer.lines().find(|line| line.starts_with(prefix)) {
+            push_line(&mut out, line);
+        }
+    }
     let group = offer.lines[..offer.bounds[0]].iter().find(|line| line.starts_with("a=group:BUNDLE "));
     if let Some(group) = group {
         push_line(&mut out, group);

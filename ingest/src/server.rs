@@ -299,7 +299,7 @@ impl Server {
         })?;
         let etag = format!("\"{}\"", random_hex::<8>());
         *handle.ice.lock() = Ice { etag: etag.clone(), ufrag: ufrag.clone() };
-        let mut fragment = sdp::fragment_head(&handle.offer);
+        let mut fragment = sdp::fragment_head(&handle.offer, &answer.sdp);
         fragment.push_str(&format!("a=ice-ufrag:{}\r\na=ice-pwd:{}\r\n", answer.ufrag, answer.password));
         for candidate in &self.stack.candidates {
             fragment.push_str(&format!("a={candidate}\r\n"));
