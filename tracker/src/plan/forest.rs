@@ -85,7 +85,7 @@ pub(super) struct Node {
     /// The stripes in which this viewer may have children, as bits.
     pub(super) homes: u16,
     pub(super) seats: Vec<Seat>,
-    spare_key: Option<u32>,
+    spare_key: Option<(u32, Reverse<u32>)>,
 }
 
 impl Node {
@@ -95,6 +95,11 @@ impl Node {
 
     pub(super) fn has_home(&self, stripe: u8) -> bool {
         self.homes & (1 << stripe) != 0 && self.slots > 0
+    }
+
+    /// In how many stripes the viewer has children.
+    pub(super) fn interior(&self) -> u32 {
+        u32::try_from(self.seats.iter().filter(|seat| !seat.children.is_empty()).count()).expect("few stripes")
     }
 
     /// How long one block occupies the uplink.
@@ -117,8 +122,9 @@ pub(super) struct Forest {
     pub(super) for_leaves: Vec<BTreeSet<(u32, PeerId)>>,
     /// For each stripe those who could feed a further interior child, if need be instead of a leaf.
     pub(super) for_tops: Vec<BTreeSet<(u32, PeerId)>>,
-    /// Those with free slots who may take up one more stripe, freest first.
-    pub(super) spare: BTreeSet<(Reverse<u32>, PeerId)>,
+    /// Those with free slots: first who is interior in few stripes, then who has most. They take up one more stripe where
+    /// nobody at home in it has room.
+    pub(super) spare: BTreeSet<(u32, Reverse<u32>, PeerId)>,
     /// For each stripe the slots of those who are at home in it.
     supply: Vec<u32>,
     uplinks_kbps: u64,
@@ -240,7 +246,7 @@ impl Forest {
 
     /// Gives up homes without children where the viewer has more than it is meant to.
     pub(super) fn drop_idle_homes(&mut self, viewer: PeerId) {
-        let wanted = self.homes_max();
+        let wanted = self.settings.interior_stripes;
         let Some(node) = self.nodes.get(&viewer) else { return };
         let mut homes = node.homes;
         for stripe in 0..self.stripes {
@@ -280,8 +286,8 @@ impl Forest {
         u32::try_from(slots).unwrap_or(u32::MAX).min(self.settings.children_max)
     }
 
-    /// In how many stripes a viewer may have children: few in large swarms, so that its leaving hurts in few; as many as
-    /// needed in tiny ones, where a stripe has no more than n - 1 children to give.
+    /// In how many stripes a viewer had better have children at most: few in large swarms, so that its leaving hurts in
+    /// few; as many as needed in tiny ones, where a stripe has no more than n - 1 children to give.
     pub(super) fn homes_max(&self) -> u32 {
         let viewers = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
         let stripes = u32::from(self.stripes);
@@ -292,6 +298,11 @@ impl Forest {
         } else {
             self.settings.interior_stripes + 1
         }
+    }
+
+    /// How many stripes too many a viewer would be interior in if it took up one more.
+    pub(super) fn excess(&self, node: &Node) -> u32 {
+        (node.interior() + 1).saturating_sub(self.homes_max())
     }
 
     /// Adapts the part of every uplink that is left unplanned to how much the swarm has to spare: indifferent where
@@ -500,16 +511,17 @@ impl Forest {
         for stripe in 0..self.stripes {
             self.reindex_stripe(viewer, stripe);
         }
-        let homes_max = self.homes_max();
-        let Some(node) = self.nodes.get_mut(&viewer) else { return };
-        let key = (node.free() > 0 && node.homes.count_ones() < homes_max).then(|| node.free());
-        if key != node.spare_key {
-            if let Some(old) = node.spare_key {
-                self.spare.remove(&(Reverse(old), viewer));
+        let Some(node) = self.nodes.get(&viewer) else { return };
+        let key = (node.free() > 0).then(|| (self.excess(node), Reverse(node.free())));
+        let old = node.spare_key;
+        if key != old {
+            if let Some((excess, free)) = old {
+                self.spare.remove(&(excess, free, viewer));
             }
-            if let Some(new) = key {
-                self.spare.insert((Reverse(new), viewer));
+            if let Some((excess, free)) = key {
+                self.spare.insert((excess, free, viewer));
             }
+            let node = self.nodes.get_mut(&viewer).expect("just seen");
             node.spare_key = key;
         }
     }

@@ -180,46 +180,44 @@ impl Forest {
 
     fn find(&self, now: Ms, viewer: PeerId, stripe: u8, links: &Links) -> Found {
         let is_top = self.nodes[&viewer].has_home(stripe);
-        let linked = links
-            .connected(viewer)
-            .filter_map(|(other, rtt_ms)| {
-                let arrival = self.offer(now, viewer, other, stripe, is_top)?;
-                Some((arrival + rtt_ms / 2, other))
-            })
-            .min();
-        if let Some((arrival, parent)) = linked {
+        let offer = |other: PeerId| self.offer(now, viewer, other, stripe, is_top);
+        let can_meet = |other: PeerId| links.can_introduce(now, viewer, other, &self.settings);
+        // Helping out in one stripe more is fine, in many not: see `Forest::homes_max`.
+        let is_at_ease = |other: PeerId| {
+            self.nodes.get(&other).is_some_and(|node| node.has_home(stripe) || self.excess(node) == 0)
+        };
+        let linked = |at_ease: bool| {
+            let linked = links.connected(viewer).filter(|(other, _)| !at_ease || is_at_ease(*other));
+            linked.filter_map(|(other, rtt_ms)| Some((offer(other)? + rtt_ms / 2, other))).min()
+        };
+        if let Some((arrival, parent)) = linked(true) {
             return Found::Linked(parent, arrival);
         }
         // Meetings under way serve several stripes at once, which keeps the number of connections low.
-        let coming = links
-            .introduced(viewer)
-            .filter(|other| self.nodes.get(other).is_some_and(|node| node.has_home(stripe)))
-            .filter_map(|other| Some((self.offer(now, viewer, other, stripe, is_top)?, other)))
-            .min();
-        if let Some((_, parent)) = coming {
+        let coming = links.introduced(viewer).filter(|other| is_at_ease(*other));
+        if let Some((_, parent)) = coming.filter_map(|other| Some((offer(other)?, other))).min() {
             return Found::Unlinked(parent);
         }
         let index = if is_top { &self.for_tops } else { &self.for_leaves };
-        let best = index[usize::from(stripe)]
-            .iter()
-            .take(CANDIDATES_MAX)
-            .filter(|(_, other)| links.can_introduce(now, viewer, *other, &self.settings))
-            .filter_map(|(_, other)| {
-                let arrival = self.offer(now, viewer, *other, stripe, is_top)?;
-                Some((arrival + 4 * (100 - links.reachable_percent(*other)), *other))
-            })
-            .min();
-        if let Some((_, parent)) = best {
+        let index = index[usize::from(stripe)].iter().take(CANDIDATES_MAX).map(|(_, other)| *other);
+        let best = index.filter(|other| can_meet(*other)).filter_map(|other| {
+            let unreachable = 100 - links.reachable_percent(other);
+            Some((offer(other)? + 4 * unreachable, other))
+        });
+        if let Some((_, parent)) = best.min() {
             return Found::Unlinked(parent);
         }
-        let spare = self
-            .spare
-            .iter()
-            .take(CANDIDATES_MAX)
-            .map(|(_, other)| *other)
-            .filter(|other| links.can_introduce(now, viewer, *other, &self.settings))
-            .find(|other| self.offer(now, viewer, *other, stripe, is_top).is_some());
-        spare.map_or(Found::Nobody, Found::Unlinked)
+        let spare = |limit: u32| {
+            let spare = self.spare.iter().take_while(move |(excess, ..)| *excess <= limit).take(CANDIDATES_MAX);
+            spare.map(|(_, _, other)| *other).find(|other| can_meet(*other) && offer(*other).is_some())
+        };
+        if let Some(parent) = spare(0) {
+            return Found::Unlinked(parent);
+        }
+        if let Some((arrival, parent)) = linked(false) {
+            return Found::Linked(parent, arrival);
+        }
+        spare(u32::MAX).map_or(Found::Nobody, Found::Unlinked)
     }
 
     /// When a block would reach `viewer` under `other`, as far as one can tell before they are connected; none if that
@@ -237,7 +235,7 @@ impl Forest {
             return None;
         }
         let has_home = node.has_home(stripe);
-        let has_room = node.free() > 0 && (has_home || node.homes.count_ones() < self.homes_max());
+        let has_room = node.free() > 0;
         let strength = self.nodes[&viewer].uplink_kbps;
         let interior = seat.children.iter().filter(|child| self.nodes[child].has_home(stripe)).count();
         // A strong viewer takes the place of a leaf, which then finds room below it.
@@ -250,7 +248,7 @@ impl Forest {
             return None;
         }
         let before = if is_top { u32::try_from(interior).unwrap_or(u32::MAX) } else { node.used };
-        let extra = if has_home { 0 } else { NEW_HOME_COST_MS };
+        let extra = if has_home { 0 } else { NEW_HOME_COST_MS * (1 + self.excess(node)) };
         Some(seat.expected_ms + (before + 1) * node.block_ms() + extra)
     }
 
@@ -280,7 +278,7 @@ impl Forest {
                 .max_by_key(|id| (self.root_worth(now, *id, stripe), *id));
             // The first of a stripe: nobody is fed yet. Whoever gives most starts it.
             let best = best.or_else(|| {
-                let first = self.spare.iter().take(CANDIDATES_MAX).map(|(_, id)| *id);
+                let first = self.spare.iter().take(CANDIDATES_MAX).map(|(_, _, id)| *id);
                 let first = first.max_by_key(|id| (self.root_worth(now, *id, stripe), *id));
                 regular.is_empty().then(|| first.or_else(|| self.nodes.keys().next().copied())).flatten()
             });
@@ -326,7 +324,7 @@ impl Forest {
                 self.nodes.get(other).is_some_and(|node| {
                     node.slots as u64 >= here
                         && node.free() as u64 >= here
-                        && (node.has_home(stripe) || node.homes.count_ones() < self.homes_max())
+                        && (node.has_home(stripe) || self.excess(node) == 0)
                         && load(node) + share(node.slots) + share(self.nodes[&root].slots) / 2 < mine
                 })
             })

@@ -77,8 +77,10 @@ pub(super) struct Member {
     /// Its entry in the swarm's list of checks.
     pub(super) check_ms: u64,
     pub(super) messages: Bucket,
-    /// Messages over the rate since the last one within it.
-    pub(super) excess: u32,
+    /// What it may still send over its rate before it is shut out.
+    pub(super) patience: Bucket,
+    /// When it was last told that it sends too much.
+    pub(super) warned_ms: Option<u64>,
     pub(super) unverified: Vec<IpAddr>,
     pub(super) accused_by: Vec<Accusation>,
     /// Peers that it accused: not introduced to it again. The oldest is forgotten beyond [`ACCUSED_MAX`].

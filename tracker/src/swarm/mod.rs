@@ -49,6 +49,9 @@ const UPLINK_KBPS_MAX: u32 = 1_000_000;
 /// No viewer moves more in one report.
 const REPORT_BYTES_MAX: u64 = 1 << 30;
 
+/// A viewer is told this seldom that it sends too much, so that a flood is not answered by a flood.
+const WARNING_INTERVAL_MS: u64 = 1_000;
+
 /// A piece that the origin has just published.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Published {
@@ -224,7 +227,10 @@ impl Swarm {
             messages: old
                 .as_ref()
                 .map_or_else(|| Bucket::full(self.settings.message_rate(), now_ms), |old| old.messages),
-            excess: 0,
+            patience: old
+                .as_ref()
+                .map_or_else(|| Bucket::full(self.settings.message_rate(), now_ms), |old| old.patience),
+            warned_ms: None,
             unverified: old.as_ref().map(|old| old.unverified.clone()).unwrap_or_default(),
             accused: old.as_ref().map(|old| old.accused.clone()).unwrap_or_default(),
             accused_by: old.map(|old| old.accused_by).unwrap_or_default(),
@@ -286,7 +292,6 @@ impl Swarm {
             self.limit(now_ms, session, out);
             return;
         }
-        member.excess = 0;
         match message {
             ViewerMessage::Join { .. } => {
                 out.push(refuse(session.peer, ErrorCode::OutOfOrder, "joined already", true));
@@ -323,13 +328,14 @@ impl Swarm {
         self.carry_out(now_ms, out);
     }
 
-    /// A viewer that goes on sending over its rate is told once, and shut out when it has sent as much again.
+    /// A viewer that sends over its rate is told so, and shut out when it has sent as much again.
     fn limit(&mut self, now_ms: u64, session: Session, out: &mut Vec<Output>) {
-        let excess_max = self.settings.messages_burst;
+        let rate = self.settings.message_rate();
         let Some(member) = self.members.get_mut(&session.peer) else { return };
-        member.excess += 1;
-        let is_fatal = member.excess > excess_max;
-        if member.excess == 1 || is_fatal {
+        let is_fatal = !member.patience.take(rate, now_ms, 1);
+        let is_warned = member.warned_ms.is_some_and(|at| now_ms < at + WARNING_INTERVAL_MS);
+        if is_fatal || !is_warned {
+            member.warned_ms = Some(now_ms);
             out.push(refuse(session.peer, ErrorCode::RateLimited, "too many messages", is_fatal));
         }
         if is_fatal {

@@ -24,7 +24,7 @@ const ROUND_MS: u64 = 500;
 /// After something happened: in a small swarm a burst of reports from one pair of viewers comes within this time.
 const ROUND_SOON_MS: u64 = 20;
 /// The same from [`SMALL_SWARM`] viewers on.
-const ROUND_LATER_MS: u64 = 250;
+const ROUND_LATER_MS: u64 = 100;
 /// Below this number of viewers a round costs less than a millisecond.
 const SMALL_SWARM: usize = 100;
 /// A viewer that has not said what it plays is taken to play everything, in streams of up to this many renditions:

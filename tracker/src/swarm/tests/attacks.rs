@@ -79,8 +79,8 @@ fn control_without_a_budget_one_address_learns_nearly_everybody() {
     assert!(met > 200, "{met}");
 }
 
-/// A victim joins a swarm of 30 honest viewers and 70 attackers who own two networks; how many neighbors of each
-/// kind it has.
+/// Twenty victims join a swarm of 30 honest viewers and 70 attackers who own two networks. For the worst-off of them:
+/// its honest neighbors, and the attackers among its neighbors.
 fn surrounded(settings: Settings) -> (usize, usize) {
     let mut world = World::new(settings);
     (0..30).for_each(|at| {
@@ -90,14 +90,15 @@ fn surrounded(settings: Settings) -> (usize, usize) {
         world.join_from(&format!("9.9.{}.{}", at % 2, 1 + at));
     });
     world.run_for(5_000);
-    let victim = world.join_from("77.1.2.3");
+    let victims: Vec<PeerId> = (0..20).map(|at| world.join_from(&format!("77.1.{at}.3"))).collect();
     world.run_for(60_000);
-    let is_attacker = |peer: &&PeerId| {
-        let address = world.swarm.members[peer].address.to_string();
-        address.starts_with("9.9.")
-    };
-    let attackers = world.swarm.pairs.peers(victim).iter().filter(is_attacker).count();
-    (world.swarm.pairs.peers(victim).len() - attackers, attackers)
+    let is_attacker = |peer: &&PeerId| world.swarm.members[peer].address.to_string().starts_with("9.9.");
+    let neighbors = victims.iter().map(|victim| {
+        let peers = world.swarm.pairs.peers(*victim);
+        let attackers = peers.iter().filter(is_attacker).count();
+        (peers.len() - attackers, attackers)
+    });
+    neighbors.max_by_key(|(honest, attackers)| (*attackers, std::cmp::Reverse(*honest))).unwrap()
 }
 
 #[test]
@@ -173,6 +174,8 @@ fn flooded(settings: Settings) -> (usize, bool) {
     world.run_for(1_000);
     let before = world.viewers[&victim].received.len() + world.viewers[&attacker].received.len();
     for at in 0..20_000_u32 {
+        // Some hundred a second: what the rate lets through in between must not make the rest forgiven.
+        world.now_ms += u64::from(at % 10 == 0) * 20;
         if world.viewers[&attacker].closed.is_some() {
             break;
         }
@@ -187,7 +190,7 @@ fn flooded(settings: Settings) -> (usize, bool) {
 fn a_flood_of_signals_is_cut_off() {
     let (effects, is_closed) = flooded(Settings::default());
     assert!(is_closed);
-    assert!(effects <= Settings::default().messages_burst as usize + 40, "{effects}");
+    assert!(effects <= 2 * Settings::default().messages_burst as usize, "{effects}");
 }
 
 #[test]
