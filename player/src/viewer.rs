@@ -71,6 +71,8 @@ pub async fn run(
     stop: CancellationToken,
     mut progress: impl FnMut(&Snapshot) + Send,
 ) -> Result<Snapshot, Error> {
+    // reqwest is built without a choice of cryptography; whoever comes first in the process decides.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let client = Client::builder().no_proxy().build().map_err(Error::Http)?;
     let stream = source::open(&client, &options.url).await?;
     let (inbox, mut outlets) = Inbox::new();

@@ -62,7 +62,7 @@ impl Config {
             uplink_initial_bps: 2_000_000,
             pull_margin: Span::from_ms(250),
             append_margin: Span::from_ms(150),
-            fallback_spread: Span::from_ms(400),
+            fallback_spread: Span::from_ms(800),
             strikes_max: 4,
             // Five seconds of a 3 Mbit/s stream to one neighbor; what waits longer is late anyway.
             upload_queue_max: 128,

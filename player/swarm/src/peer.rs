@@ -12,6 +12,8 @@ mod schedule;
 mod upkeep;
 
 #[cfg(test)]
+mod attacks;
+#[cfg(test)]
 mod behaviour;
 #[cfg(test)]
 mod world;

@@ -3,6 +3,9 @@
 //! Pure and bounded: reading allocates nothing but block sets of at most 512 bytes each and never panics. What a
 //! message causes is decided in `peer`.
 
+#[cfg(test)]
+mod tests;
+
 use shoal_digest::{Epoch, PieceId};
 
 use crate::{

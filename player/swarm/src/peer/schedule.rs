@@ -35,6 +35,8 @@ pub(super) const ORIGIN_LIES_MAX: u8 = 3;
 /// When what happens to a piece's blocks.
 #[derive(Clone, Copy, Debug)]
 struct Moments {
+    /// The local peer's turn to fetch what is late. Never where nobody waits.
+    turn: Time,
     /// The last call for the origin: later, the fetch may not be done in time. Never where nobody waits.
     last_call: Time,
     /// Whether the local player needs the piece.
@@ -71,16 +73,16 @@ impl Peer {
         let played = self.player.reaches(start_ms).before(self.config.append_margin);
         let deadline = if is_needed { asked.min(played) } else { Time::NEVER };
         if deadline == Time::NEVER {
-            return Moments { last_call: Time::NEVER, is_needed };
+            return Moments { turn: Time::NEVER, last_call: Time::NEVER, is_needed };
         }
         let missing =
             u32::try_from(piece.blocks.len()).unwrap_or(u32::MAX).saturating_sub(piece.stored.count());
-        let last = deadline.before(self.origin.estimate(missing));
+        let last_call = deadline.before(self.origin.estimate(missing));
         // Viewers share their deadlines: without a spread all of a broken tree's leaves would ask in the same moment, and
         // none could help another. Among neighbors one goes first and can serve the others.
-        let room = last.since(piece.since).percent(50).min(self.config.fallback_spread);
+        let room = last_call.since(piece.since).percent(50).min(self.config.fallback_spread);
         let early = Span::from_us(room.as_us() * u64::from(piece.turn) / 65_535);
-        Moments { last_call: last.before(early), is_needed }
+        Moments { turn: last_call.before(early), last_call, is_needed }
     }
 
     /// Looks at one piece: starts pulls and fetches that are due and sets the time of the next look.
@@ -135,12 +137,14 @@ impl Peer {
             if !moments.is_needed {
                 continue;
             }
-            let last_call = moments.last_call.max(self.origin.closed_until);
-            if last_call <= self.now {
+            // Nobody's turn comes before a block is late and somebody was asked for it: it may well be on its way.
+            let call_at = moments.turn.max(late_at + PULL_LEAD).min(moments.last_call);
+            let call_at = call_at.max(self.origin.closed_until);
+            if call_at <= self.now {
                 calls.insert(block);
                 continue;
             }
-            next = next.min(last_call);
+            next = next.min(call_at);
             let is_expired = |pull: &Pull| pull.until <= self.now;
             #[cfg(test)]
             let is_expired = |pull: &Pull| is_expired(pull) && !self.unsafe_mode.no_pull_timeout;
