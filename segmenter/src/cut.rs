@@ -133,6 +133,19 @@ impl<T> Cutter<T> {
         part
     }
 
+    /// Where the segment in the making begins.
+    pub(crate) fn segment_start_us(&self) -> i64 {
+        self.segment_start_us
+    }
+
+    /// Leaves out what lies before `at_us`: others have said that there is nothing. Only right after a segment's end.
+    pub(crate) fn skip_to(&mut self, at_us: i64) {
+        debug_assert!(self.pending.is_empty());
+        self.part_start_us = self.part_start_us.max(at_us);
+        self.segment_start_us = self.part_start_us;
+        self.part_index = 0;
+    }
+
     /// Where the media would end if nothing more came.
     pub(crate) fn natural_end_us(&self) -> i64 {
         self.pending.last().map_or(self.part_start_us, |last| last.start_us + self.interval.estimate_us())

@@ -73,6 +73,8 @@ struct AudioTrack {
     is_silent: bool,
 }
 
+/// Video may lag so far behind the audio, beyond the longest segment, before a gap takes its place.
+const VIDEO_LAG_MAX_US: i64 = 500_000;
 /// Audio may lag so far behind the video before silence takes its place.
 const AUDIO_LAG_MAX_US: i64 = 1_000_000;
 
@@ -297,7 +299,52 @@ impl Session {
         }
         audio.is_silent = false;
         frames.into_iter().for_each(|frame| audio.cutter.push(frame));
-        self.publish_audio()
+        let end_us = audio::micros(audio.transcoder.next());
+        self.publish_audio()?;
+        self.bridge_stalled_video(end_us)
+    }
+
+    /// Audio has come up to `audio_end_us`. Where the video is so far behind that its segment would outgrow the target
+    /// duration, the segment is ended with what there is, and what is missing is said to be a gap.
+    fn bridge_stalled_video(&mut self, audio_end_us: i64) -> Result<(), SessionError> {
+        let patience_us = self.constants.segment_max_us() + VIDEO_LAG_MAX_US;
+        while let Some(lead) = self.videos.first()
+            && audio_end_us - lead.cutter.segment_start_us() > patience_us
+        {
+            warn!(at_us = lead.cutter.part_start_us(), "video has stalled");
+            metrics::counter!("segmenter_video_stalls_total").increment(1);
+            for index in 0..self.videos.len() {
+                let end_us = self.end_stalled_segment(index)?;
+                if let (0, Some(end_us)) = (index, end_us) {
+                    self.follow(end_us, true)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends a video rendition's segment; returns where, unless [`Self::publish_video`] has told the audio already.
+    fn end_stalled_segment(&mut self, index: usize) -> Result<Option<i64>, SessionError> {
+        let video = &mut self.videos[index];
+        self.keyframe_requests.push(video.track);
+        let due_us = video.cutter.segment_start_us() + self.constants.segment_us;
+        if let Some(part) = video.cutter.finish(due_us) {
+            self.publish_video(index, part)?;
+            return Ok(None);
+        }
+        let at_us = video.cutter.part_start_us();
+        if video.rendition.with_window(Window::progress).parts > 0 {
+            self.live.change(&video.rendition, Window::end_segment);
+            video.cutter.skip_to(at_us);
+            return Ok(Some(at_us));
+        }
+        for start_us in (at_us..due_us).step_by(self.constants.part_us.unsigned_abs() as usize) {
+            let duration_us = self.constants.part_us.min(due_us - start_us);
+            let is_last = start_us + duration_us >= due_us;
+            self.live.publish_gap(&video.rendition, self.zero_ms + start_us / 1000, duration_us, is_last);
+        }
+        video.cutter.skip_to(due_us);
+        Ok(Some(due_us))
     }
 
     fn publish_audio(&mut self) -> Result<(), SessionError> {

@@ -59,7 +59,9 @@ pub(crate) struct Worker {
 }
 
 /// A publisher that announced tracks which do not come holds the start up for so long.
-const EXPECTED_MAX: Duration = Duration::from_secs(5);
+const EXPECTED_MAX: Duration = Duration::from_secs(3);
+/// The track of a publisher's audio, see [`TrackId`].
+const AUDIO: TrackId = TrackId(0);
 /// The wall clock is looked at this often while something waits for it.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -191,6 +193,11 @@ impl Worker {
 
     fn format(&mut self, track: TrackId, format: TrackFormat) -> Result<(), SessionError> {
         let before = self.formats.insert(track, format.clone());
+        let is_opus = |format: &TrackFormat| matches!(format, TrackFormat::Opus { .. });
+        if is_opus(&format) && before.as_ref().is_some_and(is_opus) {
+            // Each Opus packet says for itself whether it is stereo; what comes out always is.
+            return Ok(());
+        }
         if let Some(gathering) = &mut self.gathering {
             gathering.first_format.get_or_insert_with(Instant::now);
             // Frames of the old format are of no use.
@@ -237,6 +244,11 @@ impl Worker {
             return Ok(());
         }
         let Some(gathering) = self.gathering.take() else { return Ok(()) };
+        if self.expected.contains(&AUDIO) {
+            // Announced but silent so far, as a muted microphone is: silence holds its place, so that it can speak up
+            // later without another multivariant playlist.
+            self.formats.entry(AUDIO).or_insert(TrackFormat::Opus { channels: 2 });
+        }
         self.start(lead, gathering)
     }
 

@@ -448,6 +448,55 @@ async fn clock_jump_is_a_discontinuity() {
 }
 
 #[tokio::test]
+async fn stalled_camera_becomes_gaps_while_the_sound_goes_on() {
+    let (mut world, publication, mut fake) = World::with_stream(Config::default(), Fake::new(), 5_000).await;
+    fake.show(false);
+    fake.push(&publication, 9_000);
+    fake.show(true);
+    fake.push(&publication, 8_000);
+    world.settle(&publication).await;
+    let (video, audio) = (world.playlist("v0").await, world.playlist("a0").await);
+    for playlist in [&video, &audio] {
+        for segment in &playlist.segments {
+            assert!(segment.duration < 2_500_000, "the target duration holds: {}", segment.duration);
+        }
+    }
+    let gaps = video.segments.iter().filter(|segment| segment.is_gap).count();
+    assert!((2..=5).contains(&gaps), "{gaps} gaps");
+    assert!(audio.segments.iter().all(|segment| !segment.is_gap));
+    assert!(!video.segments.last().unwrap().is_gap);
+    // Both still have the same numbers for the same time.
+    for (video, audio) in video.segments.iter().zip(&audio.segments) {
+        let (video_ms, audio_ms) = (video.head.date_time_ms.unwrap(), audio.head.date_time_ms.unwrap());
+        assert!((video_ms - audio_ms).abs() < 700, "{video_ms} {audio_ms}");
+    }
+    let total =
+        |playlist: &MediaPlaylist| playlist.segments.iter().map(|segment| segment.duration).sum::<u64>();
+    assert!(total(&video).abs_diff(total(&audio)) < 700_000);
+}
+
+#[tokio::test]
+async fn announced_but_silent_microphone_gets_its_rendition_and_may_speak_later() {
+    let config = Config { part_ms: 200, segment_ms: 400, ..Config::default() };
+    let mut world = World::new(config);
+    let publication = world.streams.publish("show").unwrap();
+    let mut fake = Fake::new();
+    publication.expect_tracks(&fake.tracks());
+    push(&publication, Fake::video_format(640, 360));
+    fake.with_audio = false;
+    fake.push(&publication, 4_000);
+    until("the start without sound", || !world.streams.list().is_empty()).await;
+    fake.push(&publication, 2_000);
+    push(&publication, common::Audio::format());
+    fake.with_audio = true;
+    fake.push(&publication, 2_000);
+    world.settle(&publication).await;
+    let (video, audio) = (world.playlist("v0").await, world.playlist("a0").await);
+    assert!(audio.segments.len().abs_diff(video.segments.len()) <= 1);
+    assert!(audio.segments.iter().all(|segment| !segment.head.is_discontinuity));
+}
+
+#[tokio::test]
 async fn sound_alone_and_picture_alone_are_streams_too() {
     for (with_audio, with_video, rendition) in [(true, false, "a0"), (false, true, "v0")] {
         let mut fake = Fake::new();

@@ -265,6 +265,11 @@ impl Fake {
         }
     }
 
+    /// Lets the camera fall silent, or speak again.
+    pub(crate) fn show(&mut self, with_video: bool) {
+        self.with_video = with_video;
+    }
+
     /// Pushes media of so many milliseconds: 30 frames per second, a keyframe every 2 s.
     pub(crate) fn push(&mut self, publication: &Publication, milliseconds: i64) {
         let until = self.frame + milliseconds * 30 / 1000;
