@@ -30,12 +30,21 @@ export async function assertVerified(entries: AuditEntry[]): Promise<number> {
   return compared;
 }
 
-/** A picture's pixels as grey values, decoded by ffmpeg. */
-export async function greyPixels(png: Uint8Array, folder: string): Promise<Uint8Array> {
+/** A part of a picture. */
+export interface Area {
+  x: number;
+  y: number;
+  width: number;
+  height: number;
+}
+
+/** An area's pixels as grey values, decoded by ffmpeg. */
+export async function greyPixels(png: Uint8Array, area: Area, folder: string): Promise<Uint8Array> {
   const { writeFile, readFile } = await import('node:fs/promises');
   const [source, raw] = [`${folder}/shot.png`, `${folder}/shot.gray`];
   await writeFile(source, png);
-  const { code, stderr } = await run('ffmpeg', ['-v', 'error', '-y', '-i', source, '-f', 'rawvideo', '-pix_fmt', 'gray', raw]);
+  const crop = `crop=${area.width}:${area.height}:${area.x}:${area.y}`;
+  const { code, stderr } = await run('ffmpeg', ['-v', 'error', '-y', '-i', source, '-vf', crop, '-f', 'rawvideo', '-pix_fmt', 'gray', raw]);
   assert.equal(code, 0, stderr);
   return readFile(raw);
 }

@@ -73,6 +73,7 @@ export interface ViewerOptions extends TabOptions {
 /** The watch page in a tab. */
 export class Viewer {
   readonly tab: Tab;
+  #isClosed = false;
 
   private constructor(tab: Tab) {
     this.tab = tab;
@@ -170,7 +171,18 @@ export class Viewer {
     return (await this.probe()).frames - before;
   }
 
+  /** Seconds by which playback advanced over a time. */
+  async progressIn(ms: number): Promise<number> {
+    const position = (): Promise<number> => this.tab.evaluate<number>("document.querySelector('video').currentTime");
+    const before = await position();
+    await pause(ms);
+    return (await position()) - before;
+  }
+
+  /** Closes the tab; a second time does nothing. */
   async close(): Promise<void> {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
     await this.tab.close();
   }
 }

@@ -4,7 +4,7 @@
  */
 
 import assert from 'node:assert/strict';
-import { after, before, test } from 'node:test';
+import { after, afterEach, before, test } from 'node:test';
 
 import { startChromium } from '../src/browsers.ts';
 import type { Browser } from '../src/browsers.ts';
@@ -18,8 +18,8 @@ import { pause, until } from '../src/wait.ts';
 
 const STREAM = 'sturdy';
 const PUBLISH = ['--size', '640x360', '--bitrate', '1000k'];
-/** A pause that a viewer would call a freeze. */
-const REBUFFER_MAX_MS = 1_000;
+/** Playback that advances by less than this share of the time that passes is a freeze. */
+const PROGRESS_MIN = 0.6;
 
 let browser: Browser;
 let server: Server;
@@ -38,25 +38,28 @@ after(async () => {
 
 /** Asserts that a viewer plays on for a while without a freeze and was given only the origin's bytes. */
 async function assertPlaysOn(viewer: Viewer, ms = 5_000): Promise<void> {
-  const before = await viewer.probe();
-  const frames = await viewer.framesIn(ms);
-  const rebuffer = (await viewer.probe()).rebufferMs - before.rebufferMs;
-  const context = await viewer.describe();
-  // Half of 30 frames a second: a busy machine drops frames, a freeze shows none.
-  assert.ok(frames > (ms / 1000) * 15, `${frames} frames in ${ms} ms\n${context}`);
-  assert.ok(rebuffer < REBUFFER_MAX_MS, `stood still for ${rebuffer} ms\n${context}`);
+  const progress = await viewer.progressIn(ms);
+  assert.ok(progress > (PROGRESS_MIN * ms) / 1000, `${progress} s of video in ${ms} ms\n${await viewer.describe()}`);
   await assertVerified(await viewer.audit());
 }
 
+const viewers: Viewer[] = [];
+
 async function open(options: ViewerOptions = {}, from = server): Promise<Viewer> {
   const viewer = await Viewer.open(browser, from.url, STREAM, options);
+  viewers.push(viewer);
   await viewer.untilPlaying();
   return viewer;
 }
 
+// Also after a failure: a viewer left over would be the next test's neighbor.
+afterEach(async () => {
+  for (const viewer of viewers.splice(0)) await viewer.close();
+});
+
 test('control: two viewers without any fault swap parts', async () => {
-  const viewers = [await open(), await open()];
-  for (const viewer of viewers) {
+  const pair = [await open(), await open()];
+  for (const viewer of pair) {
     await until('parts come from the other', async () => (await viewer.stats()).peerBytes > 50_000, 45_000).catch(
       async (error: unknown) => {
         throw new Error(`${String(error)}\n${await viewer.describe()}`);
@@ -64,7 +67,6 @@ test('control: two viewers without any fault swap parts', async () => {
     );
     await assertPlaysOn(viewer, 2_000);
   }
-  for (const viewer of viewers) await viewer.close();
 });
 
 test('WebAssembly refused: plays from the origin and says why', async () => {
@@ -72,7 +74,6 @@ test('WebAssembly refused: plays from the origin and says why', async () => {
   await until('the state is known', async () => (await viewer.stats()).state === 'origin');
   assert.equal((await viewer.stats()).reason, 'wasm-refused');
   await assertPlaysOn(viewer);
-  await viewer.close();
 });
 
 test('WebAssembly absent: plays from the origin and says why', async () => {
@@ -80,7 +81,6 @@ test('WebAssembly absent: plays from the origin and says why', async () => {
   await until('the state is known', async () => (await viewer.stats()).state === 'origin');
   assert.equal((await viewer.stats()).reason, 'wasm-refused');
   await assertPlaysOn(viewer);
-  await viewer.close();
 });
 
 test('WebRTC absent: plays from the origin and says why', async () => {
@@ -88,12 +88,10 @@ test('WebRTC absent: plays from the origin and says why', async () => {
   await until('the state is known', async () => (await viewer.stats()).state === 'origin');
   assert.equal((await viewer.stats()).reason, 'webrtc-absent');
   await assertPlaysOn(viewer);
-  await viewer.close();
 });
 
 test('sharing switched off while playing closes every connection at once and plays on', async () => {
-  const viewers = [await open(), await open()];
-  const [one, other] = viewers as [Viewer, Viewer];
+  const [one, other] = [await open(), await open()];
   await until('they are neighbors', async () => (await one.stats()).neighbors === 1, 45_000);
   // The switch is drawn by its label.
   await one.tab.click('#expand');
@@ -105,7 +103,6 @@ test('sharing switched off while playing closes every connection at once and pla
   await assertPlaysOn(other);
   const later = await one.stats();
   assert.deepEqual([later.peerBytes, later.sentBytes], [peerBytes, sentBytes], 'nothing moved after the switch');
-  for (const viewer of viewers) await viewer.close();
 });
 
 test('all peers gone: plays on', async () => {
@@ -115,7 +112,6 @@ test('all peers gone: plays on', async () => {
   await assertPlaysOn(one, 6_000);
   await until('the neighbor is forgotten', async () => (await one.stats()).neighbors === 0, 30_000);
   await assertPlaysOn(one, 2_000);
-  await one.close();
 });
 
 /** Replaces the bytes of blocks on their way out, while everything else of the client is as it should be. */
@@ -146,8 +142,6 @@ test('a peer that serves garbage: none of it is played, and playback goes on', a
   // A liar is not believed for ever: it is no longer a neighbor.
   await until('the liar is left', async () => (await victim.stats()).neighbors === 0, 30_000);
   await assertPlaysOn(victim, 2_000);
-  await victim.close();
-  await liar.close();
 });
 
 /** Sends nonsense into every data channel as soon as it opens and now and then afterwards. */
@@ -175,23 +169,21 @@ const BABBLER = `
 test('a peer that babbles: playback goes on', async () => {
   const babbler = await open({ prelude: BABBLER });
   const victim = await open();
-  await until('nonsense was sent', async () => (await babbler.tab.evaluate<number>('globalThis.babbled')) > 20, 60_000);
+  // A single piece of nonsense may be enough to be left, so more is not waited for.
+  await until('nonsense was sent', async () => (await babbler.tab.evaluate<number>('globalThis.babbled')) > 0, 60_000);
   await assertPlaysOn(victim, 6_000);
   assert.deepEqual(victim.tab.errors, []);
-  await victim.close();
-  await babbler.close();
 });
 
 test('tracker down from the start: plays from the origin and says why', async () => {
   const port = await deadPort();
-  const lonely = await Server.start({ PLAYER_TRACKER_URL: `ws://127.0.0.1:${port}/tracker` });
+  const lonely = await Server.start({ SEGMENTER_TRACKER_URL: `ws://127.0.0.1:${port}/tracker` });
   const source = await lonely.publish(STREAM, PUBLISH);
   try {
     const viewer = await open({}, lonely);
     await until('the state is known', async () => (await viewer.stats()).state === 'origin');
     assert.equal((await viewer.stats()).reason, 'tracker-away');
     await assertPlaysOn(viewer);
-    await viewer.close();
   } finally {
     await source.stop();
     await lonely.stop();
@@ -205,26 +197,25 @@ test('tracker killed while playing: neighbors stay, playback goes on', async () 
   const door = await Door.open(target);
   const split = await Server.start({
     HTTP_LISTEN: `127.0.0.1:${target}`,
-    PLAYER_TRACKER_URL: `ws://127.0.0.1:${door.port}/tracker`,
+    SEGMENTER_TRACKER_URL: `ws://127.0.0.1:${door.port}/tracker`,
   });
   const source = await split.publish(STREAM, PUBLISH);
   try {
-    const viewers = [await open({}, split), await open({}, split)];
-    for (const viewer of viewers) {
+    const pair = [await open({}, split), await open({}, split)];
+    for (const viewer of pair) {
       await until('parts come from the other', async () => (await viewer.stats()).peerBytes > 50_000, 45_000);
     }
     assert.ok(door.connections >= 2, 'both came through the door');
     await door.shut();
-    for (const viewer of viewers) await until('the loss is noticed', async () => !(await viewer.stats()).isTrackerJoined);
-    const before = await Promise.all(viewers.map((viewer) => viewer.stats()));
-    for (const viewer of viewers) await assertPlaysOn(viewer, 6_000);
+    for (const viewer of pair) await until('the loss is noticed', async () => !(await viewer.stats()).isTrackerJoined);
+    const before = await Promise.all(pair.map((viewer) => viewer.stats()));
+    for (const viewer of pair) await assertPlaysOn(viewer, 6_000);
     await pause(2_000);
-    const later = await Promise.all(viewers.map((viewer) => viewer.stats()));
+    const later = await Promise.all(pair.map((viewer) => viewer.stats()));
     for (const [index, stats] of later.entries()) {
       assert.equal(stats.neighbors, 1, 'the neighbors keep each other');
       assert.ok(stats.peerBytes > (before[index]?.peerBytes ?? 0), 'parts are still swapped');
     }
-    for (const viewer of viewers) await viewer.close();
   } finally {
     await source.stop();
     await split.stop();
