@@ -110,6 +110,13 @@ impl Uploads {
         if self.queued_bytes == 0 { Span::ZERO } else { Span::of_bytes(self.queued_bytes, self.rate_bps) }
     }
 
+    /// How long what leaves no later than an upload of this rank takes at the present rate.
+    pub(crate) fn backlog_before(&self, rank: Time) -> Span {
+        let before = self.queue.iter().take_while(|(other, _)| *other <= rank);
+        let bytes: u64 = before.map(|(_, upload)| u64::from(upload.bytes)).sum();
+        if bytes == 0 { Span::ZERO } else { Span::of_bytes(bytes, self.rate_bps) }
+    }
+
     /// Sets the rate that the token bucket fills at.
     pub(crate) fn set_rate(&mut self, now: Time, rate_bps: u64) {
         if rate_bps != self.rate_bps {

@@ -123,7 +123,9 @@ fn without_digests_an_old_block_is_stored_under_a_new_name() {
 
 #[test]
 fn blocks_of_the_wrong_length_or_number_are_refused() {
-    for (block, length) in [(0, BLOCK_BYTES - 1), (0, 0), (0, u32::MAX), (4, BLOCK_BYTES), (4095, BLOCK_BYTES)] {
+    for (block, length) in
+        [(0, BLOCK_BYTES - 1), (0, 0), (0, u32::MAX), (4, BLOCK_BYTES), (4095, BLOCK_BYTES)]
+    {
         let mut peer = victim(Unsafe::default());
         teach(&mut peer, piece(0));
         let header = BlockHeader { piece: piece(0), block, is_answer: true, hops: 0 }.to_bytes();
@@ -158,7 +160,8 @@ fn without_the_epoch_check_yesterdays_record_is_taken() {
 
 fn forged(unsafe_mode: Unsafe) -> (u64, u64) {
     let mut peer = victim(unsafe_mode);
-    let forged = record(piece(0), 4 * BLOCK_BYTES, 1_000_000, 500, false).sign(&SigningKey::from_bytes(&[9; 32]));
+    let forged =
+        record(piece(0), 4 * BLOCK_BYTES, 1_000_000, 500, false).sign(&SigningKey::from_bytes(&[9; 32]));
     let bytes = Control::Record(&forged).to_bytes();
     peer.handle_input(Time::from_ms(60), Input::Message { peer: ATTACKER, bytes: &bytes });
     (peer.stats().records, peer.stats().strikes)
@@ -256,8 +259,10 @@ fn without_timeouts_what_a_staller_was_asked_for_has_to_come_from_the_origin() {
     let timeouts = |world: &World| -> u64 {
         world.viewers.iter().map(|viewer| viewer.peer.stats().pulls_timed_out).sum()
     };
-    let (with, without) =
-        (stalled_world(Unsafe::default()), stalled_world(Unsafe { no_pull_timeout: true, ..Unsafe::default() }));
+    let (with, without) = (
+        stalled_world(Unsafe::default()),
+        stalled_world(Unsafe { no_pull_timeout: true, ..Unsafe::default() }),
+    );
     assert!(timeouts(&with) > 0);
     assert_eq!(timeouts(&without), 0);
     assert!(without.copies() > with.copies(), "{} {}", without.copies(), with.copies());
@@ -265,7 +270,8 @@ fn without_timeouts_what_a_staller_was_asked_for_has_to_come_from_the_origin() {
 
 // Uplink drain.
 
-/// An attacker asks for everything again and again; says what it got and what an honest neighbor got that asked once.
+/// An attacker asks for everything again and again; an honest neighbor asks for twelve blocks, one at a time, less than
+/// half of what the rate allows. Says how many blocks each got.
 fn drained(unsafe_mode: Unsafe) -> (usize, usize) {
     let mut peer = victim(unsafe_mode);
     greet(&mut peer, 7);
@@ -278,41 +284,44 @@ fn drained(unsafe_mode: Unsafe) -> (usize, usize) {
         peer.handle_input(Time::from_ms(90), loaded);
         drain(&mut peer);
     }
-    let ask = |peer: &mut Peer, at: Time, from: u32, id: PieceId| {
+    let ask = |peer: &mut Peer, at: Time, from: u32, id: PieceId, blocks: u32| {
         let mut sets = SetsBuilder::default();
-        sets.add(id, Some(&Bits::below(4)));
+        sets.add(id, Some(&Bits::below(blocks)));
         let bytes = Control::Request(sets.sets().expect("some")).to_bytes();
         peer.handle_input(at, Input::Message { peer: from, bytes: &bytes });
     };
     let mut got = (0, 0);
-    for ms in 100..1100 {
-        let at = Time::from_ms(ms);
-        pieces.iter().for_each(|id| ask(&mut peer, at, ATTACKER, *id));
-        if ms % 100 == 50 {
-            ask(&mut peer, at, 7, pieces[(ms / 100 % 8) as usize]);
+    for ms in 0..4000 {
+        let at = Time::from_ms(100 + ms);
+        pieces.iter().for_each(|id| ask(&mut peer, at, ATTACKER, *id, 4));
+        if ms % 300 == 50 && ms < 3600 {
+            ask(&mut peer, at, 7, pieces[(ms / 300 % 8) as usize], 1);
         }
         for output in drain(&mut peer) {
             if let Output::SendBlock { peer: to, .. } = output {
-                if to == ATTACKER { got.0 += 1 } else { got.1 += 1 }
+                if to == ATTACKER {
+                    got.0 += 1
+                } else {
+                    got.1 += 1
+                }
                 peer.handle_input(at, Input::SendQueue { peer: to, buffered: 0 });
             }
         }
         peer.check_limits();
     }
-    println!("{:?}", peer.stats());
     got
 }
 
 #[test]
-fn who_asks_for_everything_takes_nothing_from_the_others() {
+fn who_asks_for_everything_takes_nothing_from_those_who_ask_for_little() {
     let (attacker, honest) = drained(Unsafe::default());
-    assert!(honest > attacker, "attacker {attacker}, honest {honest}");
+    assert!(honest >= 11, "attacker {attacker}, honest {honest}");
 }
 
 #[test]
-fn without_shares_a_greedy_neighbor_gets_more_than_an_honest_one() {
+fn without_shares_a_greedy_neighbor_crowds_out_an_honest_one() {
     let (attacker, honest) = drained(Unsafe { no_fair_answers: true, ..Unsafe::default() });
-    assert!(attacker > honest, "attacker {attacker}, honest {honest}");
+    assert!(honest < 8, "attacker {attacker}, honest {honest}");
 }
 
 // Identity and garbage.
@@ -325,7 +334,10 @@ fn nobody_speaks_in_anothers_name_or_before_greeting() {
     let epoch = super::world::EPOCH;
     let hello = Control::Hello { version: VERSION, flags, uplink_class: 0, epoch, peer: 6 }.to_bytes();
     peer.handle_input(Time::from_ms(2), Input::Message { peer: 5, bytes: &hello });
-    peer.handle_input(Time::from_ms(2), Input::Message { peer: 5, bytes: &Control::Ping { nonce: 1 }.to_bytes() });
+    peer.handle_input(
+        Time::from_ms(2),
+        Input::Message { peer: 5, bytes: &Control::Ping { nonce: 1 }.to_bytes() },
+    );
     assert_eq!(peer.stats().strikes, 2);
     assert!(!drain(&mut peer).iter().any(|output| matches!(output, Output::Disconnect { .. })));
 }
@@ -356,8 +368,8 @@ fn without_strikes_garbage_goes_on_for_ever() {
 fn message() -> impl Strategy<Value = Vec<u8>> {
     prop_oneof![
         proptest::collection::vec(any::<u8>(), 0..80),
-        (3_u8..7, proptest::collection::vec((0_u8..2, 8_u64..11, 0_u16..4, any::<u8>(), any::<u8>()), 1..5)).prop_map(
-            |(kind, sets)| {
+        (3_u8..7, proptest::collection::vec((0_u8..2, 8_u64..11, 0_u16..4, any::<u8>(), any::<u8>()), 1..5))
+            .prop_map(|(kind, sets)| {
                 let mut bytes = if kind == 6 { vec![kind, 1] } else { vec![kind] };
                 for (rendition, msn, part, low, high) in sets {
                     bytes.push(rendition);
@@ -366,11 +378,9 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
                     bytes.extend_from_slice(&[0, 2, low, high]);
                 }
                 bytes
-            }
-        ),
-        (0_u8..3, 0_u8..14, 0_u8..14, 0_u8..2).prop_map(|(rendition, stripes, stripe, on)| vec![
-            9, rendition, stripes, stripe, on
-        ]),
+            }),
+        (0_u8..3, 0_u8..14, 0_u8..14, 0_u8..2)
+            .prop_map(|(rendition, stripes, stripe, on)| vec![9, rendition, stripes, stripe, on]),
         (0_u8..3, 0_u8..14).prop_map(|(rendition, stripe)| vec![8, rendition, stripe]),
     ]
 }

@@ -243,19 +243,18 @@ impl Peer {
         let Some(record) = piece.record() else { return false };
         let Some(bytes) = record.block_length(block) else { return false };
         let (hops, until) = (piece.hops, self.now + Span::from_secs(2));
-        let is_full =
-            self.uploads.len() >= self.config.upload_queue_max || self.uploads.backlog() > BACKLOG_MAX;
         let rate = self.uploads.rate_bps();
         let Some(neighbor) = self.neighbors.get_mut(&peer) else { return false };
-        // One neighbor's questions get a quarter of the upload at most, so that who asks for everything takes nothing
-        // from the others.
-        let share = Span::of_bytes(u64::from(bytes) * 4, rate.max(1));
-        let rank = neighbor.answer_rank.max(self.now);
-        let is_greedy = neighbor.answers_queued >= ANSWERS_MAX || rank.since(self.now) > BACKLOG_MAX;
+        // Who asks for much at a time goes behind the others, as if half of the rate were its own; where nobody else
+        // wants anything it has all of it.
+        let share = Span::of_bytes(u64::from(bytes) * 2, rate.max(1));
+        let rank = neighbor.answer_rank.clamp(self.now, self.now + BACKLOG_MAX);
         #[cfg(test)]
-        let (is_greedy, rank) =
-            if self.unsafe_mode.no_fair_answers { (false, self.now) } else { (is_greedy, rank) };
-        if is_full || is_greedy {
+        let rank = if self.unsafe_mode.no_fair_answers { self.now } else { rank };
+        let is_full = self.uploads.len() >= self.config.upload_queue_max
+            || self.uploads.backlog_before(rank) > BACKLOG_MAX
+            || neighbor.answers_queued >= ANSWERS_MAX;
+        if is_full {
             return false;
         }
         neighbor.answer_rank = rank + share;
