@@ -99,7 +99,8 @@ impl Node {
 
     /// In how many stripes the viewer has children.
     pub(super) fn interior(&self) -> u32 {
-        u32::try_from(self.seats.iter().filter(|seat| !seat.children.is_empty()).count()).expect("few stripes")
+        u32::try_from(self.seats.iter().filter(|seat| !seat.children.is_empty()).count())
+            .expect("few stripes")
     }
 
     /// How long one block occupies the uplink.

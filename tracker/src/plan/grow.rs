@@ -208,7 +208,8 @@ impl Forest {
             return Found::Unlinked(parent);
         }
         let spare = |limit: u32| {
-            let spare = self.spare.iter().take_while(move |(excess, ..)| *excess <= limit).take(CANDIDATES_MAX);
+            let spare =
+                self.spare.iter().take_while(move |(excess, ..)| *excess <= limit).take(CANDIDATES_MAX);
             spare.map(|(_, _, other)| *other).find(|other| can_meet(*other) && offer(*other).is_some())
         };
         if let Some(parent) = spare(0) {
