@@ -70,9 +70,6 @@ function imports(entry) {
 const brand = readFileSync(join(root, 'src/pages/brand.html'), 'utf8').trim();
 for (const [page, entry] of [['index', 'home'], ['publish', 'publish'], ['watch', 'watch']]) {
   const preloads = imports(entry).map((name) => `<link rel="modulepreload" href="/assets/${name}">`);
-  if (page === 'watch') {
-    preloads.push('<link rel="preload" href="/assets/swarm.wasm" as="fetch" type="application/wasm" crossorigin>');
-  }
   const head = [
     '<meta name="color-scheme" content="light dark">',
     '<link rel="icon" href="/assets/icon.svg" type="image/svg+xml">',

@@ -63,6 +63,8 @@ export function readClock(video: HTMLVideoElement): number | null {
  * The machine's clock must agree with the publisher's: the same machine, or both on NTP.
  */
 export function readLatency(video: HTMLVideoElement, timeoutMs = 1000): Promise<number | null> {
+  // Firefox has this since 132.
+  if (!('requestVideoFrameCallback' in video)) return Promise.resolve(null);
   return new Promise((resolve) => {
     const timer = setTimeout(() => {
       video.cancelVideoFrameCallback(handle);

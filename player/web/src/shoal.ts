@@ -34,6 +34,9 @@ import { TrackerSocket } from './swarm/tracker.ts';
 
 /** The playhead is reported to the core this often while nothing happens, in milliseconds. */
 const PLAYHEAD_INTERVAL_MS = 1_000;
+/** The swarm is joined when the first picture is there, at the latest after this time, in milliseconds: start-up needs
+ * the processor for itself. */
+const JOIN_DELAY_MAX_MS = 1_000;
 /** Whole pieces loaded before the core is ready, kept for it, in bytes: the start of a 4 Mbit/s stream. */
 const EARLY_BYTES_MAX = 8 * 1024 * 1024;
 
@@ -122,6 +125,8 @@ export interface ShoalStats {
   latencyMs: number;
   /** Media ahead of the playhead, in milliseconds. */
   bufferMs: number;
+  /** Time that the swarm took of the page's main thread, in milliseconds, without what the browser's network does. */
+  busyMs: number;
   /** Bytes held for other viewers. */
   storeBytes: number;
   /** The measured uplink in bit/s, 0 while unknown. */
@@ -184,6 +189,8 @@ export class Shoal extends Emitter<ShoalEvents> {
   #media: HTMLMediaElement | null = null;
   #hasPlayed = false;
   #isStalled = false;
+  /** Ends the wait for the first picture. */
+  #warmUp: () => void = () => undefined;
   #playing: number[] = [];
 
   /** Use {@link attach}. */
@@ -261,6 +268,7 @@ export class Shoal extends Emitter<ShoalEvents> {
       sentRateBps: rates.sentBps,
       latencyMs: this.#hls.latency * 1000,
       bufferMs: media ? bufferedAhead(media.buffered, media.currentTime) * 1000 : 0,
+      busyMs: this.#driver?.busyMs ?? 0,
       storeBytes: this.#driver?.storeBytes ?? 0,
       uplinkBps: core?.[Stat.UplinkBps] ?? 0,
       history: this.#meter.history,
@@ -374,6 +382,7 @@ export class Shoal extends Emitter<ShoalEvents> {
       this.#isStalled = false;
       this.#tellPlayhead();
     });
+    on('loadeddata', () => { this.#warmUp(); });
     on('waiting', () => {
       this.#setStalled(this.#hasPlayed && !media.paused && !media.seeking);
     });
@@ -413,8 +422,8 @@ export class Shoal extends Emitter<ShoalEvents> {
     }
     const run = ++this.#run;
     this.#setState('joining');
-    this.#loadCore().then(
-      (factory) => {
+    Promise.all([this.#loadCore(), this.#firstPicture()]).then(
+      ([factory]) => {
         if (run === this.#run) this.#join(source, factory);
       },
       (error: unknown) => {
@@ -422,6 +431,14 @@ export class Shoal extends Emitter<ShoalEvents> {
         if (run === this.#run) this.#fail('wasm-refused', String(error));
       },
     );
+  }
+
+  #firstPicture(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#warmUp = resolve;
+      const isThere = (this.#media?.readyState ?? 0) >= HTMLMediaElement.HAVE_CURRENT_DATA;
+      setTimeout(resolve, isThere ? 0 : JOIN_DELAY_MAX_MS);
+    });
   }
 
   #join({ info, catalog }: Source, factory: CoreFactory): void {

@@ -109,6 +109,10 @@ function start(): void {
     handleError(data);
   });
   hls.on(Hls.Events.MEDIA_ATTACHED, () => void play());
+  hls.on(Hls.Events.LEVEL_LOADED, (_, { details }) => {
+    // Only the last minute of a stream that is over: not worth beginning with.
+    if (!details.live && firstFrameMs === null) setTimeout(() => { end(details.url); }, 0);
+  });
   hls.loadSource(source);
   hls.attachMedia(video);
 }
@@ -182,6 +186,13 @@ function endStall(): void {
   stalledSince = null;
 }
 
+/** The stream is over; `url` is of its playlist, and names the publication. */
+function end(url: string): void {
+  endedEpoch = /\/([0-9a-f]{32})\//.exec(url)?.[1] ?? '';
+  endStall();
+  lookAgain('ended');
+}
+
 function watchVideo(): void {
   video.addEventListener('playing', () => {
     endStall();
@@ -200,16 +211,15 @@ function watchVideo(): void {
   });
   video.addEventListener('pause', endStall);
   video.addEventListener('ended', () => {
-    const url = hls?.levels[0]?.uri ?? '';
-    endedEpoch = /\/([0-9a-f]{32})\//.exec(url)?.[1] ?? '';
-    endStall();
-    lookAgain('ended');
+    end(hls?.levels[0]?.uri ?? '');
   });
   video.addEventListener('volumechange', showUnmute);
   const onFrame = (): void => {
     firstFrameMs ??= performance.now();
   };
-  video.requestVideoFrameCallback(onFrame);
+  // Older Firefox has no callback for frames: there the first progress is close enough.
+  if ('requestVideoFrameCallback' in video) video.requestVideoFrameCallback(onFrame);
+  else (video as HTMLVideoElement).addEventListener('timeupdate', onFrame, { once: true });
   setInterval(() => {
     if (stalledSince !== null && performance.now() - stalledSince > STALL_WORDS_MS && state === 'playing') {
       setState('stalled');

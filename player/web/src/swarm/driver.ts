@@ -90,6 +90,8 @@ interface Pending extends Request {
 
 /** See the file's comment. Times come from `performance.now()`. */
 export class Driver {
+  /** Time spent in the core and in carrying out what it asked for, in milliseconds. */
+  busyMs = 0;
   readonly traffic: Traffic = { peerBytes: 0, originBytes: 0, sentBytes: 0 };
   readonly #store: PieceStore;
   readonly #neighbors: Neighbors;
@@ -347,6 +349,7 @@ export class Driver {
     this.#inputs.push(input);
     if (this.#isRunning) return;
     this.#isRunning = true;
+    const begun = performance.now();
     try {
       for (let next = this.#inputs.shift(); next; next = this.#inputs.shift()) {
         next(performance.now());
@@ -358,6 +361,7 @@ export class Driver {
       this.#fail(error);
     } finally {
       this.#isRunning = false;
+      this.busyMs += performance.now() - begun;
     }
     for (const answer of this.#after.splice(0)) answer();
   }
