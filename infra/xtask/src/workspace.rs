@@ -6,6 +6,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
+/// How the variables begin that `cargo run` sets for the program it runs.
+const ABOUT_US: &[&str] =
+    &["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "OUT_DIR"];
+
 /// The checkout that this xtask was built from.
 #[derive(Debug)]
 pub(crate) struct Workspace {
@@ -49,6 +53,14 @@ impl Workspace {
     pub(crate) fn cargo(&self) -> Command {
         let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
         command.current_dir(&self.root);
+        // What cargo told us about ourselves. Some build scripts (ring's) ask to be run again when these change, so
+        // that a plain `cargo build` after a `cargo xtask` would compile half of the dependencies anew.
+        for (name, _) in env::vars_os() {
+            let text = name.to_string_lossy();
+            if ABOUT_US.iter().any(|prefix| text.starts_with(prefix)) {
+                command.env_remove(&name);
+            }
+        }
         command
     }
 }
