@@ -5,6 +5,9 @@ use shoal_tracker_protocol::IceServer;
 
 use crate::{Error, swarm};
 
+/// A shorter secret of an HMAC can be guessed offline from one token.
+const TOKEN_SECRET_CHARS_MIN: usize = 32;
+
 /// Swarms: who may join, how many, and what viewers are asked to give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -25,6 +28,11 @@ pub struct Config {
     /// Proxies in front, like "10.0.0.0/8", whose X-Forwarded-For is believed. Without this, viewers behind a proxy
     /// all seem to have the proxy's address: limits and the checks of candidates can't tell them apart.
     pub trusted_proxies: Vec<String>,
+    /// Secret that the broadcaster's back end signs viewer tokens with (JWT, HS256), at least 32 characters; no tokens
+    /// when empty.
+    pub viewer_token_secret: String,
+    /// Whether every stream wants a viewer token; else only those that the operator makes private.
+    pub tokens_required: bool,
     /// Bearer token for the operator's routes under /api/tracker; they are closed when empty.
     pub admin_token: String,
     /// A connection that has not joined after this time is closed, in milliseconds.
@@ -86,6 +94,8 @@ impl Default for Config {
             joins_per_address_per_min_max: 240,
             origins_allowed: Vec::new(),
             trusted_proxies: Vec::new(),
+            viewer_token_secret: String::new(),
+            tokens_required: false,
             admin_token: String::new(),
             join_within_ms: 5_000,
             message_bytes_max: 32 * 1024,
@@ -122,6 +132,13 @@ impl Config {
     pub fn validate(&self) -> Result<(), Error> {
         self.swarm_settings().validate().map_err(Error::Config)?;
         self.secret_bytes()?;
+        if !self.viewer_token_secret.is_empty() && self.viewer_token_secret.len() < TOKEN_SECRET_CHARS_MIN {
+            let why = format!("viewer_token_secret must have at least {TOKEN_SECRET_CHARS_MIN} characters");
+            return Err(Error::Config(why));
+        }
+        if self.tokens_required && self.viewer_token_secret.is_empty() {
+            return Err(Error::Config("tokens_required = true needs a viewer_token_secret".into()));
+        }
         crate::service::Proxies::parse(&self.trusted_proxies)?;
         let ranges = [
             ("viewers_max", self.viewers_max, 1, 10_000_000),

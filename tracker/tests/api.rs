@@ -55,6 +55,7 @@ async fn a_stream_is_shown_in_numbers_and_never_with_addresses() {
         ..Report::default()
     };
     viewer.say(&ViewerMessage::Report(report)).await;
+    viewer.until(|message| matches!(message, TrackerMessage::Plan { .. })).await;
     viewer.say(&ViewerMessage::Ping).await;
     viewer.until(|message| *message == TrackerMessage::Pong).await;
     let (status, body) = call(&server.tracker, "GET", "/api/tracker", "s3cret", "").await;

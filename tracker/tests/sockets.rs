@@ -371,9 +371,6 @@ async fn a_flooding_viewer_is_cut_off_while_others_are_answered() {
         let data = Signal::Offer { sdp: text };
         let message = serde_json::to_string(&ViewerMessage::Signal { to: good_peer, data }).unwrap();
         for sent in 0.. {
-            if sent % 100 == 0 {
-                eprintln!("DBG {sent} {:?}", std::time::Instant::now());
-            }
             // Reading as well, or our own side would be the slow one.
             while let Ok(Some(Ok(_))) = timeout(Duration::ZERO, bad.socket.next()).await {}
             if bad.socket.send(Message::text(&message)).await.is_err() {

@@ -70,12 +70,20 @@ struct Sharing {
     percent: u8,
 }
 
+/// The body of the route that makes a stream private or open.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Private {
+    private: bool,
+}
+
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/api/tracker", get(overview))
         .route("/api/tracker/sharing", put(set_sharing))
         .route("/api/tracker/streams/{name}", get(stream))
         .route("/api/tracker/streams/{name}/sharing", put(set_stream_sharing))
+        .route("/api/tracker/streams/{name}/private", put(set_stream_private))
         .layer(from_fn_with_state(Arc::clone(&shared), authorise))
         // The description holds no secrets.
         .route("/api/tracker/openapi.json", get(openapi))
@@ -135,6 +143,22 @@ async fn set_stream_sharing(
         return out_of_range();
     }
     if shared.set_stream_sharing(&name, sharing.percent) {
+        StatusCode::NO_CONTENT.into_response()
+    } else {
+        unknown()
+    }
+}
+
+async fn set_stream_private(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    Json(private): Json<Private>,
+) -> Response {
+    if shared.tokens.is_none() {
+        let why = "no viewer_token_secret is set in [tracker]: nobody could join a private stream";
+        return (StatusCode::CONFLICT, why).into_response();
+    }
+    if shared.set_stream_private(&name, private.private) {
         StatusCode::NO_CONTENT.into_response()
     } else {
         unknown()

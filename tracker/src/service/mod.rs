@@ -7,6 +7,7 @@ mod api;
 mod gate;
 mod room;
 mod socket;
+mod token;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -28,10 +29,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::swarm::{Published, Secret, Swarm, Switch};
+use crate::swarm::{Credential, Published, Secret, Swarm, Switch};
 use crate::{Config, Error, plan};
 use gate::{Closed, Gate};
 use room::{Control, Room};
+use token::{Refused, Tokens};
 
 pub(crate) use gate::Proxies;
 
@@ -74,6 +76,8 @@ struct Shared {
     streams: DashMap<String, Stream>,
     /// The operator's switch for all streams, in percent.
     percent: AtomicU8,
+    /// None where no secret for tokens is set.
+    tokens: Option<Tokens>,
 }
 
 #[derive(Debug)]
@@ -82,6 +86,10 @@ struct Stream {
     room: Room,
     /// The operator's switch for this stream, in percent.
     percent: u8,
+    /// Whether viewers need a token.
+    is_private: bool,
+    /// Counted up when the stream turns private; in the swarm's id.
+    generation: u32,
 }
 
 impl Tracker {
@@ -95,7 +103,9 @@ impl Tracker {
         let clock = Clock { start: Instant::now() };
         let gate = Arc::new(Gate::new(&config, clock.now_ms())?);
         let percent = AtomicU8::new(config.sharing_percent);
-        let shared = Shared { config, secret, clock, gate, streams: DashMap::new(), percent };
+        let tokens =
+            (!config.viewer_token_secret.is_empty()).then(|| Tokens::new(&config.viewer_token_secret));
+        let shared = Shared { config, secret, clock, gate, streams: DashMap::new(), percent, tokens };
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -110,8 +120,10 @@ impl Tracker {
     /// be called inside a tokio runtime.
     pub fn stream_started(&self, name: &str, epoch: [u8; 16]) {
         let percent = 100;
-        let room = self.shared.start_room(name, &epoch, percent);
-        let old = self.shared.streams.insert(name.to_owned(), Stream { epoch, room, percent });
+        let room = self.shared.start_room(name, &epoch, 0, percent);
+        let is_private = self.shared.config.tokens_required;
+        let stream = Stream { epoch, room, percent, is_private, generation: 0 };
+        let old = self.shared.streams.insert(name.to_owned(), stream);
         if let Some(old) = old {
             old.room.tell(Control::Ended);
         }
@@ -152,6 +164,14 @@ impl Tracker {
         self.shared.set_stream_sharing(stream, percent)
     }
 
+    /// Makes a stream private (viewers need a token) or open. A stream that turns private gets a new swarm: everybody
+    /// has to join anew, and the old swarm's id and places are worth nothing. False if the stream is not live, or if no
+    /// secret for tokens is set.
+    #[must_use]
+    pub fn set_stream_private(&self, stream: &str, is_private: bool) -> bool {
+        self.shared.set_stream_private(stream, is_private)
+    }
+
     /// Runs until `stop`; then tells the viewers to come back, gives them the time that the settings say, and closes
     /// their connections.
     pub async fn run(&self, stop: CancellationToken) {
@@ -187,8 +207,8 @@ impl Tracker {
 }
 
 impl Shared {
-    fn start_room(&self, name: &str, epoch: &[u8; 16], percent: u8) -> Room {
-        let id = self.secret.swarm_id(name, epoch, 0);
+    fn start_room(&self, name: &str, epoch: &[u8; 16], generation: u32, percent: u8) -> Room {
+        let id = self.secret.swarm_id(name, epoch, generation);
         let settings = self.config.swarm_settings();
         let seed = rand::random();
         let swarm = Swarm::new(id, self.secret.clone(), seed, settings, plan::Settings::default());
@@ -210,9 +230,43 @@ impl Shared {
         if stream.room.is_gone() {
             counter!("tracker_rooms_restarted_total").increment(1);
             warn!(stream = name, "the task of a swarm had ended and was started anew");
-            stream.room = self.start_room(name, &stream.epoch, stream.percent);
+            stream.room = self.start_room(name, &stream.epoch, stream.generation, stream.percent);
         }
         Some(stream.room.clone())
+    }
+
+    /// What a viewer's token allows; none for an open stream. Streams that are not live count as `tokens_required`
+    /// says, so that the answer tells nobody which names exist.
+    fn check_token(
+        &self,
+        name: &str,
+        token: Option<&str>,
+        resume: Option<&str>,
+    ) -> Result<Option<Credential>, Refused> {
+        let stream =
+            self.streams.get(name).map(|stream| (stream.is_private, stream.epoch, stream.generation));
+        let is_private = stream.map_or(self.config.tokens_required, |(is_private, ..)| is_private);
+        let Some(tokens) = self.tokens.as_ref().filter(|_| is_private) else {
+            return if is_private { Err(Refused::Missing) } else { Ok(None) };
+        };
+        let is_return = stream.is_some_and(|(_, epoch, generation)| {
+            let id = self.secret.swarm_id(name, &epoch, generation);
+            resume.is_some_and(|resume| self.secret.resumed_peer(&id, resume).is_some())
+        });
+        tokens.check(token, name, is_return).map(Some)
+    }
+
+    fn set_stream_private(&self, name: &str, is_private: bool) -> bool {
+        let Some(mut stream) = self.streams.get_mut(name).filter(|_| self.tokens.is_some()) else {
+            return false;
+        };
+        if is_private && !stream.is_private {
+            stream.generation += 1;
+            let room = self.start_room(name, &stream.epoch, stream.generation, stream.percent);
+            std::mem::replace(&mut stream.room, room).tell(Control::Stop);
+        }
+        stream.is_private = is_private;
+        true
     }
 
     fn tell_all(&self, control: impl Fn() -> Control) {

@@ -18,7 +18,9 @@ use tracing::debug;
 
 use super::Clock;
 use crate::plan;
-use crate::swarm::{CloseReason, Counters, Joining, Notice, Output, Published, Session, Swarm, Switch};
+use crate::swarm::{
+    CloseReason, Counters, Credential, Joining, Notice, Output, Published, Session, Swarm, Switch,
+};
 
 /// Viewers' messages that wait for the swarm.
 const INBOX_MAX: usize = 1_024;
@@ -67,7 +69,7 @@ pub(super) struct Join {
     pub(super) shares: bool,
     pub(super) renditions: Vec<u8>,
     pub(super) resume: Option<String>,
-    pub(super) token: Option<u64>,
+    pub(super) credential: Option<Credential>,
     pub(super) ice_servers: Vec<IceServer>,
     pub(super) queue: mpsc::Sender<Frame>,
 }
@@ -216,7 +218,7 @@ impl Task {
                     shares: join.shares,
                     renditions: &join.renditions,
                     resume: join.resume.as_deref(),
-                    token: join.token,
+                    credential: join.credential.as_ref(),
                 };
                 let mut out = Vec::new();
                 let session = self.swarm.handle_join(now_ms, &joining, join.ice_servers, &mut out);

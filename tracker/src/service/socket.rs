@@ -95,7 +95,7 @@ async fn join(
         return Err(Some(refusal(ErrorCode::Malformed, "not a message of this protocol", None)));
     };
     drop(text);
-    let ViewerMessage::Join { version, stream, token: _, resume, shares, renditions } = message else {
+    let ViewerMessage::Join { version, stream, token, resume, shares, renditions } = message else {
         return Err(Some(refusal(ErrorCode::OutOfOrder, "the first message must be join", None)));
     };
     if version != VERSION {
@@ -107,6 +107,13 @@ async fn join(
         let refusal = refusal(ErrorCode::RateLimited, "too many joins, come back", Some(retry_after_ms));
         return Err(Some(refusal));
     }
+    let credential = match shared.check_token(&stream, token.as_deref(), resume.as_deref()) {
+        Ok(credential) => credential,
+        Err(refused) => {
+            counter!("tracker_tokens_refused_total", "why" => refused.label()).increment(1);
+            return Err(Some(refusal(ErrorCode::Refused, "this stream wants a valid viewer token", None)));
+        }
+    };
     let Some(room) = shared.room(&stream) else {
         let refusal = refusal(ErrorCode::UnknownStream, "no stream of this name is live", Some(RETRY_MS));
         return Err(Some(refusal));
@@ -117,7 +124,7 @@ async fn join(
         shares,
         renditions,
         resume,
-        token: None,
+        credential,
         ice_servers: shared.config.ice_servers.clone(),
         queue,
     };

@@ -211,6 +211,14 @@ impl Swarm {
             relays: &self.settings.relay_addresses,
             relay_only: self.settings.relay_only,
         };
+        if let (Some(bound), Signal::Offer { sdp } | Signal::Answer { sdp }) = (&sender.fingerprint, &data)
+            && !has_only_fingerprint(sdp, bound)
+        {
+            // The token was made for one viewer's key: whoever copied it can't prove to hold that key.
+            self.counters.signals_refused += 1;
+            out.push(refuse(from, ErrorCode::Refused, "not the certificate that the token names", false));
+            return;
+        }
         match self.pairs.check(from, to, data, &ends, &mut sender.unverified, &self.settings) {
             Ok(checked) => {
                 self.counters.candidates_stripped += u64::from(checked.stripped);
@@ -225,6 +233,18 @@ impl Swarm {
             }
         }
     }
+}
+
+/// Whether a description has fingerprints, and all are this one.
+fn has_only_fingerprint(sdp: &str, bound: &str) -> bool {
+    let mut fingerprints =
+        sdp.lines().filter_map(|line| line.trim().strip_prefix("a=fingerprint:")).peekable();
+    fingerprints.peek().is_some()
+        && fingerprints.all(|fingerprint| {
+            let mut words = fingerprint.split_ascii_whitespace();
+            words.next().is_some_and(|algorithm| algorithm.eq_ignore_ascii_case("sha-256"))
+                && words.next().is_some_and(|value| value.eq_ignore_ascii_case(bound))
+        })
 }
 
 fn not_introduced(to: PeerId) -> Output {

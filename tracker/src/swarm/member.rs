@@ -19,8 +19,19 @@ pub struct Joining<'a> {
     pub renditions: &'a [u8],
     /// What an earlier `welcome` gave.
     pub resume: Option<&'a str>,
-    /// A number of its viewer token, so that one token's introductions are counted together, wherever it is used.
-    pub token: Option<u64>,
+    /// What its viewer token said, where it had to show one.
+    pub credential: Option<&'a Credential>,
+}
+
+/// What a viewer token said that outlives joining.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Credential {
+    /// A number of the token, so that its introductions are counted together, wherever it is used.
+    pub id: u64,
+    /// The only DTLS fingerprint (SHA-256, as in SDP) that the bearer may use; any when absent.
+    pub fingerprint: Option<String>,
+    /// How long it is good for, from joining on, in milliseconds.
+    pub remaining_ms: u64,
 }
 
 /// Whose introductions are counted together.
@@ -34,8 +45,8 @@ pub(super) enum Account {
 
 impl Account {
     pub(super) fn of(joining: &Joining<'_>) -> Self {
-        match (joining.token, joining.address.to_canonical()) {
-            (Some(token), _) => Self::Token(token),
+        match (joining.credential, joining.address.to_canonical()) {
+            (Some(credential), _) => Self::Token(credential.id),
             (None, IpAddr::V6(v6)) => {
                 let site = v6.to_bits() & !u128::from(u64::MAX);
                 Self::Address(IpAddr::V6(site.into()))
@@ -64,6 +75,10 @@ pub(super) struct Member {
     pub(super) away_since_ms: Option<u64>,
     pub(super) address: IpAddr,
     pub(super) account: Account,
+    /// The only DTLS fingerprint that it may use, if its token names one.
+    pub(super) fingerprint: Option<Box<str>>,
+    /// When its token ends.
+    pub(super) expires_ms: Option<u64>,
     pub(super) shares: bool,
     pub(super) has_consented: bool,
     pub(super) is_banned: bool,

@@ -31,7 +31,7 @@ use shoal_tracker_protocol::{
 
 pub use bucket::{Bucket, Rate};
 pub use id::Secret;
-pub use member::Joining;
+pub use member::{Credential, Joining};
 pub use network::{Network, canonical, is_inside};
 pub use output::{CloseReason, Counters, Notice, Output, Session};
 pub use settings::Settings;
@@ -209,11 +209,18 @@ impl Swarm {
     ) -> Member {
         let is_banned = old.as_ref().is_some_and(|old| old.is_banned);
         let account = Account::of(joining);
+        let expires_ms = joining.credential.map(|credential| now_ms + credential.remaining_ms);
+        let silent_ms = now_ms + u64::from(self.settings.silence_max_ms);
         Member {
             session,
             away_since_ms: None,
             address: canonical(joining.address),
             account,
+            fingerprint: joining
+                .credential
+                .and_then(|credential| credential.fingerprint.as_deref())
+                .map(Box::from),
+            expires_ms,
             shares: joining.shares,
             has_consented: !self.settings.consent_required
                 || old.as_ref().is_some_and(|old| old.has_consented),
@@ -223,7 +230,7 @@ impl Swarm {
             renditions: joining.renditions.iter().copied().take(RENDITIONS_MAX).collect(),
             uplink_kbps: old.as_ref().map_or(0, |old| old.uplink_kbps),
             heard_ms: now_ms,
-            check_ms: now_ms + u64::from(self.settings.silence_max_ms),
+            check_ms: expires_ms.map_or(silent_ms, |expires| expires.min(silent_ms)),
             messages: old
                 .as_ref()
                 .map_or_else(|| Bucket::full(self.settings.message_rate(), now_ms), |old| old.messages),
@@ -423,6 +430,14 @@ impl Swarm {
                 Some(since) => since + u64::from(self.settings.resume_within_ms),
                 None => member.heard_ms + u64::from(self.settings.silence_max_ms),
             };
+            let expires_ms = member.expires_ms.unwrap_or(u64::MAX);
+            if expires_ms <= now_ms && member.is_present() {
+                // Neighbors are told to part: without an entitlement it gets no more parts from them.
+                out.push(refuse(peer, ErrorCode::Refused, "the token has ended", true));
+                self.close(now_ms, session, CloseReason::Refused, out);
+                continue;
+            }
+            let due_ms = due_ms.min(expires_ms);
             if due_ms > now_ms {
                 self.check_at(peer, due_ms);
             } else if member.is_present() {

@@ -46,7 +46,7 @@ impl World {
 
     fn join(&mut self, address: &str, resume: Option<&str>, shares: bool) -> PeerId {
         let joining =
-            Joining { address: address.parse().unwrap(), shares, renditions: &[0], resume, token: None };
+            Joining { address: address.parse().unwrap(), shares, renditions: &[0], resume, credential: None };
         let mut out = Vec::new();
         let session = self.swarm.handle_join(self.now_ms, &joining, Vec::new(), &mut out);
         let viewer = self.viewers.entry(session.peer).or_default();

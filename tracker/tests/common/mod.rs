@@ -1,5 +1,10 @@
 //! The real router on a port of its own, and viewers that are plain WebSocket clients.
-#![allow(dead_code, missing_debug_implementations, reason = "each test program uses a part")]
+#![allow(
+    dead_code,
+    missing_debug_implementations,
+    clippy::unwrap_used,
+    reason = "each test program uses a part"
+)]
 
 use std::net::SocketAddr;
 use std::time::Duration;

@@ -1,0 +1,155 @@
+//! Viewer tokens on real sockets: who may join, and who may no longer stay.
+
+mod common;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use common::{Server, Viewer};
+use hmac::{Hmac, Mac as _};
+use serde_json::json;
+use sha2::Sha256;
+use shoal_tracker::Config;
+use shoal_tracker_protocol::{ErrorCode, Signal, TrackerMessage, ViewerMessage};
+
+const SECRET: &str = "a secret of the broadcaster's back end";
+
+fn now_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn token(claims: &serde_json::Value, secret: &str) -> String {
+    let encode = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", encode(&json!({ "alg": "HS256", "typ": "JWT" })), encode(claims));
+    let mut hmac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    hmac.update(signed.as_bytes());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes()))
+}
+
+fn join(token: Option<String>, resume: Option<String>) -> ViewerMessage {
+    ViewerMessage::Join {
+        version: 1,
+        stream: "demo".into(),
+        token,
+        resume,
+        shares: true,
+        renditions: vec![0],
+    }
+}
+
+/// Joins and returns what came first.
+async fn try_join(server: &Server, token: Option<String>) -> TrackerMessage {
+    let mut viewer = server.connect(&[]).await.unwrap();
+    viewer.say(&join(token, None)).await;
+    viewer.next().await.unwrap()
+}
+
+fn is_refused(message: &TrackerMessage) -> bool {
+    matches!(message, TrackerMessage::Error { code: ErrorCode::Refused, fatal: true, .. })
+}
+
+fn config() -> Config {
+    Config { viewer_token_secret: SECRET.into(), tokens_required: true, ..Config::default() }
+}
+
+#[tokio::test]
+async fn free_riders_are_not_admitted() {
+    let server = Server::live(config()).await;
+    let exp = now_s() + 60;
+    let good = token(&json!({ "stream": "demo", "exp": exp }), SECRET);
+    let attempts = [
+        ("no token", None),
+        ("another tenant's", Some(token(&json!({ "stream": "other", "exp": exp }), SECRET))),
+        ("ended", Some(token(&json!({ "stream": "demo", "exp": now_s() - 60 }), SECRET))),
+        ("another secret's", Some(token(&json!({ "stream": "demo", "exp": exp }), "guess"))),
+        ("without an end", Some(token(&json!({ "stream": "demo" }), SECRET))),
+        ("altered", Some(good.replacen("eyJ", "eyK", 1))),
+    ];
+    for (what, attempt) in attempts {
+        assert!(is_refused(&try_join(&server, attempt).await), "{what} was admitted");
+    }
+    assert!(matches!(try_join(&server, Some(good)).await, TrackerMessage::Welcome(_)));
+    let twice = token(&json!({ "stream": "demo", "exp": exp, "uses": 2, "jti": "x" }), SECRET);
+    for expected in [false, false, true, true] {
+        assert_eq!(is_refused(&try_join(&server, Some(twice.clone())).await), expected);
+    }
+    // Control: without the requirement everybody comes in.
+    let open = Server::live(Config::default()).await;
+    assert!(matches!(try_join(&open, None).await, TrackerMessage::Welcome(_)));
+}
+
+async fn meet(server: &Server, fingerprint: Option<&str>) -> (Viewer, Viewer) {
+    let claims = match fingerprint {
+        Some(fingerprint) => json!({ "stream": "demo", "exp": now_s() + 60, "fingerprint": fingerprint }),
+        None => json!({ "stream": "demo", "exp": now_s() + 60 }),
+    };
+    let mut honest = server.join_as(join(Some(token(&claims, SECRET)), None)).await;
+    let mut other = server.join_as(join(Some(token(&claims, SECRET)), None)).await;
+    for viewer in [&mut honest, &mut other] {
+        viewer.until(|message| matches!(message, TrackerMessage::Introduce { .. })).await;
+    }
+    // The later one makes the offer.
+    (other, honest)
+}
+
+#[tokio::test]
+async fn a_copied_token_is_useless_without_the_key_that_it_names() {
+    let server = Server::live(config()).await;
+    let offer =
+        |fingerprint: &str| Signal::Offer { sdp: format!("v=0\r\na=fingerprint:sha-256 {fingerprint}\r\n") };
+    let (mut offerer, mut answerer) = meet(&server, Some("AB:CD:EF")).await;
+    let to = answerer.peer();
+    for wrong in [
+        offer("00:11:22"),
+        offer("AB:CD:EF\r\na=fingerprint:sha-256 00:11"),
+        Signal::Offer { sdp: "v=0".into() },
+    ] {
+        offerer.say(&ViewerMessage::Signal { to, data: wrong }).await;
+        let error = offerer.until(|message| matches!(message, TrackerMessage::Error { .. })).await;
+        assert!(matches!(error, TrackerMessage::Error { code: ErrorCode::Refused, .. }));
+    }
+    offerer.say(&ViewerMessage::Signal { to, data: offer("ab:cd:ef") }).await;
+    let signal = answerer.until(|message| matches!(message, TrackerMessage::Signal { .. })).await;
+    assert!(
+        matches!(signal, TrackerMessage::Signal { data: Signal::Offer { sdp }, .. } if sdp.contains("ab:cd:ef"))
+    );
+    // Control: a token that names no key lets any pass.
+    let server = Server::live(config()).await;
+    let (mut offerer, mut answerer) = meet(&server, None).await;
+    offerer.say(&ViewerMessage::Signal { to: answerer.peer(), data: offer("00:11:22") }).await;
+    answerer.until(|message| matches!(message, TrackerMessage::Signal { .. })).await;
+}
+
+#[tokio::test]
+async fn a_viewer_whose_token_ends_is_put_out_and_parted_from_its_neighbors() {
+    let server = Server::live(config()).await;
+    // Ten seconds of leeway for clocks that differ: it ends in one second.
+    let short = token(&json!({ "stream": "demo", "exp": now_s() - 8 }), SECRET);
+    let long = token(&json!({ "stream": "demo", "exp": now_s() + 60 }), SECRET);
+    let mut stays = server.join_as(join(Some(long), None)).await;
+    let mut goes = server.join_as(join(Some(short), None)).await;
+    let peer = goes.peer();
+    let error = goes.until(|message| matches!(message, TrackerMessage::Error { .. })).await;
+    assert!(is_refused(&error));
+    stays.until(|message| *message == TrackerMessage::Part { peer }).await;
+    assert_eq!(server.tracker.viewers("demo"), 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_turns_private_leaves_the_uninvited_behind() {
+    let server = Server::live(Config { tokens_required: false, ..config() }).await;
+    let mut uninvited = server.join_as(join(None, None)).await;
+    let before = uninvited.welcome.clone().unwrap();
+    assert!(server.tracker.set_stream_private("demo", true));
+    assert_eq!(uninvited.close_code().await, 1001);
+    let mut again = server.connect(&[]).await.unwrap();
+    again.say(&join(None, Some(before.resume.clone()))).await;
+    assert!(is_refused(&again.next().await.unwrap()));
+    let invited = token(&json!({ "stream": "demo", "exp": now_s() + 60 }), SECRET);
+    let welcome = server.join_as(join(Some(invited), Some(before.resume))).await.welcome.unwrap();
+    assert_ne!(welcome.swarm, before.swarm, "the swarm's id is another one");
+    assert_ne!(welcome.peer, before.peer, "and places in the old one are worth nothing");
+    assert!(server.tracker.set_stream_private("demo", false));
+    assert!(matches!(try_join(&server, None).await, TrackerMessage::Welcome(_)));
+    let without_secret = Server::live(Config::default()).await;
+    assert!(!without_secret.tracker.set_stream_private("demo", true), "nobody could join it");
+}
