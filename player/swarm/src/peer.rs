@@ -396,6 +396,12 @@ impl Peer {
         self.is_sharing_on && self.does_share && !self.is_metered
     }
 
+    /// A number among neighbors for a peer that no tracker gave one.
+    #[cfg(test)]
+    pub(crate) fn set_id_for_test(&mut self, id: PeerId) {
+        self.me = id;
+    }
+
     /// Every queue keeps its limit.
     #[cfg(test)]
     pub(crate) fn check_limits(&self) {

@@ -8,14 +8,20 @@ use shoal_digest::{BLOCK_BYTES, PieceId};
 
 use crate::{Span, Time, input::PeerId};
 
-/// The token bucket's depth: four blocks. Enough to measure a line by, 22 ms on a 25 Mbit/s uplink.
-const BURST_BYTES: u64 = 4 * BLOCK_BYTES as u64;
+/// The token bucket's depth at least: four blocks, enough to measure a line by.
+const BURST_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
+/// And where the rate is higher, what it brings in this time. A stripe's block goes to all children at the line's speed
+/// instead of one after the other at half of it: with 1,000 viewers pieces are complete after 440 ms instead of 730 ms
+/// (median), and a third fewer blocks are pulled. Longer bursts gain nothing more and delay what else uses the line.
+const BURST: Span = Span::from_ms(350);
 /// What one byte costs in the bucket's unit.
 const UNIT: u64 = 8_000_000;
 /// A neighbor's channel is given no more while this much waits in it: what is handed over can't be cancelled.
 pub(crate) const CHANNEL_BYTES_MAX: u32 = 4 * BLOCK_BYTES;
 /// Shorter measurements say more about the channel than about the line.
 const SAMPLE_BYTES_MIN: u64 = 2 * BLOCK_BYTES as u64;
+/// A line that is busy for longer than this is measured before it rests.
+const SAMPLE_MAX: Span = Span::from_ms(1000);
 /// The send queue of a line slower than this is not worth measuring further.
 const UPLINK_MIN_BPS: u64 = 50_000;
 
@@ -54,7 +60,7 @@ impl Uploads {
         Self {
             queue: Vec::new(),
             queued_bytes: 0,
-            tokens: BURST_BYTES * UNIT,
+            tokens: BURST_BYTES_MIN * UNIT,
             tokens_at: Time::ZERO,
             rate_bps: 0,
             uplink_bps: 0,
@@ -136,8 +142,8 @@ impl Uploads {
 
     fn refill(&mut self, now: Time) {
         let elapsed = now.since(self.tokens_at).as_us().min(60_000_000);
-        self.tokens =
-            self.tokens.saturating_add(elapsed.saturating_mul(self.rate_bps)).min(BURST_BYTES * UNIT);
+        let depth = (self.rate_bps.saturating_mul(BURST.as_us())).max(BURST_BYTES_MIN * UNIT);
+        self.tokens = self.tokens.saturating_add(elapsed.saturating_mul(self.rate_bps)).min(depth);
         self.tokens_at = now;
     }
 
@@ -190,7 +196,10 @@ impl Uploads {
         let Some((since, gone_then)) = self.busy else { return };
         let (bytes, elapsed) = (gone.saturating_sub(gone_then), now.since(since));
         let is_idle = buffered == 0;
-        if bytes >= SAMPLE_BYTES_MIN && elapsed > Span::ZERO {
+        // Drivers tell of a channel when it has run empty: until all have, some of what is counted as waiting has left,
+        // and would be counted in a later, shorter sample. Only a line that never rests is measured in between.
+        let is_whole = is_idle || elapsed >= SAMPLE_MAX;
+        if is_whole && bytes >= SAMPLE_BYTES_MIN && elapsed > Span::ZERO {
             let sample = (bytes * 8_000_000 / elapsed.as_us()).max(UPLINK_MIN_BPS);
             // A rise is believed at once: nothing drains faster than the line. A fall is believed slowly, because a
             // single busy path or a late notice looks the same.
@@ -226,7 +235,7 @@ mod tests {
             }
         }
         // 250 kB in two seconds, and the burst.
-        let expected = 250_000 + BURST_BYTES;
+        let expected = 250_000 + BURST_BYTES_MIN;
         assert!(sent <= expected && sent + 2 * u64::from(BLOCK_BYTES) > expected, "{sent}");
     }
 
@@ -253,6 +262,23 @@ mod tests {
             now = next;
         }
         assert_eq!(uploads.len(), 0);
+    }
+
+    #[test]
+    fn late_notices_of_drained_channels_do_not_double_the_uplink() {
+        // Two blocks to one channel, one to another, one after the other on a line of 8 Mbit/s; each channel is told of
+        // when it is empty.
+        let mut uploads = Uploads::new();
+        let block = Span::of_bytes(u64::from(BLOCK_BYTES), 8_000_000);
+        let mut now = Time::from_ms(5);
+        for _ in 0..20 {
+            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES));
+            uploads.drained(now + block + block, 2 * u64::from(BLOCK_BYTES));
+            uploads.drained(now + block + block + block, 2 * u64::from(BLOCK_BYTES));
+            uploads.drained(now + block + block + block + block, 0);
+            now += Span::from_ms(200);
+        }
+        assert!(uploads.uplink_bps() < 8_100_000, "{}", uploads.uplink_bps());
     }
 
     #[test]

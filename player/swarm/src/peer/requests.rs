@@ -59,15 +59,21 @@ impl Peer {
     }
 
     pub(super) fn drop_request(&mut self, id: RequestId) {
-        self.requests.retain(|request| request.id != id);
-        let unwanted: Vec<PieceId> = self.active.iter().map(|(piece, _)| *piece).collect();
-        for piece in unwanted {
-            let is_wanted = self.requests.iter().any(|request| request.covers(piece));
-            if let Some(piece) = self.pieces.get_mut(&piece) {
-                piece.is_wanted = is_wanted;
+        if let Some(at) = self.requests.iter().position(|request| request.id == id) {
+            self.end_request(at);
+            self.wake_pieces();
+        }
+    }
+
+    /// Forgets a request; what nobody else asked for is no longer wanted.
+    fn end_request(&mut self, at: usize) -> RequestId {
+        let ended = self.requests.remove(at);
+        for (id, piece) in self.pieces.iter_mut() {
+            if ended.covers(*id) {
+                piece.is_wanted = self.requests.iter().any(|request| request.covers(*id));
             }
         }
-        self.wake_pieces();
+        ended.id
     }
 
     /// Notes that the player asked for a piece, and takes up its search again if it was given up.
@@ -93,12 +99,12 @@ impl Peer {
         while at < self.requests.len() {
             match self.answer_to(&self.requests[at]) {
                 Answer::Deliver { first, parts } => {
-                    let request = self.requests.remove(at).id;
+                    let request = self.end_request(at);
                     self.stats.delivered += 1;
                     self.outputs.push_back(Output::Deliver { request, first, parts });
                 }
                 Answer::Fallback(reason) => {
-                    let request = self.requests.remove(at).id;
+                    let request = self.end_request(at);
                     self.fall_back(request, reason);
                 }
                 Answer::Wait => {

@@ -128,6 +128,9 @@ pub(crate) struct World {
     pub(crate) tracker_is_down: bool,
     records: BTreeMap<PieceId, Arc<SignedRecord>>,
     published: u64,
+    /// Whose outputs are kept, and those.
+    pub(crate) record_outputs_of: Option<usize>,
+    pub(crate) recorded_outputs: Vec<Output>,
 }
 
 impl World {
@@ -185,6 +188,8 @@ impl World {
             tracker_is_down: false,
             records: BTreeMap::new(),
             published: 0,
+            record_outputs_of: None,
+            recorded_outputs: Vec::new(),
         }
     }
 
@@ -192,22 +197,68 @@ impl World {
         self.viewers[viewer].id
     }
 
+    /// As `start`, but no viewer ever reaches a tracker: they only know each other.
+    pub(crate) fn start_without_tracker(&mut self) {
+        self.tracker_is_down = true;
+        for viewer in 0..self.viewers.len() {
+            self.viewers[viewer].peer.set_id_for_test(viewer as PeerId + 100);
+            self.input(viewer, Input::Playing { renditions: &[0] });
+        }
+        self.start_media();
+    }
+
+    /// The tracker vanishes; what it had planned stays.
+    pub(crate) fn lose_tracker(&mut self) {
+        self.tracker_is_down = true;
+        for viewer in 0..self.viewers.len() {
+            self.input(viewer, Input::TrackerLost);
+        }
+    }
+
+    /// Adds a viewer that joins now: it knows the recent records, has neighbors, and gets its plan with the others.
+    pub(crate) fn join(&mut self) -> usize {
+        let config = config();
+        let viewer = self.viewers.len();
+        let mut joining = Self::with_config(1, self.rng.next(), config).viewers.remove(0);
+        joining.id = viewer as PeerId + 100;
+        let live_ms = START_MS + self.published * self.part_ms;
+        let start_ms =
+            (live_ms - self.latency_ms - START_MS).div_ceil(self.part_ms) * self.part_ms + START_MS;
+        joining.position_ms = start_ms;
+        joining.buffered_until_ms = start_ms;
+        self.viewers.push(joining);
+        self.welcome(viewer);
+        let records: Vec<_> = self.records.values().rev().take(8).cloned().collect();
+        for record in &records {
+            self.input(viewer, Input::Record { record });
+        }
+        self.at(Span::from_ms(1), Event::Tick(viewer));
+        viewer
+    }
+
+    fn welcome(&mut self, viewer: usize) {
+        let peer = self.id(viewer);
+        let report_interval = Span::from_secs(1);
+        let welcome = Input::Welcome { peer, neighbors_max: 32, upload_ratio_percent: 200, report_interval };
+        self.input(viewer, welcome);
+        self.input(viewer, Input::Playing { renditions: &[0] });
+    }
+
     /// Welcomes, connects and plans, and starts the players and the stream.
     pub(crate) fn start(&mut self) {
         for viewer in 0..self.viewers.len() {
-            let peer = self.id(viewer);
-            let report_interval = Span::from_secs(1);
-            let welcome =
-                Input::Welcome { peer, neighbors_max: 32, upload_ratio_percent: 200, report_interval };
-            self.input(viewer, welcome);
-            self.input(viewer, Input::Playing { renditions: &[0] });
+            self.welcome(viewer);
         }
+        self.start_media();
+        self.plan();
+    }
+
+    fn start_media(&mut self) {
         for a in 0..self.viewers.len() {
             for b in 0..a {
                 self.connect(a, b);
             }
         }
-        self.plan();
         self.at(Span::from_ms(500), Event::Publish(0));
         for viewer in 0..self.viewers.len() {
             let phase = Span::from_ms(500 + self.latency_ms + 7 * viewer as u64);
@@ -308,6 +359,9 @@ impl World {
             }
             Event::FetchBlock { viewer, fetch, piece, block, is_last } => {
                 if self.viewers[viewer].cancelled.contains(&fetch) || self.origin_is_down {
+                    return;
+                }
+                if self.viewers[viewer].is_gone {
                     return;
                 }
                 let length = self.record_of(piece).block_length(block).expect("inside of the piece");
@@ -434,6 +488,9 @@ impl World {
         self.viewers[viewer].peer.handle_input(self.now, input);
         let mut delivered = false;
         while let Some(output) = self.viewers[viewer].peer.poll_output() {
+            if self.record_outputs_of == Some(viewer) {
+                self.recorded_outputs.push(output.clone());
+            }
             delivered |= matches!(output, Output::Deliver { .. });
             self.carry_out(viewer, output, bytes);
         }
