@@ -55,8 +55,7 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
         return;
       }
       const { stats } = this;
-      const startedAt = performance.now();
-      stats.loading.start = startedAt;
+      stats.loading.start = performance.now();
       let isSettled = false;
       const cancel = port.request({
         target,
@@ -68,7 +67,7 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
         onAnswer: (answer) => {
           isSettled = true;
           this.#cancel = null;
-          fillStats(stats, startedAt, answer, performance.now());
+          fillStats(stats, answer, performance.now());
           port.onHandOver(context.url, 0, answer.data, answer, true);
           const response = { url: context.url, data: answer.data, code: 200 };
           callbacks.onProgress?.(stats, context, answer.data, null);
@@ -164,14 +163,11 @@ function emptyStats(): LoaderStats {
 
 /**
  * Tells hls.js how long the bytes really travelled. It divides bytes by this time to choose a rendition, so bytes that
- * lay in the piece store already must not look as if they had come in no time: for them the clock runs as long as
- * their arrival took, and ends now.
+ * lay in the piece store already must not look as if they had come in no time, nor bytes for which the core waited
+ * patiently as if the line were slow.
  */
-export function fillStats(stats: LoaderStats, askedAt: number, answer: Answer, now: number): void {
-  const wasThere = answer.lastByteAt <= askedAt;
-  const travelledMs = answer.lastByteAt - answer.firstByteAt;
-  stats.loading.start = wasThere ? now - travelledMs : askedAt;
-  stats.loading.first = wasThere ? stats.loading.start : Math.max(askedAt, answer.firstByteAt);
+export function fillStats(stats: LoaderStats, answer: Answer, now: number): void {
+  stats.loading.start = stats.loading.first = now - answer.transferMs;
   stats.loading.end = now;
   stats.loaded = stats.total = answer.data.byteLength;
   stats.chunkCount = 1;

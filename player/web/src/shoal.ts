@@ -448,7 +448,7 @@ export class Shoal extends Emitter<ShoalEvents> {
       driver = new Driver(core, catalog, this.#options.storeBytesMax ?? defaultStoreBytesMax(), {
         send: (message) => this.#tracker?.send(message),
         onNeighbors: () => {
-          this.emit('neighbors', this.#driver?.neighbors.length ?? 0);
+          this.#handleNeighbors();
         },
         onFailed: (error) => {
           this.#stop();
@@ -488,15 +488,23 @@ export class Shoal extends Emitter<ShoalEvents> {
         },
         onLost: (isFinal) => {
           driver.handleTrackerLost();
-          const code = isFinal ? 'tracker-refused' : 'tracker-away';
-          // With neighbors left the swarm goes on without its tracker.
-          if (driver.neighbors.length === 0) this.#fail(code, `no connection to ${info.trackerUrl}`);
+          this.#handleAlone(isFinal ? 'tracker-refused' : 'tracker-away');
         },
         onMalformed: () => undefined,
       },
     );
     this.#tracker = tracker;
     tracker.open();
+  }
+
+  #handleNeighbors(): void {
+    this.emit('neighbors', this.#driver?.neighbors.length ?? 0);
+    if (this.#state === 'swarm' && this.#tracker?.isJoined !== true) this.#handleAlone('tracker-away');
+  }
+
+  /** The tracker is gone. With neighbors left the swarm goes on without it. */
+  #handleAlone(code: ShoalErrorCode): void {
+    if (this.#driver?.neighbors.length === 0) this.#fail(code, 'no connection to the tracker, and no neighbors');
   }
 
   #stop(): void {

@@ -213,7 +213,7 @@ async function publish(): Promise<void> {
 
 async function goLive(): Promise<void> {
   showAdvice(null);
-  localStorage.setItem(NAME_KEY, nameField.value);
+  remember(nameField.value);
   isLive = true;
   form.hidden = true;
   byId('live').hidden = false;
@@ -237,7 +237,7 @@ async function goLive(): Promise<void> {
   ];
   void showViewers();
   // A phone that goes to sleep would end the stream.
-  wakeLock = await navigator.wakeLock.request('screen').catch(() => null);
+  if ('wakeLock' in navigator) wakeLock = await navigator.wakeLock.request('screen').catch(() => null);
 }
 
 function showOnAir(): void {
@@ -310,12 +310,28 @@ function stop(): void {
   updateButtons();
 }
 
+function remember(name: string): void {
+  try {
+    localStorage.setItem(NAME_KEY, name);
+  } catch {
+    // Storage may be switched off; then the name is typed again next time.
+  }
+}
+
+function remembered(): string {
+  try {
+    return localStorage.getItem(NAME_KEY) ?? '';
+  } catch {
+    return '';
+  }
+}
+
 function setUp(): void {
   const obstacle = captureObstacle();
   showAdvice(obstacle);
   if (obstacle) for (const element of form.elements) (element as HTMLInputElement).disabled = true;
   byId('screen-choice').hidden = !canCaptureScreen();
-  const wanted = new URLSearchParams(location.search).get('name') ?? localStorage.getItem(NAME_KEY) ?? '';
+  const wanted = new URLSearchParams(location.search).get('name') ?? remembered();
   nameField.value = STREAM_NAME.test(wanted) ? wanted : `live-${Math.random().toString(36).slice(2, 6)}`;
   form.addEventListener('change', ({ target }) => {
     if (target === nameField || target === keyField) return;
@@ -333,6 +349,10 @@ function setUp(): void {
   });
   byId('stop').addEventListener('click', stop);
   addEventListener('pagehide', () => publisher?.stop());
+  // Back from the browser's page cache: the stream ended when the page was left.
+  addEventListener('pageshow', ({ persisted }) => {
+    if (persisted && isLive) stop();
+  });
   enableCopyButtons();
   updateButtons();
 }

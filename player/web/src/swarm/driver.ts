@@ -24,6 +24,9 @@ const DRAINED_BYTES = BLOCK_BYTES;
 /** A request that the core has not answered for this long is taken from it, in milliseconds, where the player's own
  * policy is not stricter. It should never come to that: the core answers by the deadline. */
 const ANSWER_MAX_MS = 4_000;
+/** Pauses between two blocks of a piece count as transfer up to this long, in milliseconds; the rest of a longer one is
+ * the core's patience, which says nothing about what the line could carry. */
+const TRANSFER_GAP_MAX_MS = 100;
 /** Whole pieces that wait for the core's verdict. */
 const LOADED_MAX = 64;
 
@@ -33,11 +36,10 @@ export interface Provenance {
   originBytes: number;
 }
 
-/** The bytes that answer a request, and when they travelled (`performance.now()` milliseconds). */
+/** The bytes that answer a request, and how long they travelled, in milliseconds. */
 export interface Answer extends Provenance {
   data: ArrayBuffer;
-  firstByteAt: number;
-  lastByteAt: number;
+  transferMs: number;
 }
 
 /** What a request is for: a piece, or where `part` is null a whole segment that has parts. */
@@ -79,8 +81,8 @@ export interface DriverEvents {
 }
 
 interface Arrival extends Provenance {
-  firstAt: number;
   lastAt: number;
+  transferMs: number;
 }
 
 interface Pending extends Request {
@@ -105,7 +107,7 @@ export class Driver {
   /** The bytes that the input being handled speaks of. */
   #current: { bytes: Uint8Array<ArrayBuffer>; isFromPeer: boolean } | null = null;
   #held = new Map<number, Uint8Array<ArrayBuffer>>();
-  #loaded = new Map<PieceKey, Uint8Array<ArrayBuffer>>();
+  #loaded = new Map<PieceKey, { bytes: Uint8Array<ArrayBuffer>; tookMs: number }>();
   #fetches = new Map<number, AbortController>();
   #requests = new Map<number, Pending>();
   #nextRequest = 1;
@@ -337,7 +339,7 @@ export class Driver {
   #offerPiece(piece: Piece, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
     const key = keyOf(piece);
     if (this.#isFailed || this.#isDestroyed || this.#loaded.size >= LOADED_MAX) return true;
-    this.#loaded.set(key, bytes);
+    this.#loaded.set(key, { bytes, tookMs });
     const rejected = this.core.stats()[Stat.RejectedBytes] ?? 0;
     this.#input((now) => { this.core.loaded(now, piece.rendition, piece.msn, piece.part, bytes, tookMs); });
     return (this.stats()?.[Stat.RejectedBytes] ?? rejected) === rejected;
@@ -520,9 +522,10 @@ export class Driver {
     }
   }
 
-  #note(key: PieceKey, isFromPeer: boolean, bytes: number): void {
+  #note(key: PieceKey, isFromPeer: boolean, bytes: number, tookMs = 0): void {
     const now = performance.now();
-    const arrival = this.#arrivals.get(key) ?? { firstAt: now, lastAt: now, peerBytes: 0, originBytes: 0 };
+    const arrival = this.#arrivals.get(key) ?? { lastAt: now, transferMs: tookMs, peerBytes: 0, originBytes: 0 };
+    arrival.transferMs += Math.min(now - arrival.lastAt, TRANSFER_GAP_MAX_MS);
     arrival.lastAt = now;
     if (isFromPeer) {
       arrival.peerBytes += bytes;
@@ -533,23 +536,18 @@ export class Driver {
 
   #keepLoaded(piece: Piece): void {
     const key = keyOf(piece);
-    const bytes = this.#loaded.get(key);
+    const loaded = this.#loaded.get(key);
     this.#loaded.delete(key);
-    if (!bytes || !this.#store.open(key, bytes.length)) return;
+    if (!loaded || !this.#store.open(key, loaded.bytes.length)) return;
+    const { bytes, tookMs } = loaded;
     for (let block = 0; block * BLOCK_BYTES < bytes.length; block++) {
       this.#store.write(key, block, bytes.subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES));
     }
-    this.#note(key, false, bytes.length);
+    this.#note(key, false, bytes.length, tookMs);
   }
 
   #deliver(id: number, first: Piece, parts: number): void {
-    const answer: Answer = {
-      data: new ArrayBuffer(0),
-      firstByteAt: Number.POSITIVE_INFINITY,
-      lastByteAt: 0,
-      peerBytes: 0,
-      originBytes: 0,
-    };
+    const answer: Answer = { data: new ArrayBuffer(0), transferMs: 0, peerBytes: 0, originBytes: 0 };
     const copies: ArrayBuffer[] = [];
     for (let part = first.part; part < first.part + parts; part++) {
       const key = keyOf({ ...first, part });
@@ -560,8 +558,7 @@ export class Driver {
         return;
       }
       copies.push(copy);
-      answer.firstByteAt = Math.min(answer.firstByteAt, arrival.firstAt);
-      answer.lastByteAt = Math.max(answer.lastByteAt, arrival.lastAt);
+      answer.transferMs += arrival.transferMs;
       answer.peerBytes += arrival.peerBytes;
       answer.originBytes += arrival.originBytes;
     }
