@@ -3,6 +3,7 @@
 use anyhow::Result;
 
 use crate::dependencies;
+use crate::documents;
 use crate::node::{self, END_TO_END, PAGES};
 use crate::process;
 use crate::setup::{self, Purpose};
@@ -13,6 +14,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let mut cargo = workspace.cargo();
     process::run("formatting", cargo.args(["fmt", "--all", "--check"]))?;
     dependencies::check(workspace)?;
+    documents::check(workspace)?;
     setup::everything(workspace, Purpose::Test)?;
     let mut cargo = workspace.cargo();
     process::run(

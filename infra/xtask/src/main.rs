@@ -8,6 +8,7 @@ mod bench;
 mod check;
 mod demo;
 mod dependencies;
+mod documents;
 mod node;
 mod process;
 mod setup;
