@@ -266,14 +266,13 @@ mod tests {
 
     #[test]
     fn late_notices_of_drained_channels_do_not_double_the_uplink() {
-        // Two blocks to one channel, one to another, one after the other on a line of 8 Mbit/s; each channel is told of
-        // when it is empty.
+        // Two channels with two blocks each, which leave in turns on a line of 8 Mbit/s; each channel is told of only when
+        // it is empty, so the last notice speaks of a block that left long before.
         let mut uploads = Uploads::new();
         let block = Span::of_bytes(u64::from(BLOCK_BYTES), 8_000_000);
         let mut now = Time::from_ms(5);
         for _ in 0..20 {
             (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES));
-            uploads.drained(now + block + block, 2 * u64::from(BLOCK_BYTES));
             uploads.drained(now + block + block + block, 2 * u64::from(BLOCK_BYTES));
             uploads.drained(now + block + block + block + block, 0);
             now += Span::from_ms(200);

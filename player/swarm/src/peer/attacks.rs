@@ -254,18 +254,48 @@ fn a_neighbor_that_promises_and_never_sends_stops_nobody() {
     assert!(world.copies() < 1.6, "{}", world.copies());
 }
 
-#[test]
-fn without_timeouts_what_a_staller_was_asked_for_has_to_come_from_the_origin() {
-    let timeouts = |world: &World| -> u64 {
-        world.viewers.iter().map(|viewer| viewer.peer.stats().pulls_timed_out).sum()
+/// Two neighbors say that they have a piece, and neither ever sends: who was asked within a second?
+fn asked_of(unsafe_mode: Unsafe) -> Vec<u32> {
+    let mut peer = victim(unsafe_mode);
+    greet(&mut peer, 7);
+    teach(&mut peer, piece(0));
+    let playhead = Input::Playhead {
+        position_ms: 998_000,
+        buffered_until_ms: 1_000_000,
+        rate_percent: 100,
+        is_stalled: false,
     };
-    let (with, without) = (
-        stalled_world(Unsafe::default()),
-        stalled_world(Unsafe { no_pull_timeout: true, ..Unsafe::default() }),
-    );
-    assert!(timeouts(&with) > 0);
-    assert_eq!(timeouts(&without), 0);
-    assert!(without.copies() > with.copies(), "{} {}", without.copies(), with.copies());
+    peer.handle_input(Time::from_ms(60), playhead);
+    let mut sets = SetsBuilder::default();
+    sets.add(piece(0), None);
+    let have = Control::Have(sets.sets().expect("some")).to_bytes();
+    peer.handle_input(Time::from_ms(61), Input::Message { peer: ATTACKER, bytes: &have });
+    peer.handle_input(Time::from_ms(61), Input::Message { peer: 7, bytes: &have });
+    let mut asked = Vec::new();
+    for ms in 62..1000 {
+        peer.handle_input(Time::from_ms(ms), Input::Wake);
+        for output in drain(&mut peer) {
+            if let Output::SendControl { peer: to, bytes } = output
+                && let Ok(Control::Request(sets)) = Control::parse(&bytes)
+                && sets.iter().any(|set| set.blocks().any(|block| block == 0))
+            {
+                asked.push(to);
+            }
+        }
+    }
+    asked
+}
+
+#[test]
+fn who_does_not_answer_is_replaced_in_time() {
+    let mut asked = asked_of(Unsafe::default());
+    asked.sort_unstable();
+    assert_eq!(asked, [7, ATTACKER], "each once");
+}
+
+#[test]
+fn without_timeouts_a_staller_is_waited_for() {
+    assert_eq!(asked_of(Unsafe { no_pull_timeout: true, ..Unsafe::default() }).len(), 1);
 }
 
 // Uplink drain.
