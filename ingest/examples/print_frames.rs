@@ -100,6 +100,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("http://127.0.0.1:8081/publish, media on {}", ingest.media_address());
     let cancelled = CancellationToken::new();
     let running = tokio::spawn(ingest.run(cancelled.clone()));
+    let app = app.into_make_service_with_connect_info::<SocketAddr>();
     axum::serve(listener, app)
         .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or(()) })
         .await?;

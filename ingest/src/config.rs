@@ -45,6 +45,24 @@ pub struct Config {
     /// The size asked for the UDP socket's receive buffer, in bytes. The kernel may grant less
     /// (`net.core.rmem_max`).
     pub receive_buffer_bytes: usize,
+    /// Who may publish without a token as long as no keys, tokens or callback are configured: "nobody", "loopback"
+    /// (this machine, when no proxy stands between) or "everybody".
+    pub auth_open_to: OpenTo,
+    /// Keys that publishers bring as bearer tokens, each as "<stream>:<key>"; "*" as the stream's name is good for
+    /// every stream.
+    pub stream_keys: Vec<Secret>,
+    /// The secret of JWTs signed with HS256, at least 32 characters. A token needs the claims `exp` and `stream`
+    /// (a stream's name, or "*").
+    pub jwt_hs256_secret: Secret,
+    /// The public key of JWTs signed with EdDSA (Ed25519): PEM, or its 32 bytes in base64.
+    pub jwt_eddsa_public_key: String,
+    /// What a JWT's `aud` claim must name; empty takes any.
+    pub jwt_audience: String,
+    /// A URL of your own that decides: it gets a POST with the JSON `{"stream", "token", "remote_ip"}` and answers
+    /// 2xx (yes) or 4xx (no).
+    pub auth_callback_url: String,
+    /// How long that answer may take, in milliseconds; then publishers get 503.
+    pub auth_callback_timeout_ms: u64,
     /// The path under which the WHIP routes are reached, for `Location`, when a proxy adds one.
     pub path_prefix: String,
 }
@@ -59,6 +77,42 @@ pub struct IceServer {
     pub username: String,
     /// Password, for TURN.
     pub credential: String,
+}
+
+/// Who needs no token.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OpenTo {
+    /// Everybody needs one.
+    Nobody,
+    /// This machine itself.
+    #[default]
+    Loopback,
+    /// Nobody needs one.
+    Everybody,
+}
+
+/// A text that must not be seen: its `Debug` output doesn't show it.
+#[derive(Clone, Default, Deserialize, PartialEq, Eq, Serialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Hides a text.
+    pub fn new(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+
+    /// The text.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "Secret(none)" } else { "Secret(..)" })
+    }
 }
 
 impl Default for Config {
@@ -80,6 +134,13 @@ impl Default for Config {
             frames_out_of_order_max: 30,
             inbox_datagrams_max: 1024,
             receive_buffer_bytes: 4 << 20,
+            auth_open_to: OpenTo::Loopback,
+            stream_keys: Vec::new(),
+            jwt_hs256_secret: Secret::default(),
+            jwt_eddsa_public_key: String::new(),
+            jwt_audience: String::new(),
+            auth_callback_url: String::new(),
+            auth_callback_timeout_ms: 3000,
             path_prefix: String::new(),
         }
     }
@@ -105,6 +166,7 @@ impl Config {
         range("connect_timeout_ms", self.connect_timeout_ms, 1000, 120_000)?;
         range("silence_max_ms", self.silence_max_ms, 1000, 60_000)?;
         range("inbox_datagrams_max", self.inbox_datagrams_max as u64, 16, 65_536)?;
+        range("auth_callback_timeout_ms", self.auth_callback_timeout_ms, 100, 30_000)?;
         range("receive_buffer_bytes", self.receive_buffer_bytes as u64, 64 * 1024, 1 << 30)?;
         if !self.path_prefix.is_empty() && !self.path_prefix.starts_with('/') {
             return Err(format!("ingest.path_prefix = {:?}: must start with /", self.path_prefix));

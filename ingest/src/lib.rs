@@ -14,6 +14,7 @@
 //! # drop(app); Ok(()) }
 //! ```
 
+mod auth;
 mod config;
 mod metric;
 mod network;
@@ -25,6 +26,7 @@ mod session;
 pub mod sink;
 pub mod status;
 pub mod stun;
+mod tcp;
 pub mod transport;
 mod whip;
 
@@ -33,11 +35,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, IceServer};
+pub use config::{Config, IceServer, OpenTo, Secret};
 pub use session::End;
 
+use crate::auth::Auth;
 use crate::network::Network;
 use crate::server::Server;
 use crate::sink::Streams;
@@ -69,6 +73,7 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Ingest {
     server: Arc<Server>,
+    listener: Option<Arc<TcpListener>>,
     media_address: SocketAddr,
 }
 
@@ -76,9 +81,10 @@ impl Ingest {
     /// Opens the media port.
     pub async fn bind(config: Config, streams: Arc<dyn Streams>) -> Result<Self, Error> {
         config.validate().map_err(Error::Config)?;
+        let auth = Auth::new(&config).map_err(Error::Config)?;
         let address = config.media_address;
         let bind = |source| Error::Bind { address, source };
-        let socket = open_udp(address, config.receive_buffer_bytes).map_err(bind)?;
+        let (socket, listener) = open(address, &config).map_err(bind)?;
         let bound = socket.local_addr().map_err(bind)?;
         let mut candidates = resolve(&config.public_ips, bound.port()).await;
         if candidates.is_empty() {
@@ -90,8 +96,8 @@ impl Ingest {
             );
         }
         let network = Network::new(socket, candidates).map_err(bind)?;
-        let server = Arc::new(Server::new(config, streams, Arc::new(network)));
-        Ok(Self { server, media_address: bound })
+        let server = Arc::new(Server::new(config, auth, streams, Arc::new(network)));
+        Ok(Self { server, listener: listener.map(Arc::new), media_address: bound })
     }
 
     /// Where media is received; its port is the one that was found when the configuration says 0.
@@ -107,8 +113,16 @@ impl Ingest {
     /// Receives media until cancelled, then says goodbye to all publishers.
     pub async fn run(self, cancelled: CancellationToken) -> Result<(), Error> {
         let network = Arc::clone(self.server.network());
+        let connections_max = self.server.config().tcp_connections_max;
+        let accepting = async {
+            match self.listener {
+                Some(listener) => tcp::run(&listener, Arc::clone(&network), connections_max).await,
+                None => std::future::pending().await,
+            }
+        };
         let reading = tokio::select! {
             result = network.run() => result,
+            () = accepting => Ok(()),
             () = cancelled.cancelled() => Ok(()),
         };
         self.server.cancelled.cancel();
@@ -117,6 +131,42 @@ impl Ingest {
         let _ = tokio::time::timeout(GOODBYE, self.server.tasks.wait()).await;
         reading.map_err(Error::Socket)
     }
+}
+
+/// Opens the UDP port, and the TCP port of the same number.
+fn open(
+    address: SocketAddr,
+    config: &Config,
+) -> io::Result<(std::net::UdpSocket, Option<TcpListener>)> {
+    // A free UDP port's number may be taken for TCP: another one will not be.
+    const ATTEMPTS: usize = 16;
+    let mut attempt = 0;
+    loop {
+        let socket = open_udp(address, config.receive_buffer_bytes)?;
+        if !config.tcp_enabled {
+            return Ok((socket, None));
+        }
+        attempt += 1;
+        match open_tcp(socket.local_addr()?) {
+            Ok(listener) => return Ok((socket, Some(listener))),
+            Err(_) if address.port() == 0 && attempt < ATTEMPTS => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn open_tcp(address: SocketAddr) -> io::Result<TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, Some(socket2::Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(false)?;
+    }
+    // After a restart, connections of the previous run may still be closing.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(128)?;
+    socket.set_nonblocking(true)?;
+    TcpListener::from_std(socket.into())
 }
 
 fn open_udp(address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<std::net::UdpSocket> {

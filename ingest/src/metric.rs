@@ -28,3 +28,14 @@ names! {
     HELD_SECONDS = "ingest_frame_held_seconds";
     HELD_MAX_SECONDS = "ingest_frame_held_max_seconds";
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_readme_lists_every_metric() {
+        let readme = include_str!("../README.md");
+        for name in super::ALL {
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+}

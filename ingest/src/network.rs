@@ -145,7 +145,7 @@ impl Network {
         }
     }
 
-    /// Gives a datagram to the session that it belongs to.
+    /// Gives a datagram to the session that it belongs to; false when it belongs to none.
     pub(crate) fn sort(
         &self,
         now: Instant,
@@ -154,7 +154,7 @@ impl Network {
         local: Option<IpAddr>,
         datagram: &[u8],
         stream: Option<&mpsc::Sender<Bytes>>,
-    ) {
+    ) -> bool {
         let request = BindingRequest::parse(datagram);
         let known = self.addresses.get(&(protocol, peer)).and_then(|address| {
             // The same address may come to belong to another session: a browser that publishes again.
@@ -175,7 +175,7 @@ impl Network {
                 None => {
                     let reason = if stun::is_stun(datagram) { "not_authentic" } else { "unknown_address" };
                     metrics::counter!(metric::DATAGRAMS_REFUSED, "reason" => reason).increment(1);
-                    return;
+                    return false;
                 }
             },
         };
@@ -184,6 +184,7 @@ impl Network {
         if member.inbox.try_send(datagram).is_err() {
             metrics::counter!(metric::DATAGRAMS_REFUSED, "reason" => "session_busy").increment(1);
         }
+        true
     }
 
     /// Believes an address to be a session's if its request proves it.

@@ -1,6 +1,7 @@
 //! The sessions of all publishers, and what starts, changes and ends them.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::auth::{Auth, Denied};
 use crate::config::Config;
 use crate::metric;
 use crate::network::{Member, Network};
@@ -41,6 +43,10 @@ pub(crate) enum Refused {
     BadName,
     #[error("the stream already has a publisher")]
     Busy,
+    #[error("a token is needed that permits publishing this stream")]
+    Unauthorized,
+    #[error("it can't be decided at the moment who may publish")]
+    AuthUnavailable,
     #[error("too many requests")]
     TooManyRequests,
     #[error("the server takes no more publishers at the moment")]
@@ -87,6 +93,7 @@ pub(crate) struct Server {
     config: Config,
     streams: Arc<dyn Streams>,
     network: Arc<Network>,
+    auth: Auth,
     stack: Arc<stack::Shared>,
     links: Vec<String>,
     sessions: DashMap<String, Arc<Handle>>,
@@ -128,10 +135,16 @@ struct Bucket {
 }
 
 impl Server {
-    pub(crate) fn new(config: Config, streams: Arc<dyn Streams>, network: Arc<Network>) -> Self {
+    pub(crate) fn new(config: Config, auth: Auth, streams: Arc<dyn Streams>, network: Arc<Network>) -> Self {
         let mut candidates: Vec<String> = Vec::new();
         for (index, address) in network.candidates().iter().enumerate() {
             candidates.push(stack::candidate_line(index, Protocol::Udp, *address));
+        }
+        if config.tcp_enabled {
+            let first = candidates.len();
+            for (index, address) in network.candidates().iter().enumerate() {
+                candidates.push(stack::candidate_line(first + index, Protocol::Tcp, *address));
+            }
         }
         let stack = stack::Shared { candidates, hold: Duration::from_millis(config.loss_hold_ms) };
         Self {
@@ -140,6 +153,7 @@ impl Server {
             config,
             streams,
             network,
+            auth,
             stack: Arc::new(stack),
             sessions: DashMap::new(),
             live: AtomicUsize::new(0),
@@ -178,6 +192,19 @@ impl Server {
         }
         bucket.tokens -= 1.0;
         Ok(())
+    }
+
+    /// Whether somebody with this token may publish to this stream.
+    pub(crate) async fn authorize(
+        &self,
+        stream: &str,
+        token: Option<&str>,
+        remote_ip: Option<IpAddr>,
+    ) -> Result<(), Refused> {
+        self.auth.check(stream, token, remote_ip).await.map_err(|denied| match denied {
+            Denied::Refused => Refused::Unauthorized,
+            Denied::Unavailable => Refused::AuthUnavailable,
+        })
     }
 
     /// Starts a session.

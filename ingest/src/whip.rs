@@ -10,11 +10,12 @@
 //!
 //! The README has the table of the RFC's requirements and the tests for them.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, to_bytes};
-use axum::extract::{Path, Request, State};
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::response::Response;
 use axum::routing::{any, get};
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -99,6 +100,10 @@ async fn stats_options() -> Response {
 
 async fn publish(server: &Arc<Server>, stream: &str, request: Request) -> Response {
     if let Err(refused) = server.admit() {
+        return refuse(refused);
+    }
+    let remote_ip = remote_ip(&request);
+    if let Err(refused) = server.authorize(stream, bearer(request.headers()), remote_ip).await {
         return refuse(refused);
     }
     if !is_type(request.headers(), SDP) {
@@ -219,6 +224,21 @@ fn insert(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     }
 }
 
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let (scheme, token) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+/// The other end of the connection, if it is the publisher itself: a proxy on this machine must not make everybody
+/// appear to be on this machine.
+fn remote_ip(request: &Request) -> Option<IpAddr> {
+    const PROXIES: [&str; 4] = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
+    if PROXIES.iter().any(|name| request.headers().contains_key(*name)) {
+        return None;
+    }
+    request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
+}
+
 fn is_type(headers: &HeaderMap, wanted: &str) -> bool {
     let given = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("");
     given.split(';').next().unwrap_or("").trim().eq_ignore_ascii_case(wanted)
@@ -247,6 +267,8 @@ fn refuse(refused: Refused) -> Response {
         Refused::Offer(Refusal::Unacceptable(_)) => StatusCode::UNPROCESSABLE_ENTITY,
         Refused::BadName => StatusCode::NOT_FOUND,
         Refused::Busy => StatusCode::CONFLICT,
+        Refused::Unauthorized => StatusCode::UNAUTHORIZED,
+        Refused::AuthUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         Refused::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
         Refused::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
         Refused::Stack(_) => StatusCode::UNPROCESSABLE_ENTITY,
@@ -254,7 +276,10 @@ fn refuse(refused: Refused) -> Response {
     let mut response = text(status, refused.to_string());
     match refused {
         Refused::TooManyRequests => insert(response.headers_mut(), header::RETRY_AFTER, "1"),
-        Refused::Overloaded => insert(response.headers_mut(), header::RETRY_AFTER, "10"),
+        Refused::Overloaded | Refused::AuthUnavailable => {
+            insert(response.headers_mut(), header::RETRY_AFTER, "10");
+        }
+        Refused::Unauthorized => insert(response.headers_mut(), header::WWW_AUTHENTICATE, "Bearer"),
         _ => {}
     }
     response

@@ -212,3 +212,225 @@ impl Clock {
         self.delay.get().unwrap_or(self.delay_guess)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const AUDIO: u32 = 1;
+    const VIDEO: u32 = 2;
+
+    /// A publisher with one crystal for each of sound, pictures and its wall clock, behind a network with jitter.
+    struct Source {
+        clock: Clock,
+        audio_ppm: i64,
+        video_ppm: i64,
+        wall_ppm: i64,
+        has_reports: bool,
+        /// Added to arrivals from some time on: the network's route changes.
+        delay_us: i64,
+        random: u64,
+        /// True capture time and given time of the last frame of each track.
+        last: [(i64, i64); 2],
+        discontinuities: usize,
+        /// The largest difference between what happened at the same time, after the first 10 s.
+        skew_max_us: i64,
+        steps: Vec<(i64, i64)>,
+    }
+
+    fn drifted(us: i64, ppm: i64) -> i64 {
+        us + us * ppm / 1_000_000
+    }
+
+    impl Source {
+        fn new() -> Self {
+            let mut clock = Clock::default();
+            clock.add(AUDIO, 48_000);
+            clock.add(VIDEO, 90_000);
+            Self {
+                clock,
+                audio_ppm: 0,
+                video_ppm: 0,
+                wall_ppm: 0,
+                has_reports: true,
+                delay_us: 30_000,
+                random: 88_172_645_463_325_252,
+                last: [(0, 0); 2],
+                discontinuities: 0,
+                skew_max_us: 0,
+                steps: Vec::new(),
+            }
+        }
+
+        fn jitter(&mut self) -> i64 {
+            self.random ^= self.random << 13;
+            self.random ^= self.random >> 7;
+            self.random ^= self.random << 17;
+            (self.random % 15_000) as i64
+        }
+
+        fn timestamp(&self, ssrc: u32, us: i64) -> u32 {
+            let (ppm, rate) = if ssrc == AUDIO { (self.audio_ppm, 48) } else { (self.video_ppm, 90) };
+            // Unrelated beginnings, close to the wrap.
+            (drifted(us, ppm) * rate / 1000 + 4_294_000_000 + i64::from(ssrc) * 500_000) as u32
+        }
+
+        fn frame(&mut self, ssrc: u32, us: i64) {
+            // Pictures are larger and take longer to encode: what is captured together doesn't arrive together.
+            let encoding = if ssrc == VIDEO { 40_000 } else { 5_000 };
+            let arrival = us + self.delay_us + encoding + self.jitter();
+            let stamp = self.clock.stamp(ssrc, self.timestamp(ssrc, us), arrival).unwrap();
+            let index = ssrc as usize - 1;
+            let before = self.last[index];
+            assert!(stamp.pts_us > before.1 || before.1 == 0, "time goes backwards");
+            self.discontinuities += usize::from(stamp.is_discontinuous);
+            if before.1 != 0 && !stamp.is_discontinuous {
+                self.steps.push((us - before.0, stamp.pts_us - before.1));
+            }
+            self.last[index] = (us, stamp.pts_us);
+            let skew = (self.last[0].1 - self.last[0].0) - (self.last[1].1 - self.last[1].0);
+            if us > 10_000_000 {
+                self.skew_max_us = self.skew_max_us.max(skew.abs());
+            }
+        }
+
+        fn run(&mut self, from_s: i64, to_s: i64) {
+            for ms in from_s * 1000..to_s * 1000 {
+                let us = ms * 1000;
+                if ms % 20 == 0 {
+                    self.frame(AUDIO, us);
+                }
+                if ms % 33 == 0 {
+                    self.frame(VIDEO, us);
+                }
+                if self.has_reports && ms % 1000 == 700 {
+                    let wall = 3_900_000_000_000_000 + drifted(us, self.wall_ppm);
+                    for ssrc in [AUDIO, VIDEO] {
+                        self.clock.report(ssrc, wall, self.timestamp(ssrc, us));
+                    }
+                }
+            }
+        }
+
+        /// How far the given times have moved from the receiver's own clock.
+        fn lag_us(&self) -> i64 {
+            self.last[0].1 - self.last[0].0
+        }
+    }
+
+    #[test]
+    fn sound_and_pictures_stay_together_for_half_an_hour_of_drift() {
+        for (audio, video, wall) in [(0, 0, 0), (200, 200, 200), (-200, -200, -200), (200, -200, 0), (-200, 200, 100)] {
+            let mut source = Source::new();
+            (source.audio_ppm, source.video_ppm, source.wall_ppm) = (audio, video, wall);
+            source.run(0, 1800);
+            assert!(source.skew_max_us < 45_000, "{audio} {video} {wall}: {} us", source.skew_max_us);
+            assert_eq!(source.discontinuities, 0);
+            // 200 ppm over half an hour are 360 ms, which must not pile up.
+            assert!((0..80_000).contains(&source.lag_us()), "{audio} {video} {wall}: {} us", source.lag_us());
+        }
+    }
+
+    #[test]
+    fn without_reports_drift_does_not_accumulate_either() {
+        for ppm in [200, -200] {
+            let mut source = Source::new();
+            (source.audio_ppm, source.video_ppm, source.has_reports) = (ppm, ppm, false);
+            source.run(0, 1800);
+            assert_eq!(source.discontinuities, 0);
+            assert!((0..80_000).contains(&source.lag_us()), "{ppm}: {} us", source.lag_us());
+        }
+    }
+
+    #[test]
+    fn nothing_waits_for_a_report_and_reports_bring_the_tracks_together_within_five_seconds() {
+        let mut source = Source::new();
+        source.has_reports = false;
+        source.run(0, 1);
+        assert!(source.last[0].1 > 0 && source.last[1].1 > 0, "frames before any report have times");
+        let skew = |source: &Source| {
+            ((source.last[0].1 - source.last[0].0) - (source.last[1].1 - source.last[1].0)).abs()
+        };
+        assert!(skew(&source) > 20_000, "arrival alone can't tell: {}", skew(&source));
+        source.has_reports = true;
+        source.run(1, 6);
+        assert!(skew(&source) < 5_000, "{}", skew(&source));
+    }
+
+    #[test]
+    fn corrections_are_slewed_by_at_most_a_twentieth() {
+        let mut source = Source::new();
+        source.run(0, 20);
+        // A route that is 200 ms longer must not be heard.
+        source.delay_us += 200_000;
+        source.run(20, 60);
+        assert_eq!(source.discontinuities, 0);
+        for (true_step, given_step) in &source.steps {
+            let error = (true_step - given_step).abs();
+            assert!(error <= true_step / 20 + 100, "a step of {true_step} us became {given_step} us");
+        }
+        assert!((200_000..290_000).contains(&source.lag_us()), "{}", source.lag_us());
+    }
+
+    #[test]
+    fn a_step_of_the_publishers_wall_clock_is_not_heard() {
+        let mut source = Source::new();
+        source.run(0, 20);
+        let before = source.lag_us();
+        // An hour forward, as at the end of summer time on a machine that was wrong.
+        for step in [3_600_000_000, -7_200_000_000i64] {
+            for ssrc in [AUDIO, VIDEO] {
+                let at = 20_000_000;
+                source.clock.report(ssrc, 3_900_000_000_000_000 + at + step, source.timestamp(ssrc, at));
+            }
+        }
+        source.has_reports = false;
+        source.run(20, 30);
+        assert_eq!(source.discontinuities, 0);
+        assert!((source.lag_us() - before).abs() < 20_000, "{before} {}", source.lag_us());
+        assert!(source.skew_max_us < 45_000, "{}", source.skew_max_us);
+    }
+
+    #[test]
+    fn timestamps_that_jump_cause_one_discontinuity_and_never_go_back() {
+        for jump in [90_000 * 60, -90_000 * 60, 90_000 * 5000, -90_000i64 * 5000] {
+            let mut clock = Clock::default();
+            clock.add(VIDEO, 90_000);
+            let (mut last, mut discontinuities) = (i64::MIN, 0);
+            for frame in 0..900i64 {
+                let shift = if frame >= 300 { jump } else { 0 };
+                let timestamp = (frame * 3000 + shift + 1_000_000_000) as u32;
+                let arrival = frame * 33_333;
+                let stamp = clock.stamp(VIDEO, timestamp, arrival).unwrap();
+                assert!(stamp.pts_us > last, "{jump}: frame {frame}");
+                last = stamp.pts_us;
+                discontinuities += usize::from(stamp.is_discontinuous);
+                assert!((stamp.pts_us - arrival).abs() < 50_000, "{jump}: frame {frame} at {}", stamp.pts_us - arrival);
+            }
+            assert_eq!(discontinuities, 1, "{jump}");
+        }
+    }
+
+    #[test]
+    fn a_pause_is_no_discontinuity() {
+        let mut source = Source::new();
+        source.run(0, 10);
+        source.run(70, 80);
+        assert_eq!(source.discontinuities, 0);
+        assert!(source.skew_max_us < 45_000, "{}", source.skew_max_us);
+    }
+
+    #[test]
+    fn a_late_burst_after_a_stall_is_no_discontinuity() {
+        let mut clock = Clock::default();
+        clock.add(VIDEO, 90_000);
+        for frame in 0..600i64 {
+            // From 5 s to 7 s nothing gets through; then all of it comes at once.
+            let captured = frame * 33_333;
+            let arrival = if (5_000_000..7_000_000).contains(&captured) { 7_000_000 } else { captured };
+            let stamp = clock.stamp(VIDEO, (frame * 3000) as u32, arrival).unwrap();
+            assert!(!stamp.is_discontinuous);
+            assert!((stamp.pts_us - captured).abs() < 5_000, "frame {frame}: {}", stamp.pts_us - captured);
+        }
+    }
+}

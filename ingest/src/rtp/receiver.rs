@@ -276,3 +276,145 @@ pub fn codec_name(format: &TrackFormat) -> &'static str {
         TrackFormat::Video { codec: VideoCodec::Av1, .. } => "AV1",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::transport::SenderReport;
+
+    const OFFER: &str = include_str!("../../tests/support/chromium-offer.sdp");
+    const LIMITS: Limits = Limits {
+        hold: Duration::from_millis(400),
+        keyframe_interval_min: Duration::from_millis(500),
+        frames_out_of_order_max: 30,
+    };
+
+    fn receiver(origin: Instant) -> Receiver {
+        Receiver::new(origin, &Offer::parse(OFFER).unwrap(), LIMITS)
+    }
+
+    fn video(sequence: u16, timestamp: u32, payload: &[u8]) -> Event {
+        Event::Rtp(RtpPacket {
+            ssrc: 2222,
+            payload_type: 102,
+            sequence,
+            timestamp,
+            is_marked: true,
+            rid: None,
+            payload: Bytes::copy_from_slice(payload),
+        })
+    }
+
+    fn keyframe() -> Vec<u8> {
+        let mut stap = vec![0x78];
+        for nal in ["6764001facd9405005bb011000000300100000030320f1831960", "68ebe3cb22c0", "65888001"] {
+            let nal = hex::decode(nal).unwrap();
+            stap.extend((nal.len() as u16).to_be_bytes());
+            stap.extend(nal);
+        }
+        stap
+    }
+
+    #[test]
+    fn b_frames_are_refused_with_a_reason() {
+        let start = Instant::now();
+        let mut receiver = receiver(start);
+        let mut sequence = 0u16;
+        receiver.handle_event(start, video(0, 0, &keyframe()));
+        for group in 1..40u32 {
+            // Decoded P then B: the second is shown before the first.
+            for timestamp in [group * 6000, group * 6000 - 3000] {
+                sequence += 1;
+                let now = start + Duration::from_millis(u64::from(sequence) * 33);
+                receiver.handle_event(now, video(sequence, timestamp, &[0x41, 0x9a, 0x80, 1]));
+            }
+        }
+        assert!(receiver.refusal().is_some_and(|words| words.contains("B-frames")));
+        let mut last = i64::MIN;
+        while let Some(input) = receiver.poll_input() {
+            if let Input::Frame(frame) = input {
+                assert!(frame.pts.0 > last);
+                last = frame.pts.0;
+            }
+        }
+    }
+
+    #[test]
+    fn keyframes_are_asked_for_at_most_every_half_second_and_again_until_one_comes() {
+        let start = Instant::now();
+        let mut receiver = receiver(start);
+        receiver.handle_event(start, video(0, 0, &keyframe()));
+        assert_eq!(receiver.poll_keyframe_request(), None, "a stream that begins with one needs none");
+        let mut asked = Vec::new();
+        for frame in 1..100u16 {
+            // Number 3 is lost for good.
+            let now = start + Duration::from_millis(u64::from(frame) * 33);
+            let sequence = if frame < 3 { frame } else { frame + 1 };
+            receiver.handle_event(now, video(sequence, u32::from(frame) * 3000, &[0x41, 0x9a, 0x80, 1]));
+            receiver.handle_timeout(now);
+            while receiver.poll_keyframe_request().is_some() {
+                asked.push((now - start).as_millis());
+            }
+        }
+        assert!((4..=6).contains(&asked.len()), "{asked:?}");
+        assert!(asked.windows(2).all(|pair| pair[1] - pair[0] >= 500), "{asked:?}");
+        receiver.handle_event(start + Duration::from_secs(4), video(101, 400_000, &keyframe()));
+        receiver.handle_timeout(start + Duration::from_secs(6));
+        assert_eq!(receiver.poll_keyframe_request(), None, "one came");
+    }
+
+    #[test]
+    fn a_new_ssrc_takes_its_track_over() {
+        let start = Instant::now();
+        let mut receiver = receiver(start);
+        receiver.handle_event(start, video(0, 0, &keyframe()));
+        let Event::Rtp(mut packet) = video(500, 77_000_000, &keyframe()) else { unreachable!() };
+        packet.ssrc = 4444;
+        receiver.handle_event(start + Duration::from_secs(1), Event::Rtp(packet));
+        let frames = std::iter::from_fn(|| receiver.poll_input()).filter(|i| matches!(i, Input::Frame(_)));
+        assert_eq!(frames.count(), 2);
+        assert_eq!((receiver.tracks().len(), receiver.tracks()[0].counters.frames), (1, 2));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Whatever arrives, nothing panics, each track's times only grow, and nothing piles up.
+        #[test]
+        fn garbage_never_panics_and_time_never_goes_back(
+            events in proptest::collection::vec(
+                (0u8..4, any::<u16>(), any::<u32>(), any::<bool>(), 0u64..300,
+                 proptest::collection::vec(any::<u8>(), 0..40)),
+                1..200,
+            ),
+        ) {
+            let start = Instant::now();
+            let mut receiver = receiver(start);
+            let (mut now, mut last) = (start, [i64::MIN; 8]);
+            for (kind, sequence, timestamp, is_marked, wait_ms, mut payload) in events {
+                now += Duration::from_millis(wait_ms);
+                let (ssrc, payload_type) = if kind == 0 { (1111, 111) } else { (2222, 102) };
+                if kind == 2 { payload = keyframe(); }
+                receiver.handle_event(now, if kind == 3 {
+                    Event::Report(SenderReport { ssrc, ntp_us: i64::from(timestamp) << 20, timestamp })
+                } else {
+                    Event::Rtp(RtpPacket {
+                        ssrc, payload_type, sequence, timestamp, is_marked, rid: None, payload: payload.into(),
+                    })
+                });
+                receiver.handle_timeout(now);
+                if let Some(deadline) = receiver.poll_timeout() { prop_assert!(deadline > now); }
+                while let Some(input) = receiver.poll_input() {
+                    if let Input::Frame(frame) = input {
+                        let last = &mut last[usize::from(frame.track.0)];
+                        prop_assert!(frame.pts.0 > *last);
+                        *last = frame.pts.0;
+                    }
+                }
+            }
+        }
+    }
+}

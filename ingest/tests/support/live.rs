@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
+use axum::extract::ConnectInfo;
 use axum::response::Response;
 use http::{Method, Request, StatusCode};
 use http_body_util::BodyExt as _;
@@ -45,7 +46,9 @@ impl Endpoint {
         Self { router, recorder, media_address, cancelled, running }
     }
 
-    pub async fn send(&self, request: Request<Body>) -> Response {
+    pub async fn send(&self, mut request: Request<Body>) -> Response {
+        let here = SocketAddr::from(([127, 0, 0, 1], 50_000));
+        request.extensions_mut().get_or_insert_with(|| ConnectInfo(here));
         self.router.clone().oneshot(request).await.unwrap()
     }
 

@@ -67,6 +67,7 @@ pub struct Publisher {
     audio: Sending,
     rtcp: Arc<Mutex<Asked>>,
     pub local: SocketAddr,
+    protocol: TransportProtocol,
     pub style: Style,
     pub sps: &'static str,
     pub is_connected: bool,
@@ -160,6 +161,7 @@ impl Publisher {
             audio,
             rtcp,
             local,
+            protocol: TransportProtocol::UDP,
             style: Style::Browser,
             sps: SPS_720,
             is_connected: false,
@@ -174,9 +176,18 @@ impl Publisher {
         }
     }
 
+    /// A publisher whose only way is a TCP connection that it opens.
+    pub fn over_tcp(now: Instant, local: SocketAddr) -> Self {
+        Self { protocol: TransportProtocol::TCP, ..Self::new(now, local) }
+    }
+
     pub fn offer(&mut self, now: Instant) -> String {
-        let candidate =
-            format!("candidate:1 1 udp 2130706431 {} {} typ host", self.local.ip(), self.local.port());
+        let candidate = match self.protocol {
+            TransportProtocol::TCP => {
+                format!("candidate:1 1 tcp 1518280447 {} {} typ host tcptype active", self.local.ip(), self.local.port())
+            }
+            _ => format!("candidate:1 1 udp 2130706431 {} {} typ host", self.local.ip(), self.local.port()),
+        };
         self.connection.add_local_candidate(RTCIceCandidateInit { candidate, ..Default::default() }).unwrap();
         let offer = self.connection.create_offer(None).unwrap();
         self.connection.set_local_description(now, offer).unwrap();
@@ -194,13 +205,26 @@ impl Publisher {
         self.connection.set_remote_description(now, answer).unwrap();
     }
 
+    /// Applies the fragment that answered a restart: the previous answer with the new ICE parameters.
+    pub fn accept_restart(&mut self, now: Instant, fragment: &str) {
+        let old = self.connection.current_remote_description().unwrap().sdp.clone();
+        let new = |prefix: &str| fragment.lines().find(|line| line.starts_with(prefix)).unwrap();
+        let lines = old.lines().map(|line| match line {
+            _ if line.starts_with("a=ice-ufrag:") => new("a=ice-ufrag:"),
+            _ if line.starts_with("a=ice-pwd:") => new("a=ice-pwd:"),
+            _ => line,
+        });
+        let answer = lines.flat_map(|line| [line, "\r\n"]).collect();
+        self.accept(now, answer);
+    }
+
     pub fn handle_datagram(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
         let tagged = TaggedBytesMut {
             now,
             transport: TransportContext {
                 local_addr: self.local,
                 peer_addr: from,
-                transport_protocol: TransportProtocol::UDP,
+                transport_protocol: self.protocol,
                 ecn: None,
             },
             message: BytesMut::from(bytes),

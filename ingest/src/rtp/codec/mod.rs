@@ -9,6 +9,8 @@ mod bits;
 pub mod h264;
 pub mod opus;
 mod sps;
+#[cfg(test)]
+mod tests;
 pub mod vp8;
 pub mod vp9;
 
