@@ -1,13 +1,13 @@
 // Builds the pages and the package into dist/: `npm run build`. The WebAssembly module must be in src/wasm first
-// (`cargo xtask wasm`). File names that carry a hash may be cached for ever; the others are stable addresses.
+// (`cargo xtask wasm`). Another folder can be given: `npm run build -- /tmp/dist`. File names that carry a hash may be cached for ever; the others are stable addresses.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
-import { basename, dirname, join } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
 const root = dirname(fileURLToPath(import.meta.url));
-const dist = join(root, 'dist');
+const dist = process.argv[2] ? resolve(process.argv[2]) : join(root, 'dist');
 const wasm = join(root, 'src/wasm/shoal_swarm_wasm_bg.wasm');
 
 if (!existsSync(wasm)) {
@@ -85,7 +85,7 @@ cpSync(wasm, join(dist, 'assets/swarm.wasm'));
 cpSync(join(root, 'node_modules/hls.js/dist/hls.worker.js'), join(dist, 'assets/hls-worker.js'));
 cpSync(join(root, 'examples/minimal.html'), join(dist, 'assets/minimal.html'));
 cpSync(join(root, 'examples/minimal.js'), join(dist, 'assets/minimal.js'));
-execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.types.json'], {
+execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '-p', 'tsconfig.types.json', '--outDir', join(dist, 'types')], {
   cwd: root,
   stdio: 'inherit',
 });
