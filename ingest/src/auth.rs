@@ -162,7 +162,8 @@ impl Auth {
         let Some((signed, signature)) = token.rsplit_once('.') else { return false };
         let Some((header, claims)) = signed.split_once('.') else { return false };
         let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
-        let Some(header) = decode(header).and_then(|json| serde_json::from_slice::<Header>(&json).ok()) else {
+        let Some(header) = decode(header).and_then(|json| serde_json::from_slice::<Header>(&json).ok())
+        else {
             return false;
         };
         let Some(signature) = decode(signature) else { return false };
@@ -216,7 +217,10 @@ impl Callback {
             Ok(response) if response.status().is_success() => Ok(()),
             Ok(response) if response.status().is_client_error() => Err(Denied::Refused),
             Ok(response) => {
-                tracing::warn!(status = response.status().as_u16(), "the callback can't decide who may publish");
+                tracing::warn!(
+                    status = response.status().as_u16(),
+                    "the callback can't decide who may publish"
+                );
                 Err(Denied::Unavailable)
             }
             Err(error) => {
@@ -281,7 +285,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_configured_key_closes_the_door_for_this_machine_too() {
-        let auth = auth(|config| config.stream_keys = vec![Secret::new("cam:open sesame"), Secret::new("*:master")]);
+        let auth =
+            auth(|config| config.stream_keys = vec![Secret::new("cam:open sesame"), Secret::new("*:master")]);
         assert_eq!(auth.check("cam", None, HERE).await, Err(Denied::Refused));
         assert_eq!(auth.check("cam", Some("open sesame"), ELSEWHERE).await, Ok(()));
         assert_eq!(auth.check("other", Some("open sesame"), ELSEWHERE).await, Err(Denied::Refused));
@@ -304,7 +309,12 @@ mod tests {
             ("no stream's", SECRET, HS256, format!(r#"{{"aud":"shoal","exp":{exp}}}"#)),
             ("expired", SECRET, HS256, r#"{"stream":"cam","aud":"shoal","exp":1700000000}"#.into()),
             ("without end", SECRET, HS256, r#"{"stream":"cam","aud":"shoal"}"#.into()),
-            ("not yet", SECRET, HS256, format!(r#"{{"stream":"cam","aud":"shoal","exp":{exp},"nbf":{exp}}}"#)),
+            (
+                "not yet",
+                SECRET,
+                HS256,
+                format!(r#"{{"stream":"cam","aud":"shoal","exp":{exp},"nbf":{exp}}}"#),
+            ),
             ("another audience's", SECRET, HS256, format!(r#"{{"stream":"cam","aud":"dog","exp":{exp}}}"#)),
             ("another secret's", "0123456789abcdef0123456789abcdeX", HS256, good.clone()),
             ("unsigned", SECRET, r#"{"alg":"none"}"#, good.clone()),

@@ -134,10 +134,7 @@ impl Ingest {
 }
 
 /// Opens the UDP port, and the TCP port of the same number.
-fn open(
-    address: SocketAddr,
-    config: &Config,
-) -> io::Result<(std::net::UdpSocket, Option<TcpListener>)> {
+fn open(address: SocketAddr, config: &Config) -> io::Result<(std::net::UdpSocket, Option<TcpListener>)> {
     // A free UDP port's number may be taken for TCP: another one will not be.
     const ATTEMPTS: usize = 16;
     let mut attempt = 0;

@@ -589,7 +589,8 @@ mod tests {
     #[test]
     fn the_stack_sees_no_candidates_no_other_codecs_and_no_other_extensions() {
         let reduced = Offer::parse(OFFER).unwrap().reduce(None);
-        for absent in ["a=candidate", ".local", "VP8", "PCMU", "ulpfec", "video-orientation", "playout-delay"] {
+        for absent in ["a=candidate", ".local", "VP8", "PCMU", "ulpfec", "video-orientation", "playout-delay"]
+        {
             assert!(!reduced.contains(absent), "{absent} in\n{reduced}");
         }
         assert!(reduced.contains("m=audio 9 UDP/TLS/RTP/SAVPF 111\r\n"), "{reduced}");

@@ -1,6 +1,8 @@
 //! What comes out when the network loses, delays, reorders and doubles: real SRTP and ICE between two stacks in
 //! virtual time. Every picture that comes out is compared with the one that went in.
 
+#![allow(clippy::unwrap_used)] // also in helpers
+
 mod support;
 
 use std::time::Duration;

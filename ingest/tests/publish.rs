@@ -1,5 +1,7 @@
 //! Publishers on real sockets: what the endpoint does from the offer to the end of a session.
 
+#![allow(clippy::unwrap_used)] // also in helpers
+
 mod support;
 
 use std::time::{Duration, Instant};
@@ -15,7 +17,8 @@ async fn pictures_and_sound_arrive_as_they_were_sent() {
     let endpoint = Endpoint::start(config()).await;
     let live = Live::publish(&endpoint, "cam").await;
     let recorder = &endpoint.recorder;
-    until("30 pictures and 50 sounds", || recorder.frames(1).len() >= 30 && recorder.frames(0).len() >= 50).await;
+    until("30 pictures and 50 sounds", || recorder.frames(1).len() >= 30 && recorder.frames(0).len() >= 50)
+        .await;
     assert_eq!(recorder.expected(), [TrackId(0), TrackId(1)]);
     let (bytes, style) = {
         let publisher = live.publisher.lock();
@@ -37,7 +40,10 @@ async fn the_status_tells_size_rate_and_codec() {
     until("pictures", || endpoint.recorder.frames(1).len() >= 45).await;
     let stats = endpoint.stats(&live.session).await;
     let video = &stats["tracks"][1];
-    assert_eq!((&video["codec"], &video["width"], &video["height"]), (&"H.264".into(), &1280.into(), &720.into()));
+    assert_eq!(
+        (&video["codec"], &video["width"], &video["height"]),
+        (&"H.264".into(), &1280.into(), &720.into())
+    );
     let (rate, frames) = (video["bitrate_bps"].as_u64().unwrap(), video["frames_per_s"].as_f64().unwrap());
     assert!((300_000..3_000_000).contains(&rate), "{stats}");
     assert!((10.0..60.0).contains(&frames), "{stats}");
@@ -140,7 +146,9 @@ async fn two_publishers_share_the_port_without_mixing() {
     until("pictures of both", || endpoint.recorder.frames(1).len() >= 60).await;
     for session in [&one.session, &two.session] {
         let stats = endpoint.stats(session).await;
-        assert!(stats["tracks"][1]["frames"].as_u64().unwrap_or(0) > 0 || stats["age_s"].as_f64() < Some(1.5));
+        assert!(
+            stats["tracks"][1]["frames"].as_u64().unwrap_or(0) > 0 || stats["age_s"].as_f64() < Some(1.5)
+        );
     }
     endpoint.call(Method::DELETE, &one.session).await;
     let frames = endpoint.recorder.frames(1).len();

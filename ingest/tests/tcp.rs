@@ -1,5 +1,7 @@
 //! Media over TCP on the port number of the UDP port.
 
+#![allow(clippy::unwrap_used)] // also in helpers
+
 mod support;
 
 use std::time::{Duration, Instant};

@@ -1,6 +1,8 @@
 //! RFC 9725, requirement by requirement, against the router of a real endpoint. The README's table names these
 //! tests.
 
+#![allow(clippy::unwrap_used)] // also in helpers
+
 mod support;
 
 use std::net::SocketAddr;
@@ -68,7 +70,10 @@ async fn the_answer_has_all_candidates_in_the_first_section_only() {
     assert!(sections[1].contains(&format!("127.0.0.1 {port} typ host tcptype passive")), "{answer}");
     assert!(sections[1].contains("a=end-of-candidates"));
     assert!(!sections[0].contains("a=candidate") && !sections[2].contains("a=candidate"), "{answer}");
-    assert!(!answer.lines().any(|line| line.starts_with("a=candidate") && line.contains(" 2 udp")), "{answer}");
+    assert!(
+        !answer.lines().any(|line| line.starts_with("a=candidate") && line.contains(" 2 udp")),
+        "{answer}"
+    );
 }
 
 #[tokio::test]
@@ -83,7 +88,10 @@ async fn video_orientation_is_not_negotiated() {
 async fn stereo_is_asked_for_when_the_publisher_has_it() {
     let offer = OFFER.replace("useinbandfec=1", "useinbandfec=1;sprop-stereo=1");
     let stereo = text(endpoint().await.post("cam", offer).await).await;
-    assert!(stereo.lines().any(|line| line.starts_with("a=fmtp:111") && line.contains("stereo=1")), "{stereo}");
+    assert!(
+        stereo.lines().any(|line| line.starts_with("a=fmtp:111") && line.contains("stereo=1")),
+        "{stereo}"
+    );
 }
 
 #[tokio::test]
@@ -223,8 +231,7 @@ async fn overload_is_503_with_retry_after() {
 
 #[tokio::test]
 async fn too_many_requests_are_429() {
-    let endpoint =
-        Endpoint::start(Config { requests_per_s_max: 1, requests_burst_max: 3, ..config() }).await;
+    let endpoint = Endpoint::start(Config { requests_per_s_max: 1, requests_burst_max: 3, ..config() }).await;
     for _ in 0..3 {
         assert_eq!(endpoint.post("cam", "x").await.status(), StatusCode::BAD_REQUEST);
     }
@@ -258,7 +265,10 @@ async fn options_tells_what_can_be_posted_and_allows_other_origins() {
     let response = endpoint.send(preflight.unwrap()).await;
     assert!(header(&response, "access-control-allow-methods").contains("POST"));
     let allowed = header(&response, "access-control-allow-headers");
-    assert!(["Authorization", "Content-Type", "If-Match"].iter().all(|name| allowed.contains(name)), "{allowed}");
+    assert!(
+        ["Authorization", "Content-Type", "If-Match"].iter().all(|name| allowed.contains(name)),
+        "{allowed}"
+    );
     assert!(response.headers().get("link").is_none(), "credentials in a preflight");
     let response = endpoint.post("cam", OFFER).await;
     assert_eq!(header(&response, "link"), link);
@@ -328,7 +338,8 @@ async fn malformed_fragments_are_400_and_other_types_415() {
         let response = endpoint.patch(&session, Some(&etag), fragment).await;
         assert_eq!(response.status(), StatusCode::BAD_REQUEST, "{fragment:?}");
     }
-    let request = Request::patch(&session).header("if-match", &etag).header("content-type", "application/sdp");
+    let request =
+        Request::patch(&session).header("if-match", &etag).header("content-type", "application/sdp");
     let response = endpoint.send(request.body(Body::from(TRICKLE)).unwrap()).await;
     assert_eq!(response.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
     let response = endpoint.patch("/whip/session/none", Some("*"), TRICKLE).await;
@@ -357,7 +368,10 @@ async fn a_restart_is_200_with_a_new_etag_and_new_ice_parameters() {
     assert_eq!(options(&fragment), options(&answer), "ICE options must stay");
     // The old tag is over; the new one is good for the new session's candidates.
     let trickle = RESTART.to_owned() + "a=candidate:1 1 udp 2122260223 127.0.0.1 61764 typ host\r\n";
-    assert_eq!(endpoint.patch(&session, Some(&etag), &trickle).await.status(), StatusCode::PRECONDITION_FAILED);
+    assert_eq!(
+        endpoint.patch(&session, Some(&etag), &trickle).await.status(),
+        StatusCode::PRECONDITION_FAILED
+    );
     assert_eq!(endpoint.patch(&session, Some(&restarted), &trickle).await.status(), StatusCode::NO_CONTENT);
 }
 
@@ -393,8 +407,7 @@ async fn a_refused_restart_leaves_the_session_as_it_was() {
 
 #[tokio::test]
 async fn a_wrong_or_missing_token_is_401_and_says_nothing_about_the_stream() {
-    let endpoint =
-        Endpoint::start(Config { stream_keys: vec![Secret::new("cam:sesame")], ..config() }).await;
+    let endpoint = Endpoint::start(Config { stream_keys: vec![Secret::new("cam:sesame")], ..config() }).await;
     let post = |stream: &str, token: Option<&str>| {
         let mut request = Request::post(format!("/whip/{stream}")).header("content-type", "application/sdp");
         if let Some(token) = token {
@@ -433,7 +446,8 @@ async fn without_rules_only_this_machine_may_publish_and_a_proxy_is_not_this_mac
     assert_eq!(from(here, true).await.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(from(here, false).await.status(), StatusCode::CREATED);
     let open = Endpoint::start(Config { auth_open_to: OpenTo::Everybody, ..config() }).await;
-    let mut request = Request::post("/whip/cam").header("content-type", "application/sdp").body(OFFER.into()).unwrap();
+    let mut request =
+        Request::post("/whip/cam").header("content-type", "application/sdp").body(OFFER.into()).unwrap();
     request.extensions_mut().insert(ConnectInfo(SocketAddr::from(([192, 0, 2, 1], 4000))));
     assert_eq!(open.send(request).await.status(), StatusCode::CREATED);
 }

@@ -320,7 +320,9 @@ mod tests {
 
     #[test]
     fn sound_and_pictures_stay_together_for_half_an_hour_of_drift() {
-        for (audio, video, wall) in [(0, 0, 0), (200, 200, 200), (-200, -200, -200), (200, -200, 0), (-200, 200, 100)] {
+        for (audio, video, wall) in
+            [(0, 0, 0), (200, 200, 200), (-200, -200, -200), (200, -200, 0), (-200, 200, 100)]
+        {
             let mut source = Source::new();
             (source.audio_ppm, source.video_ppm, source.wall_ppm) = (audio, video, wall);
             source.run(0, 1800);
@@ -405,7 +407,11 @@ mod tests {
                 assert!(stamp.pts_us > last, "{jump}: frame {frame}");
                 last = stamp.pts_us;
                 discontinuities += usize::from(stamp.is_discontinuous);
-                assert!((stamp.pts_us - arrival).abs() < 50_000, "{jump}: frame {frame} at {}", stamp.pts_us - arrival);
+                assert!(
+                    (stamp.pts_us - arrival).abs() < 50_000,
+                    "{jump}: frame {frame} at {}",
+                    stamp.pts_us - arrival
+                );
             }
             assert_eq!(discontinuities, 1, "{jump}");
         }

@@ -184,7 +184,11 @@ impl Publisher {
     pub fn offer(&mut self, now: Instant) -> String {
         let candidate = match self.protocol {
             TransportProtocol::TCP => {
-                format!("candidate:1 1 tcp 1518280447 {} {} typ host tcptype active", self.local.ip(), self.local.port())
+                format!(
+                    "candidate:1 1 tcp 1518280447 {} {} typ host tcptype active",
+                    self.local.ip(),
+                    self.local.port()
+                )
             }
             _ => format!("candidate:1 1 udp 2130706431 {} {} typ host", self.local.ip(), self.local.port()),
         };

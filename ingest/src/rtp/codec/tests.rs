@@ -50,7 +50,8 @@ fn h264_parameter_sets_leave_the_picture_and_make_its_format() {
     let picture = assemble(&mut *h264, &payloads).unwrap().unwrap();
     assert!(picture.is_keyframe);
     assert_eq!(picture.data, with_length(&[sei, &IDR]));
-    let Some(TrackFormat::Video { codec: VideoCodec::H264, width: 1280, height: 720, config }) = picture.format
+    let Some(TrackFormat::Video { codec: VideoCodec::H264, width: 1280, height: 720, config }) =
+        picture.format
     else {
         panic!("{picture:?}");
     };
@@ -88,7 +89,11 @@ fn h264_parameters_that_change_without_a_keyframe_are_refused() {
 fn h264_without_parameters_there_is_no_keyframe() {
     let mut h264 = depacketizer(VideoCodec::H264);
     assert!(assemble(&mut *h264, &[&IDR]).is_err());
-    assert_eq!(assemble(&mut *h264, &[&nal(SPS), &nal(PPS)]), Ok(None), "parameter sets alone are no picture");
+    assert_eq!(
+        assemble(&mut *h264, &[&nal(SPS), &nal(PPS)]),
+        Ok(None),
+        "parameter sets alone are no picture"
+    );
     assert!(assemble(&mut *h264, &[&IDR]).unwrap().unwrap().is_keyframe);
 }
 
@@ -192,11 +197,10 @@ proptest! {
             let mut depacketizer = depacketizer(codec);
             for (payload, ends) in payloads.iter().zip(&ends) {
                 let _ = depacketizer.push(&Bytes::copy_from_slice(payload));
-                if *ends {
-                    if let Ok(Some(picture)) = depacketizer.finish() {
+                if *ends
+                    && let Ok(Some(picture)) = depacketizer.finish() {
                         prop_assert!(picture.data.len() <= payloads.len() * 120);
                     }
-                }
             }
         }
     }
