@@ -112,6 +112,24 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// How long to wait before trying again makes sense: nothing when it does not. `was_live` tells whether this
+    /// publisher held the stream before: then the server may only need to notice that it is gone.
+    pub(crate) fn retry_after(&self, was_live: bool) -> Option<Duration> {
+        match self {
+            Self::Overloaded { retry_after } => Some(*retry_after),
+            Self::NameTaken if was_live => Some(Duration::ZERO),
+            Self::Refused { status, .. } if *status >= 500 => Some(Duration::ZERO),
+            Self::Unreachable { .. }
+            | Self::UdpBlocked { .. }
+            | Self::HandshakeFailed { .. }
+            | Self::ConnectionLost
+            | Self::ClosedByServer => Some(Duration::ZERO),
+            _ => None,
+        }
+    }
+}
+
 /// Attaches what was being done to a foreign error.
 pub(crate) trait Context<T> {
     fn context(self, step: &'static str) -> Result<T, Error>;

@@ -22,6 +22,6 @@ mod timeline;
 mod whip;
 
 pub use error::Error;
-pub use options::{Bitrate, Options, Size, Source, Transcode, VideoCodec};
+pub use options::{Bitrate, Options, Size, Source, Transcode, Transport, VideoCodec};
 pub use progress::{Progress, State, Summary};
 pub use publisher::{Publisher, run};

@@ -88,6 +88,18 @@ pub enum Transcode {
     Always,
 }
 
+/// How media travels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Transport {
+    /// Over UDP; over TCP where no UDP path is found within 2 s and the server accepts that.
+    #[default]
+    Auto,
+    /// Over UDP only.
+    Udp,
+    /// Over TCP only.
+    Tcp,
+}
+
 /// A bitrate in bits per second; `2500k` and `2.5M` are understood.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bitrate(pub u64);
@@ -151,6 +163,12 @@ pub struct Options {
     /// When a file's video is encoded again.
     #[arg(long, value_enum, default_value_t)]
     pub transcode: Transcode,
+    /// How media travels.
+    #[arg(long, value_enum, default_value_t)]
+    pub transport: Transport,
+    /// When the server can't be reached or the connection is lost, try again until it works.
+    #[arg(long)]
+    pub retry: bool,
     /// Send no video.
     #[arg(long, conflicts_with = "no_audio")]
     pub no_video: bool,
@@ -190,6 +208,8 @@ impl Options {
             keyframe_interval_ms: 2000,
             video_codec: VideoCodec::H264,
             transcode: Transcode::Auto,
+            transport: Transport::Auto,
+            retry: false,
             no_video: false,
             no_audio: false,
             once: false,

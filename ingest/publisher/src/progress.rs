@@ -46,6 +46,8 @@ pub struct Progress {
     pub nacked_packets: u64,
     /// RTP payload bytes since the start.
     pub bytes_sent: u64,
+    /// How often the connection was made again after a loss.
+    pub reconnects: u64,
     /// Something the person should know, for example that a file is being transcoded and why.
     pub note: Option<String>,
 }
@@ -67,6 +69,8 @@ pub struct Summary {
     pub nacked_packets: u64,
     /// RTP payload bytes sent by all.
     pub bytes_sent: u64,
+    /// How often connections were made again after a loss.
+    pub reconnects: u64,
     /// Frames that this machine was too slow to encode or send in time.
     pub frames_skipped: u64,
 }
@@ -80,5 +84,6 @@ impl Summary {
         self.keyframe_requests += progress.keyframe_requests;
         self.nacked_packets += progress.nacked_packets;
         self.bytes_sent += progress.bytes_sent;
+        self.reconnects += progress.reconnects;
     }
 }

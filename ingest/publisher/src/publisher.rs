@@ -17,6 +17,10 @@ use tokio_util::sync::CancellationToken;
 /// How often the figures of several publishers are added up.
 const MERGE_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Before the first further attempt, and the most between attempts: a server keeps a lost stream open for longer.
+const RETRY_WAIT_MIN: Duration = Duration::from_millis(500);
+const RETRY_WAIT_MAX: Duration = Duration::from_secs(8);
+
 /// Publishes until `stop` is cancelled, the time given in the options is over, the source ends, or an error occurs.
 /// With several publishers, the first error ends all of them.
 ///
@@ -76,11 +80,43 @@ async fn send_one(
     stop: &CancellationToken,
     progress: &watch::Sender<Progress>,
 ) -> Result<Progress, Error> {
-    let Some(session) = session::connect(options, number, &media.offered, stop).await? else {
-        return Ok(Progress { state: State::Ended, ..Progress::default() });
-    };
     let span = options.seconds.map(Duration::from_secs);
-    session.send(media.feed(), media.note.clone(), span, stop, progress).await
+    let mut carried = Progress { note: media.note.clone(), ..Progress::default() };
+    let mut failures = 0;
+    loop {
+        let left = span.map(|span| span.saturating_sub(carried.live_for));
+        let (error, live_for) = match session::connect(options, number, &media.offered, stop).await {
+            Ok(None) => return Ok(Progress { state: State::Ended, ..carried }),
+            Ok(Some(session)) => {
+                let before = carried.live_for;
+                match session.send(media.feed(), carried.clone(), left, stop, progress).await {
+                    Ok(ended) => return Ok(ended),
+                    Err(error) => {
+                        carried = Progress { note: media.note.clone(), ..progress.borrow().clone() };
+                        (error, carried.live_for - before)
+                    }
+                }
+            }
+            Err(error) => (error, Duration::ZERO),
+        };
+        let was_live = carried.live_for > Duration::ZERO;
+        let Some(wanted) = error.retry_after(was_live).filter(|_| options.retry) else { return Err(error) };
+        failures = if live_for > RETRY_WAIT_MAX { 1 } else { failures + 1 };
+        let wait = wanted.max(retry_wait(failures, rand::random()));
+        let note = Some(format!("{error}; trying again in {:.1} s", wait.as_secs_f64()));
+        progress.send_replace(Progress { state: State::Connecting, live: 0, note, ..carried.clone() });
+        tokio::select! {
+            () = stop.cancelled() => return Ok(Progress { state: State::Ended, ..carried }),
+            () = tokio::time::sleep(wait) => {}
+        }
+        carried.reconnects += u64::from(was_live);
+    }
+}
+
+/// Doubles with each failure in a row, and is spread: a restarted server shall not meet all publishers at once.
+fn retry_wait(failures: u32, random: u32) -> Duration {
+    let base = (RETRY_WAIT_MIN * 2u32.saturating_pow(failures.saturating_sub(1).min(8))).min(RETRY_WAIT_MAX);
+    base.mul_f64(0.75 + 0.5 * f64::from(random) / f64::from(u32::MAX))
 }
 
 async fn send_many(
@@ -148,6 +184,7 @@ fn merge(all: impl Iterator<Item = Progress>) -> Progress {
         sum.keyframe_requests += one.keyframe_requests;
         sum.nacked_packets += one.nacked_packets;
         sum.bytes_sent += one.bytes_sent;
+        sum.reconnects += one.reconnects;
         sum.note = sum.note.or(one.note);
     }
     sum
@@ -217,5 +254,18 @@ impl Drop for Publisher {
         if let Some(task) = &self.task {
             task.abort();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_the_limit_and_are_spread() {
+        let waits =
+            |random| [1, 2, 3, 5, 9, u32::MAX].map(|failures| retry_wait(failures, random).as_millis());
+        assert_eq!(waits(0), [375, 750, 1500, 6000, 6000, 6000]);
+        assert_eq!(waits(u32::MAX), [625, 1250, 2500, 10_000, 10_000, 10_000]);
     }
 }

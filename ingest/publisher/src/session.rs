@@ -7,7 +7,7 @@ use crate::{
     error::Error,
     feed::Feed,
     frame::{Frame, Track},
-    options::Options,
+    options::{Options, Transport},
     peer::{Event, Peer},
     progress::{Progress, State},
     whip,
@@ -36,6 +36,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Without a media path after this time UDP is blocked: on working networks it takes two round trips.
 const PATH_TIMEOUT: Duration = Duration::from_secs(8);
+/// TCP is tried when UDP has had this long: it is a way out, not an equal.
+const TCP_DELAY: Duration = Duration::from_secs(2);
 /// DTLS needs a few more round trips, and repeats lost flights after 1, 2 and 4 s.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(16);
 /// A stop waits this long for the answer to an offer that is under way.
@@ -74,6 +76,7 @@ pub(crate) async fn connect(
     stop: &CancellationToken,
 ) -> Result<Option<Session>, Error> {
     let endpoint = whip::Endpoint::new(options, number)?;
+    let transport = options.transport;
     let url = endpoint.url();
     let unreachable = |reason: String| Error::Unreachable { url: url.to_string(), reason };
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
@@ -82,7 +85,8 @@ pub(crate) async fn connect(
         .await
         .map_err(|error| unreachable(format!("its name can't be resolved: {error}")))?
         .collect();
-    let mut peer = Peer::new(&addresses, offered.codec, &offered.profile_level_id, &offered.tracks).await?;
+    let mut peer =
+        Peer::new(&addresses, transport, offered.codec, &offered.profile_level_id, &offered.tracks).await?;
     let sdp = peer.offer()?;
     let mut posted = pin!(endpoint.offer(sdp));
     let accepted = tokio::select! {
@@ -100,7 +104,7 @@ pub(crate) async fn connect(
     let result = match peer.accept(accepted.answer) {
         Ok(()) => tokio::select! {
             () = stop.cancelled() => Ok(false),
-            result = wait_for_path(&mut peer) => result.map(|()| true),
+            result = wait_for_path(&mut peer, transport) => result.map(|()| true),
         },
         Err(error) => Err(error),
     };
@@ -117,9 +121,14 @@ pub(crate) async fn connect(
     }
 }
 
-async fn wait_for_path(peer: &mut Peer) -> Result<(), Error> {
+async fn wait_for_path(peer: &mut Peer, transport: Transport) -> Result<(), Error> {
     let start = Instant::now();
     let mut is_path_found = false;
+    let mut dial_at = match transport {
+        Transport::Auto => Some(start + TCP_DELAY),
+        Transport::Tcp => Some(start),
+        Transport::Udp => None,
+    };
     loop {
         peer.flush().await;
         while let Some(event) = peer.poll_event() {
@@ -144,7 +153,14 @@ async fn wait_for_path(peer: &mut Peer) -> Result<(), Error> {
                 Error::UdpBlocked { after: patience }
             });
         }
-        let wake = peer.poll_timeout().map_or(deadline, |timer| timer.min(deadline));
+        if dial_at.is_some_and(|at| now >= at && !is_path_found) {
+            peer.dial_tcp();
+            dial_at = None;
+        }
+        let mut wake = peer.poll_timeout().map_or(deadline, |timer| timer.min(deadline));
+        if let Some(at) = dial_at.filter(|_| !is_path_found) {
+            wake = wake.min(at);
+        }
         tokio::select! {
             () = peer.receive() => {}
             () = sleep_until(wake.into()) => {}
@@ -193,8 +209,11 @@ struct Sending<'a> {
     next_burst: Instant,
     progress: Progress,
     watch: &'a watch::Sender<Progress>,
+    /// How long earlier connections of this publisher were live, and since when this one is.
+    live_before: Duration,
     live_since: Instant,
     last_keyframe_request: Option<Instant>,
+    is_tcp_noted: bool,
     second: Second,
 }
 
@@ -211,7 +230,7 @@ impl Session {
     pub(crate) async fn send(
         self,
         feed: Feed,
-        note: Option<String>,
+        carried: Progress,
         span: Option<Duration>,
         stop: &CancellationToken,
         watch: &watch::Sender<Progress>,
@@ -224,10 +243,12 @@ impl Session {
             audio: TrackClock::new(),
             queue: VecDeque::new(),
             next_burst: now,
-            progress: Progress { state: State::Live, live: 1, note, ..Progress::default() },
+            progress: Progress { state: State::Live, live: 1, ..carried },
             watch,
+            live_before: carried.live_for,
             live_since: now,
             last_keyframe_request: None,
+            is_tcp_noted: false,
             second: Second::default(),
         };
         watch.send_replace(sending.progress.clone());
@@ -237,7 +258,9 @@ impl Session {
             result = sending.run() => result,
         };
         sending.say_goodbye();
-        sending.progress.live_for = sending.live_since.elapsed();
+        sending.progress.live_for = sending.live_before + sending.live_since.elapsed();
+        // Also after an error: another attempt carries these figures on.
+        watch.send_replace(sending.progress.clone());
         let (progress, peer) = (sending.progress, sending.peer);
         Session { peer, whip: self.whip }.end().await;
         result.map(|()| progress)
@@ -440,8 +463,13 @@ impl Sending<'_> {
     }
 
     fn tell(&mut self, span: Duration) {
+        if self.peer.is_on_tcp() && !self.is_tcp_noted {
+            self.is_tcp_noted = true;
+            let note = self.progress.note.take().map(|note| note + "; ").unwrap_or_default();
+            self.progress.note = Some(note + "sending over TCP");
+        }
         let span = span.as_secs_f64();
-        self.progress.live_for = self.live_since.elapsed();
+        self.progress.live_for = self.live_before + self.live_since.elapsed();
         self.progress.bitrate_bps = (self.second.bytes as f64 * 8.0 / span) as u64;
         self.progress.fps = self.second.frames as f64 / span;
         self.second = Second::default();

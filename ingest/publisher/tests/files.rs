@@ -153,3 +153,28 @@ async fn files_that_cannot_be_sent_are_refused_before_anybody_is_called() {
         assert!(error.to_string().contains(words), "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_film_from_a_turned_phone_comes_out_upright() {
+    let directory = TempDir::new().unwrap();
+    // White in the upper left corner of the stored picture. FFmpeg's own player shows it lower left with this tag.
+    let draw = "color=black:size=320x180:rate=25:duration=1,drawbox=w=160:h=90:color=white:t=fill";
+    let (flat, turned) = (directory.path().join("flat.mp4"), directory.path().join("turned.mp4"));
+    let ffmpeg = |arguments: &[&str]| {
+        let program = ["-hide_banner", "-loglevel", "error", "-nostdin", "-y"];
+        assert!(Command::new("ffmpeg").args(program).args(arguments).status().unwrap().success());
+    };
+    let (flat, turned) = (flat.to_str().unwrap(), turned.to_str().unwrap());
+    ffmpeg(&["-f", "lavfi", "-i", draw, "-c:v", "libx264", "-bf", "0", "-pix_fmt", "yuv420p", flat]);
+    ffmpeg(&["-i", flat, "-c", "copy", "-metadata:s:v", "rotate=90", turned]);
+    let mut endpoint = Endpoint::start(Behavior::default()).await;
+    let publisher = Publisher::start(options(Path::new(turned), endpoint.url("a")));
+    let seen = watch(&mut endpoint, 0.5).await;
+    publisher.stop().await.unwrap();
+    let pictures = pictures(Id::H264, &h264_units(&in_order(&seen, true).0));
+    let picture = &pictures[5];
+    assert_eq!((picture.width, picture.height), (180, 320));
+    let luma = |x: usize, y: usize| picture.luma[y * picture.stride + x];
+    let corners = [luma(40, 60), luma(140, 60), luma(40, 260), luma(140, 260)].map(|luma| luma > 128);
+    assert_eq!(corners, [false, false, true, false], "upper left, upper right, lower left, lower right");
+}

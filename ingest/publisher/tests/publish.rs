@@ -10,7 +10,7 @@ use common::{
     decode::{h264_units, in_order, pictures, samples, vp8_frames},
 };
 use ffmpeg_next::codec::Id;
-use shoal_publisher::{Options, Publisher, Size, Source, State, VideoCodec, clock};
+use shoal_publisher::{Options, Publisher, Size, Source, State, Transport, VideoCodec, clock};
 
 fn options(source: Source, url: String) -> Options {
     let mut options = Options::new(source, url);
@@ -315,4 +315,84 @@ async fn one_refused_publisher_ends_all_and_leaves_no_session_behind() {
             i32::from(matches!(seen, Seen::Offer { .. })) - i32::from(matches!(seen, Seen::Deleted { .. }));
     }
     assert_eq!(open, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_udp_is_blocked_media_goes_over_tcp() {
+    for transport in [Transport::Tcp, Transport::Auto] {
+        let mut endpoint =
+            Endpoint::start(Behavior { is_udp_dead: true, has_tcp: true, ..Behavior::default() }).await;
+        let mut options = options(Source::TestPattern, endpoint.url("a"));
+        options.transport = transport;
+        let publisher = Publisher::start(options);
+        let seen = endpoint.until(video_frames(45)).await;
+        let note = publisher.progress().borrow().note.clone();
+        publisher.stop().await.unwrap();
+        assert_eq!(note.as_deref(), Some("sending over TCP"), "{transport:?}");
+        let (packets, missing) = in_order(&seen, true);
+        assert_eq!(missing, 0);
+        pictures(Id::H264, &h264_units(&packets));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_both_work_media_goes_over_udp() {
+    let mut endpoint = Endpoint::start(Behavior { has_tcp: true, ..Behavior::default() }).await;
+    let publisher = Publisher::start(options(Source::TestPattern, endpoint.url("a")));
+    endpoint.until(video_frames(45)).await;
+    let note = publisher.progress().borrow().note.clone();
+    publisher.stop().await.unwrap();
+    assert_eq!(note, None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_retry_a_lost_server_is_called_again_and_figures_go_on() {
+    let mut endpoint = Endpoint::start(Behavior::default()).await;
+    let mut options = options(Source::TestPattern, endpoint.url("a"));
+    options.retry = true;
+    let publisher = Publisher::start(options);
+    endpoint.until(video_frames(10)).await;
+    endpoint.command(Command::Close);
+    endpoint.until(|seen| matches!(seen, Seen::Offer { .. })).await;
+    let seen = endpoint.until(video_frames(10)).await;
+    let summary = publisher.stop().await.unwrap();
+    assert_eq!(summary.reconnects, 1);
+    assert!(summary.frames_sent >= 20 && summary.keyframes_sent >= 2, "{summary:?}");
+    let (packets, _) = in_order(&seen, true);
+    // The new connection has a new SSRC: only its packets, from its first keyframe on, decode alone.
+    let newest = packets.last().unwrap().header.ssrc;
+    let packets: Vec<_> = packets.into_iter().filter(|packet| packet.header.ssrc == newest).collect();
+    pictures(Id::H264, &h264_units(&packets));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drifting_clock_drifts_against_the_receivers_by_what_was_asked() {
+    let mut endpoint = Endpoint::start(Behavior::default()).await;
+    let mut options = options(Source::TestPattern, endpoint.url("a"));
+    options.drift_ppm = 10_000.0;
+    options.audio_drift_ppm = -5_000.0;
+    let publisher = Publisher::start(options);
+    let mut reports = 0;
+    let seen = endpoint
+        .until(|seen| {
+            reports += u32::from(matches!(seen, Seen::Report { is_video: false, .. }));
+            reports >= 5
+        })
+        .await;
+    publisher.stop().await.unwrap();
+    let reports: Vec<_> = seen
+        .iter()
+        .filter_map(|seen| match seen {
+            Seen::Report { is_video: false, report, unix_us } => Some((report, *unix_us)),
+            _ => None,
+        })
+        .collect();
+    let (first, last) = (&reports[1], reports.last().unwrap());
+    let received_s = (last.1 - first.1) as f64 / 1e6;
+    let reported_s = (last.0.ntp_time - first.0.ntp_time) as f64 / (1u64 << 32) as f64;
+    let sounded_s = f64::from(last.0.rtp_time.wrapping_sub(first.0.rtp_time)) / 48_000.0;
+    // 30 ms in 3 s, give or take the network's jitter; the sound card's drift is exact.
+    let drift = reported_s - received_s;
+    assert!((0.015..0.045).contains(&drift), "{} ms in {received_s} s", drift * 1e3);
+    assert!((sounded_s / reported_s - 0.995).abs() < 0.0005, "{sounded_s} against {reported_s}");
 }

@@ -38,7 +38,11 @@ use rtc::{
     },
     rtp_transceiver::RTCRtpReceiverId,
     sansio::Protocol,
-    shared::{TaggedBytesMut, TransportContext, TransportProtocol, error::Error as RtcError},
+    shared::{
+        TaggedBytesMut, TransportContext, TransportProtocol,
+        error::Error as RtcError,
+        tcp_framing::{TcpFrameDecoder, frame_packet},
+    },
 };
 use std::{
     collections::VecDeque,
@@ -50,7 +54,8 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 use tokio::{
-    net::{TcpListener, UdpSocket},
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream, UdpSocket},
     sync::mpsc,
 };
 
@@ -78,6 +83,8 @@ pub(crate) struct Behavior {
     pub(crate) refuse_name: Option<&'static str>,
     /// Advertise a UDP port that nobody serves.
     pub(crate) is_udp_dead: bool,
+    /// Accept media over TCP, too.
+    pub(crate) has_tcp: bool,
     /// Drop each n-th video datagram on arrival (before the engine sees it); 0 drops none.
     pub(crate) drop_each: u32,
     /// `Location` is this prefix and the session's id.
@@ -90,6 +97,7 @@ impl Default for Behavior {
             refuse: None,
             refuse_name: None,
             is_udp_dead: false,
+            has_tcp: false,
             drop_each: 0,
             location_prefix: "/session/",
         }
@@ -200,11 +208,13 @@ async fn offer(
     }
     let _ = shared.seen.send(Seen::Offer { name, sdp: sdp.clone(), authorization: authorization(&headers) });
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
-    let (connection, answer) = answer(sdp, socket.local_addr().unwrap());
-    if !shared.behavior.is_udp_dead {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let tcp = shared.behavior.has_tcp.then(|| listener.local_addr().unwrap());
+    let (connection, answer) = answer(sdp, socket.local_addr().unwrap(), tcp);
+    if !shared.behavior.is_udp_dead || shared.behavior.has_tcp {
         let (sender, commands) = mpsc::unbounded_channel();
         shared.sessions.lock().unwrap().push(sender);
-        tokio::spawn(drive(connection, socket, shared.clone(), commands));
+        tokio::spawn(drive(connection, socket, listener, shared.clone(), commands));
     }
     let location = format!("{}{}", shared.behavior.location_prefix, 7);
     let headers = [(header::CONTENT_TYPE, "application/sdp".to_owned()), (header::LOCATION, location)];
@@ -220,7 +230,7 @@ fn authorization(headers: &HeaderMap) -> Option<String> {
     headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned())
 }
 
-fn answer(offer: String, local: SocketAddr) -> (RTCPeerConnection, String) {
+fn answer(offer: String, local: SocketAddr, tcp: Option<SocketAddr>) -> (RTCPeerConnection, String) {
     let mut media_engine = MediaEngine::default();
     media_engine.register_default_codecs().unwrap();
     let registry = register_default_interceptors(Registry::new(), &mut media_engine)
@@ -237,6 +247,11 @@ fn answer(offer: String, local: SocketAddr) -> (RTCPeerConnection, String) {
     connection.set_remote_description(Instant::now(), offer).unwrap();
     let candidate = format!("candidate:1 1 udp 2130706431 {} {} typ host", local.ip(), local.port());
     connection.add_local_candidate(RTCIceCandidateInit { candidate, ..Default::default() }).unwrap();
+    if let Some(tcp) = tcp {
+        let (ip, port) = (tcp.ip(), tcp.port());
+        let candidate = format!("candidate:2 1 tcp 1671430143 {ip} {port} typ host tcptype passive");
+        connection.add_local_candidate(RTCIceCandidateInit { candidate, ..Default::default() }).unwrap();
+    }
     connection.add_local_candidate(RTCIceCandidateInit::default()).unwrap();
     let answer = connection.create_answer(None).unwrap();
     connection.set_local_description(Instant::now(), answer).unwrap();
@@ -248,6 +263,7 @@ fn answer(offer: String, local: SocketAddr) -> (RTCPeerConnection, String) {
 async fn drive(
     mut connection: RTCPeerConnection,
     socket: UdpSocket,
+    listener: TcpListener,
     shared: Arc<Shared>,
     mut commands: mpsc::UnboundedReceiver<Command>,
 ) {
@@ -255,9 +271,18 @@ async fn drive(
     let mut video: Option<(RTCRtpReceiverId, u32)> = None;
     let mut media_datagrams = 0u32;
     let mut buffer = vec![0; 2048];
+    let mut stream: Option<(TcpStream, SocketAddr)> = None;
+    let mut tcp_buffer = vec![0; 8192];
+    let mut decoder = TcpFrameDecoder::new();
     loop {
         while let Some(out) = connection.poll_write() {
-            let _ = socket.send_to(&out.message, out.transport.peer_addr).await;
+            if out.transport.transport_protocol == TransportProtocol::TCP {
+                if let Some((stream, _)) = &mut stream {
+                    let _ = stream.write_all(&frame_packet(&out.message)).await;
+                }
+            } else if !shared.behavior.is_udp_dead {
+                let _ = socket.send_to(&out.message, out.transport.peer_addr).await;
+            }
         }
         while let Some(event) = connection.poll_event() {
             if let RTCPeerConnectionEvent::OnTrack(RTCTrackEvent::OnOpen(open)) = event {
@@ -316,7 +341,25 @@ async fn drive(
                 (Some(_), None) => panic!("a keyframe request before there was video"),
                 (None, _) => return,
             },
-            received = socket.recv_from(&mut buffer) => {
+            accepted = listener.accept(), if stream.is_none() => stream = Some(accepted.unwrap()),
+            length = read(&mut stream, &mut tcp_buffer) => {
+                decoder.extend_from_slice(&tcp_buffer[..length]);
+                let peer_addr = stream.as_ref().unwrap().1;
+                while let Some(packet) = decoder.next_packet() {
+                    let transport = TransportContext {
+                        local_addr: listener.local_addr().unwrap(),
+                        peer_addr,
+                        transport_protocol: TransportProtocol::TCP,
+                        ecn: None,
+                    };
+                    let message = BytesMut::from(&packet[..]);
+                    let _ = connection.handle_read(TaggedBytesMut { now: Instant::now(), transport, message });
+                }
+                if length == 0 {
+                    stream = None;
+                }
+            }
+            received = socket.recv_from(&mut buffer), if !shared.behavior.is_udp_dead => {
                 let Ok((length, peer_addr)) = received else { continue };
                 // RTP has version 2 and, unlike RTCP (RFC 5761, section 4), a payload type outside 64 to 95.
                 let is_rtp = buffer[0] >> 6 == 2 && !(64..96).contains(&(buffer[1] & 0x7f));
@@ -339,6 +382,13 @@ async fn drive(
             }
             () = tokio::time::sleep_until(wake.into()) => connection.handle_timeout(Instant::now()).unwrap(),
         }
+    }
+}
+
+async fn read(stream: &mut Option<(TcpStream, SocketAddr)>, buffer: &mut [u8]) -> usize {
+    match stream {
+        Some((stream, _)) => stream.read(buffer).await.unwrap_or(0),
+        None => std::future::pending().await,
     }
 }
 

@@ -87,7 +87,9 @@ struct Loop {
 impl Player {
     fn new(plan: Plan, options: &Options, fanout: Fanout) -> Result<Self, Error> {
         let encoder = match plan.video.as_ref().map(|video| &video.mode) {
-            Some(VideoMode::Encode { size, fps }) => Some(PictureEncoder::new(options, *size, *fps)?),
+            Some(VideoMode::Encode { size, quarter_turns, fps }) => {
+                Some(PictureEncoder::new(options, *size, *quarter_turns, *fps)?)
+            }
             _ => None,
         };
         let needs_opus = plan.audio.as_ref().is_some_and(|audio| !audio.is_copied);

@@ -7,7 +7,9 @@ use crate::{
     packetize,
 };
 use ffmpeg_next::{
-    Packet, Rational, codec, decoder, format,
+    Packet, Rational, codec,
+    codec::packet::side_data,
+    decoder, format,
     format::{Pixel, context::Input},
     media,
 };
@@ -44,8 +46,22 @@ pub(super) struct VideoPlan {
 
 #[derive(Clone, Debug)]
 pub(super) enum VideoMode {
-    Copy { profile_level_id: String },
-    Encode { size: Size, fps: f64 },
+    Copy {
+        profile_level_id: String,
+    },
+    /// `size` is the picture as stored, scaled; it is then turned clockwise by so many quarters.
+    Encode {
+        size: Size,
+        quarter_turns: u8,
+        fps: f64,
+    },
+}
+
+impl VideoMode {
+    /// The size that is sent.
+    pub(super) fn sent_size(size: Size, quarter_turns: u8) -> Size {
+        if quarter_turns.is_multiple_of(2) { size } else { Size { width: size.height, height: size.width } }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -100,8 +116,9 @@ impl Plan {
             Some(VideoPlan { mode: VideoMode::Copy { profile_level_id }, .. }) => {
                 (VideoCodec::H264, profile_level_id.clone())
             }
-            Some(VideoPlan { mode: VideoMode::Encode { size, fps }, .. }) => {
-                (options.video_codec, crate::source::profile_level_id(*size, *fps))
+            Some(VideoPlan { mode: VideoMode::Encode { size, quarter_turns, fps }, .. }) => {
+                let size = VideoMode::sent_size(*size, *quarter_turns);
+                (options.video_codec, crate::source::profile_level_id(size, *fps))
             }
             None => (options.video_codec, "42e01f".into()),
         }
@@ -227,6 +244,9 @@ fn why_encode(input: &Input, stream: usize, scan: &Scan, options: &Options) -> R
     if !matches!(decoder.format(), Pixel::YUV420P | Pixel::YUVJ420P) {
         return Ok(Some("its pixel format is not the 8-bit 4:2:0 that browsers decode".into()));
     }
+    if quarter_turns(input, stream) != 0 {
+        return Ok(Some("it was filmed with the camera turned".into()));
+    }
     if scan.has_reordering || decoder.has_b_frames() {
         return Ok(Some("it has B-frames".into()));
     }
@@ -263,7 +283,9 @@ fn encode_mode(input: &Input, stream: usize, options: &Options) -> Result<VideoM
     let is_square = aspect.numerator() <= 0 || aspect.denominator() <= 0;
     let pixel = if is_square { 1.0 } else { f64::from(aspect) };
     let shown = (f64::from(width) * pixel, f64::from(height));
-    let limit = options.size.unwrap_or(ENCODED_SIZE_MAX);
+    let quarter_turns = quarter_turns(input, stream);
+    // The limit is for what people see, so it is turned back to fit the stored picture.
+    let limit = VideoMode::sent_size(options.size.unwrap_or(ENCODED_SIZE_MAX), quarter_turns);
     let mut scale = (f64::from(limit.width) / shown.0).min(f64::from(limit.height) / shown.1);
     if options.size.is_none() {
         scale = scale.min(1.0);
@@ -273,8 +295,27 @@ fn encode_mode(input: &Input, stream: usize, options: &Options) -> Result<VideoM
     let fps = if rate.is_finite() && rate > 0.0 { rate } else { 30.0 };
     Ok(VideoMode::Encode {
         size: Size { width: even(shown.0), height: even(shown.1) },
+        quarter_turns,
         fps: fps.min(f64::from(options.fps)),
     })
+}
+
+/// By how many quarters, clockwise, the stored picture has to be turned to be upright: phones film sideways.
+fn quarter_turns(input: &Input, stream: usize) -> u8 {
+    let Some(stream) = input.stream(stream) else { return 0 };
+    let matrix = stream.side_data().find(|data| data.kind() == side_data::Type::DisplayMatrix);
+    matrix.map_or(0, |matrix| turns_of(matrix.data()))
+}
+
+/// From a display matrix: nine 32-bit integers, of which the first two are the images of the x axis.
+fn turns_of(matrix: &[u8]) -> u8 {
+    let cell = |at: usize| {
+        let bytes = matrix.get(at * 4..at * 4 + 4).and_then(|bytes| bytes.try_into().ok());
+        f64::from(bytes.map_or(0, i32::from_ne_bytes))
+    };
+    let degrees = cell(1).atan2(cell(0)).to_degrees();
+    // Anything but quarters is a video editor's whim; the nearest quarter is upright enough.
+    ((degrees / 90.0).round() as i32).rem_euclid(4) as u8
 }
 
 fn is_sendable_opus(input: &Input, stream: usize) -> Result<bool, Error> {
@@ -292,6 +333,20 @@ mod tests {
         assert_eq!(negotiable_profile(66, 0x00, 31), "42001f");
         assert_eq!(negotiable_profile(77, 0x40, 40), "4d0028");
         assert_eq!(negotiable_profile(100, 0x00, 42), "64002a");
+    }
+
+    #[test]
+    fn display_matrices_give_quarter_turns() {
+        let matrix = |a: i32, b: i32| {
+            let cells = [a, b, 0, -b, a, 0, 0, 0, 1 << 30];
+            cells.iter().flat_map(|cell| cell.to_ne_bytes()).collect::<Vec<_>>()
+        };
+        let one = 1 << 16;
+        assert_eq!(turns_of(&matrix(one, 0)), 0);
+        assert_eq!(turns_of(&matrix(0, one)), 1);
+        assert_eq!(turns_of(&matrix(-one, 0)), 2);
+        assert_eq!(turns_of(&matrix(0, -one)), 3);
+        assert_eq!(turns_of(&[]), 0);
     }
 
     #[test]

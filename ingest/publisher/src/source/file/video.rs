@@ -108,17 +108,22 @@ impl VideoReader {
 pub(super) struct PictureEncoder {
     pub(super) encoder: VideoEncoder,
     size: Size,
+    quarter_turns: u8,
     scaler: Option<scaling::Context>,
     scaled: frame::Video,
+    turned: frame::Video,
 }
 
 impl PictureEncoder {
-    pub(super) fn new(options: &Options, size: Size, fps: f64) -> Result<Self, Error> {
+    pub(super) fn new(options: &Options, size: Size, quarter_turns: u8, fps: f64) -> Result<Self, Error> {
+        let sent = VideoMode::sent_size(size, quarter_turns);
         Ok(Self {
-            encoder: VideoEncoder::new(options, size, fps)?,
+            encoder: VideoEncoder::new(options, sent, fps)?,
             size,
+            quarter_turns,
             scaler: None,
             scaled: frame::Video::new(Pixel::YUV420P, size.width, size.height),
+            turned: frame::Video::new(Pixel::YUV420P, sent.width, sent.height),
         })
     }
 
@@ -150,7 +155,33 @@ impl PictureEncoder {
         if let Some(scaler) = &mut self.scaler {
             scaler.run(picture, &mut self.scaled).context("scale")?;
         }
-        self.encoder.encode(&mut self.scaled, ticks(position_us), position_us)
+        let upright = match self.quarter_turns {
+            0 => &mut self.scaled,
+            turns => {
+                turn(&self.scaled, turns, &mut self.turned);
+                &mut self.turned
+            }
+        };
+        self.encoder.encode(upright, ticks(position_us), position_us)
+    }
+}
+
+/// Turns all planes clockwise.
+fn turn(from: &frame::Video, quarter_turns: u8, to: &mut frame::Video) {
+    for plane in 0..3 {
+        let (width, height) = (from.plane_width(plane) as usize, from.plane_height(plane) as usize);
+        let (from_stride, to_stride) = (from.stride(plane), to.stride(plane));
+        let (from, to) = (from.data(plane), to.data_mut(plane));
+        for y in 0..height {
+            for (x, &value) in from[y * from_stride..y * from_stride + width].iter().enumerate() {
+                let (to_x, to_y) = match quarter_turns {
+                    1 => (height - 1 - y, x),
+                    2 => (width - 1 - x, height - 1 - y),
+                    _ => (y, width - 1 - x),
+                };
+                to[to_y * to_stride + to_x] = value;
+            }
+        }
     }
 }
 

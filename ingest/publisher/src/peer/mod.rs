@@ -3,22 +3,23 @@
 //! The engine is sans-I/O; this file feeds it datagrams, timers and packets and sends what it wants sent. What is
 //! sent, when, and with which timestamps is decided in `session.rs`.
 
+mod media;
+mod tap;
+mod tcp;
+mod udp;
+
 use crate::{
     error::{Context as _, Error},
     frame::Track,
-    options::VideoCodec,
+    options::{Transport, VideoCodec},
 };
 use bytes::{Bytes, BytesMut};
-use parking_lot::Mutex;
+use media::{MID_URI, Sender};
 use rtc::{
-    interceptor::{Interceptor, NackResponderBuilder, Packet, Slot, StreamInfo, TaggedPacket},
-    media_stream::MediaStreamTrack,
+    interceptor::{NackResponderBuilder, Slot},
     peer_connection::{
         RTCPeerConnection, RTCPeerConnectionBuilder,
-        configuration::{
-            interceptor_registry::Registry,
-            media_engine::{MIME_TYPE_H264, MIME_TYPE_OPUS, MIME_TYPE_RTX, MIME_TYPE_VP8, MediaEngine},
-        },
+        configuration::{interceptor_registry::Registry, media_engine::MIME_TYPE_RTX},
         event::RTCPeerConnectionEvent,
         sdp::RTCSessionDescription,
         state::{RTCIceConnectionState, RTCPeerConnectionState},
@@ -26,29 +27,19 @@ use rtc::{
     },
     rtcp,
     rtp::{Packet as RtpPacket, header::Header},
-    rtp_transceiver::{
-        RTCRtpSenderId, RTCRtpTransceiverDirection, RTCRtpTransceiverId, RTCRtpTransceiverInit,
-        rtp_sender::{
-            RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters,
-            RTCRtpEncodingParameters, RTCRtpHeaderExtensionCapability, RTCRtpRtxParameters, RtpCodecKind,
-        },
-    },
+    rtp_transceiver::rtp_sender::RTCRtpCodecParameters,
     sansio::Protocol,
     shared::{TaggedBytesMut, TransportContext, TransportProtocol, error::Error as RtcError},
 };
-use std::{
-    collections::VecDeque,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
-    time::Instant,
-};
-use tokio::net::UdpSocket;
+use std::{net::SocketAddr, time::Instant};
+use tap::{Seen, TapRtcp};
+use tcp::TcpLinks;
+use udp::LocalSocket;
 
 /// Packets kept for retransmission, for each track: 4 s at 2.5 Mbit/s, 1 s at 10 Mbit/s. A power of two.
 const RESEND_BUFFER: u16 = 1024;
 /// The largest datagram that a peer may send us: STUN, DTLS and RTCP stay far below.
 const DATAGRAM_MAX: usize = 2048;
-const MID_URI: &str = "urn:ietf:params:rtp-hdrext:sdes:mid";
 
 /// What the connection reports.
 #[derive(Debug)]
@@ -65,25 +56,17 @@ pub(crate) enum Event {
     Rtcp(Vec<Box<dyn rtcp::Packet>>),
 }
 
-/// A track that was offered.
-#[derive(Debug)]
-struct Sender {
-    track: Track,
-    id: RTCRtpSenderId,
-    transceiver: RTCRtpTransceiverId,
-    ssrc: u32,
-    payload_type: u8,
-    mid: Option<(u8, Bytes)>,
-    sequence: u16,
-}
-
 /// The connection.
 pub(crate) struct Peer {
     connection: RTCPeerConnection,
     sockets: Vec<LocalSocket>,
     senders: Vec<Sender>,
     buffer: Box<[u8; DATAGRAM_MAX]>,
-    rtcp_seen: Arc<Mutex<Vec<Box<dyn rtcp::Packet>>>>,
+    rtcp_seen: Seen,
+    tcp: TcpLinks,
+    /// Where the server accepts TCP, from its answer.
+    tcp_candidates: Vec<SocketAddr>,
+    last_protocol: TransportProtocol,
     is_closed_by_server: bool,
 }
 
@@ -93,39 +76,26 @@ impl std::fmt::Debug for Peer {
     }
 }
 
-#[derive(Debug)]
-struct LocalSocket {
-    socket: UdpSocket,
-    /// What the candidate says: the engine compares it with where datagrams arrive.
-    address: SocketAddr,
-}
-
 impl Peer {
     /// A connection that will send these tracks, with a socket for each address family by which `server` can be
     /// reached.
     pub(crate) async fn new(
         server: &[SocketAddr],
+        transport: Transport,
         codec: VideoCodec,
         profile_level_id: &str,
         tracks: &[Track],
     ) -> Result<Self, Error> {
-        let sockets = bind(server).await?;
-        let mut media_engine = media_engine(codec, profile_level_id).context("set up codecs")?;
-        media_engine
-            .register_header_extension(
-                RTCRtpHeaderExtensionCapability { uri: MID_URI.into() },
-                RtpCodecKind::Video,
-                None,
-            )
-            .context("set up header extensions")?;
+        let sockets = match transport {
+            Transport::Tcp => Vec::new(),
+            Transport::Auto | Transport::Udp => udp::bind(server).await?,
+        };
+        let media_engine = media::media_engine(codec, profile_level_id).context("set up codecs")?;
         // Our own sender reports (`session.rs`), no bandwidth feedback: only these two.
-        let rtcp_seen = Arc::new(Mutex::new(Vec::new()));
+        let rtcp_seen = Seen::default();
         let registry = Registry::new()
             .with(Slot::NackResponder, NackResponderBuilder::new().with_size(RESEND_BUFFER).build())
-            .with(
-                Slot::Custom(14_000),
-                TapRtcp { seen: rtcp_seen.clone(), reads: VecDeque::new(), writes: VecDeque::new() },
-            );
+            .with(Slot::Custom(14_000), TapRtcp::new(rtcp_seen.clone()));
         let mut connection = RTCPeerConnectionBuilder::new()
             .with_media_engine(media_engine)
             .with_interceptor_registry(registry)
@@ -133,7 +103,7 @@ impl Peer {
             .context("create the WebRTC connection")?;
         let mut senders = Vec::new();
         for &track in tracks {
-            senders.push(add_sender(&mut connection, track, codec, profile_level_id)?);
+            senders.push(media::add_sender(&mut connection, track, codec, profile_level_id)?);
         }
         Ok(Self {
             connection,
@@ -141,6 +111,9 @@ impl Peer {
             senders,
             buffer: Box::new([0; DATAGRAM_MAX]),
             rtcp_seen,
+            tcp: TcpLinks::default(),
+            tcp_candidates: Vec::new(),
+            last_protocol: TransportProtocol::UDP,
             is_closed_by_server: false,
         })
     }
@@ -168,6 +141,7 @@ impl Peer {
     /// Applies the server's answer. Tracks that it refuses are left out; all refused is an error.
     pub(crate) fn accept(&mut self, sdp: String) -> Result<(), Error> {
         let unusable = |error: RtcError| Error::BadAnswer(error.to_string());
+        self.tcp_candidates = tcp::candidates(&sdp);
         let answer = RTCSessionDescription::answer(sdp).map_err(unusable)?;
         self.connection.set_remote_description(Instant::now(), answer).map_err(unusable)?;
         for at in (0..self.senders.len()).rev() {
@@ -249,6 +223,11 @@ impl Peer {
     pub(crate) async fn flush(&mut self) {
         while let Some(out) = self.connection.poll_write() {
             let to = out.transport.peer_addr;
+            self.last_protocol = out.transport.transport_protocol;
+            if self.last_protocol == TransportProtocol::TCP {
+                self.tcp.send(to, &out.message);
+                continue;
+            }
             let Some(local) = self.sockets.iter().find(|local| local.address.is_ipv4() == to.is_ipv4())
             else {
                 continue;
@@ -258,6 +237,16 @@ impl Peer {
                 tracing::trace!(%error, "datagram not sent");
             }
         }
+    }
+
+    /// Tries to reach the server over TCP too, if it accepts that.
+    pub(crate) fn dial_tcp(&mut self) {
+        self.tcp.dial(&self.tcp_candidates);
+    }
+
+    /// Whether what was sent last went over TCP.
+    pub(crate) fn is_on_tcp(&self) -> bool {
+        self.last_protocol == TransportProtocol::TCP
     }
 
     /// When [`Peer::handle_timeout`] wants to be called.
@@ -271,42 +260,76 @@ impl Peer {
 
     /// Waits for datagrams and feeds them to the engine. Cancel-safe.
     pub(crate) async fn receive(&mut self) {
-        let at = match self.sockets.as_slice() {
-            [_] => self.sockets[0].socket.readable().await.map(|()| 0),
-            [first, second, ..] => tokio::select! {
-                ready = first.socket.readable() => ready.map(|()| 0),
-                ready = second.socket.readable() => ready.map(|()| 1),
-            },
-            [] => return std::future::pending().await,
+        let ready = async {
+            match self.sockets.as_slice() {
+                [] => std::future::pending().await,
+                [only] => only.socket.readable().await.map(|()| 0),
+                [first, second, ..] => tokio::select! {
+                    ready = first.socket.readable() => ready.map(|()| 0),
+                    ready = second.socket.readable() => ready.map(|()| 1),
+                },
+            }
         };
-        let Ok(at) = at else { return };
+        tokio::select! {
+            ready = ready => match ready {
+                Ok(at) => self.receive_udp(at),
+                Err(error) => tracing::debug!(%error, "socket not readable"),
+            },
+            event = self.tcp.next() => self.handle_tcp(event),
+        }
+    }
+
+    fn receive_udp(&mut self, at: usize) {
         // Bounded, so that media is not held up by a flood.
         for _ in 0..64 {
             let local = &self.sockets[at];
             match local.socket.try_recv_from(&mut self.buffer[..]) {
                 Ok((length, peer_addr)) => {
-                    let message = TaggedBytesMut {
-                        now: Instant::now(),
-                        transport: TransportContext {
-                            local_addr: local.address,
-                            peer_addr,
-                            transport_protocol: TransportProtocol::UDP,
-                            ecn: None,
-                        },
-                        message: BytesMut::from(&self.buffer[..length]),
-                    };
-                    if let Err(error) = self.connection.handle_read(message) {
-                        tracing::debug!(%error, "datagram refused");
-                    }
-                    // RFC 7983: 20 to 63 is DTLS; after the handshake that is an alert or nothing of interest.
-                    if (20..64).contains(&self.buffer[0]) {
-                        self.is_closed_by_server |= self.is_dtls_closed();
-                    }
+                    let (local_addr, message) = (local.address, BytesMut::from(&self.buffer[..length]));
+                    self.handle_datagram(local_addr, peer_addr, TransportProtocol::UDP, message);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                 // An ICMP error of an earlier datagram, reported here.
                 Err(error) => tracing::trace!(%error, "socket error"),
             }
+        }
+    }
+
+    fn handle_tcp(&mut self, event: tcp::Event) {
+        match event {
+            tcp::Event::Connected(local_addr) => {
+                // Only now, so that the engine does not give the pair up before there is a connection. RFC 6544,
+                // section 4.5: the port of an active candidate is 9; its direction preference is 6.
+                let priority = (126u32 << 24) + (((6 << 13) + 8191) << 8) + 255;
+                let ip = local_addr.ip();
+                let candidate = format!("candidate:9 1 tcp {priority} {ip} 9 typ host tcptype active");
+                let candidate = RTCIceCandidateInit { candidate, ..Default::default() };
+                if let Err(error) = self.connection.add_local_candidate(candidate) {
+                    tracing::debug!(%error, "TCP candidate refused");
+                }
+            }
+            tcp::Event::Packet { local_addr, peer_addr, message } => {
+                self.handle_datagram(local_addr, peer_addr, TransportProtocol::TCP, message);
+            }
+        }
+    }
+
+    fn handle_datagram(
+        &mut self,
+        local_addr: SocketAddr,
+        peer_addr: SocketAddr,
+        transport_protocol: TransportProtocol,
+        message: BytesMut,
+    ) {
+        // RFC 7983: 20 to 63 is DTLS; after the handshake that is an alert or nothing of interest.
+        let is_dtls = message.first().is_some_and(|first| (20..64).contains(first));
+        let transport = TransportContext { local_addr, peer_addr, transport_protocol, ecn: None };
+        let message = TaggedBytesMut { now: Instant::now(), transport, message };
+        if let Err(error) = self.connection.handle_read(message) {
+            tracing::debug!(%error, "datagram refused");
+        }
+        if is_dtls {
+            self.is_closed_by_server |= self.is_dtls_closed();
         }
     }
 
@@ -350,159 +373,4 @@ impl Peer {
         }
         self.flush().await;
     }
-}
-
-/// A socket for each address family that reaches the server, with the address that the route there uses.
-async fn bind(server: &[SocketAddr]) -> Result<Vec<LocalSocket>, Error> {
-    let mut sockets: Vec<LocalSocket> = Vec::new();
-    for to in server {
-        if sockets.iter().any(|local| local.address.is_ipv4() == to.is_ipv4()) {
-            continue;
-        }
-        let any: IpAddr =
-            if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-        // Connecting a UDP socket sends nothing; it asks the routing table.
-        let Ok(probe) = UdpSocket::bind((any, 0)).await else { continue };
-        if probe.connect(to).await.is_err() {
-            continue;
-        }
-        let Ok(route) = probe.local_addr() else { continue };
-        // Bound to all addresses: the server's candidates may lie behind another interface than its HTTP port.
-        let socket = UdpSocket::bind((any, 0)).await.context("open a UDP socket")?;
-        let port = socket.local_addr().context("open a UDP socket")?.port();
-        sockets.push(LocalSocket { socket, address: SocketAddr::new(route.ip(), port) });
-    }
-    if sockets.is_empty() {
-        return Err(Error::Io {
-            step: "find a route to the server",
-            source: std::io::Error::other("no network interface leads there"),
-        });
-    }
-    Ok(sockets)
-}
-
-fn video_codec(codec: VideoCodec, profile_level_id: &str) -> RTCRtpCodec {
-    let feedback = |typ: &str, parameter: &str| RTCPFeedback { typ: typ.into(), parameter: parameter.into() };
-    let (mime_type, sdp_fmtp_line) = match codec {
-        VideoCodec::H264 => (
-            MIME_TYPE_H264,
-            format!("level-asymmetry-allowed=1;packetization-mode=1;profile-level-id={profile_level_id}"),
-        ),
-        VideoCodec::Vp8 => (MIME_TYPE_VP8, String::new()),
-    };
-    RTCRtpCodec {
-        mime_type: mime_type.into(),
-        clock_rate: Track::Video.clock_rate(),
-        channels: 0,
-        sdp_fmtp_line,
-        rtcp_feedback: vec![feedback("nack", ""), feedback("nack", "pli"), feedback("ccm", "fir")],
-    }
-}
-
-fn audio_codec() -> RTCRtpCodec {
-    RTCRtpCodec {
-        mime_type: MIME_TYPE_OPUS.into(),
-        clock_rate: Track::Audio.clock_rate(),
-        channels: 2,
-        sdp_fmtp_line: "minptime=10;stereo=1;sprop-stereo=1".into(),
-        rtcp_feedback: vec![],
-    }
-}
-
-fn media_engine(codec: VideoCodec, profile_level_id: &str) -> Result<MediaEngine, RtcError> {
-    let mut engine = MediaEngine::default();
-    let video = RTCRtpCodecParameters { rtp_codec: video_codec(codec, profile_level_id), payload_type: 102 };
-    engine.register_codec(video, RtpCodecKind::Video)?;
-    let rtx = RTCRtpCodec {
-        mime_type: MIME_TYPE_RTX.into(),
-        clock_rate: Track::Video.clock_rate(),
-        channels: 0,
-        sdp_fmtp_line: "apt=102".into(),
-        rtcp_feedback: vec![],
-    };
-    engine
-        .register_codec(RTCRtpCodecParameters { rtp_codec: rtx, payload_type: 103 }, RtpCodecKind::Video)?;
-    let audio = RTCRtpCodecParameters { rtp_codec: audio_codec(), payload_type: 111 };
-    engine.register_codec(audio, RtpCodecKind::Audio)?;
-    Ok(engine)
-}
-
-fn add_sender(
-    connection: &mut RTCPeerConnection,
-    track: Track,
-    codec: VideoCodec,
-    profile_level_id: &str,
-) -> Result<Sender, Error> {
-    let ssrc = rand::random::<u32>();
-    let (kind, name, rtp_codec, rtx) = match track {
-        Track::Video => {
-            let rtx = RTCRtpRtxParameters { ssrc: rand::random() };
-            (RtpCodecKind::Video, "video", video_codec(codec, profile_level_id), Some(rtx))
-        }
-        Track::Audio => (RtpCodecKind::Audio, "audio", audio_codec(), None),
-    };
-    let encoding = RTCRtpEncodingParameters {
-        rtp_coding_parameters: RTCRtpCodingParameters { ssrc: Some(ssrc), rtx, ..Default::default() },
-        active: true,
-        codec: rtp_codec,
-        ..Default::default()
-    };
-    // One stream id for both tracks: the receiver keeps them in step.
-    let media = MediaStreamTrack::new("shoal".into(), name.into(), name.into(), kind, vec![encoding.clone()]);
-    let init = RTCRtpTransceiverInit {
-        direction: RTCRtpTransceiverDirection::Sendonly,
-        streams: vec!["shoal".into()],
-        send_encodings: vec![encoding],
-    };
-    let transceiver = connection.add_transceiver_from_track(media, Some(init)).context("add a track")?;
-    let id = connection
-        .rtp_transceiver(transceiver)
-        .and_then(|transceiver| transceiver.sender())
-        .ok_or_else(|| Error::BadAnswer("the engine made no sender".into()))?;
-    Ok(Sender { track, id, transceiver, ssrc, payload_type: 0, mid: None, sequence: rand::random() })
-}
-
-/// Copies every inbound RTCP packet for [`Peer::poll_event`]. Marking them for delivery instead would lose some: the
-/// engine drops a compound packet when its first part names no SSRC, as in an empty receiver report before a PLI.
-struct TapRtcp {
-    seen: Arc<Mutex<Vec<Box<dyn rtcp::Packet>>>>,
-    reads: VecDeque<TaggedPacket>,
-    writes: VecDeque<TaggedPacket>,
-}
-
-impl Protocol<TaggedPacket, TaggedPacket, ()> for TapRtcp {
-    type Rout = TaggedPacket;
-    type Wout = TaggedPacket;
-    type Eout = ();
-    type Error = RtcError;
-    type Time = Instant;
-
-    fn handle_read(&mut self, message: TaggedPacket) -> Result<(), RtcError> {
-        if let Packet::Rtcp(packets) = &message.message.packet {
-            // Emptied after each batch of datagrams, which bounds it.
-            self.seen.lock().extend(packets.iter().cloned());
-        }
-        self.reads.push_back(message);
-        Ok(())
-    }
-
-    fn poll_read(&mut self) -> Option<TaggedPacket> {
-        self.reads.pop_front()
-    }
-
-    fn handle_write(&mut self, message: TaggedPacket) -> Result<(), RtcError> {
-        self.writes.push_back(message);
-        Ok(())
-    }
-
-    fn poll_write(&mut self) -> Option<TaggedPacket> {
-        self.writes.pop_front()
-    }
-}
-
-impl Interceptor for TapRtcp {
-    fn bind_local_stream(&mut self, _: &StreamInfo) {}
-    fn unbind_local_stream(&mut self, _: &StreamInfo) {}
-    fn bind_remote_stream(&mut self, _: &StreamInfo) {}
-    fn unbind_remote_stream(&mut self, _: &StreamInfo) {}
 }
