@@ -3,7 +3,7 @@
  * that "no unverified byte was played" is measured and not believed. Off unless asked for.
  */
 
-import type { Provenance } from './swarm/driver.ts';
+import type { Provenance } from './swarm/store.ts';
 
 /** Entries kept: an hour of two renditions in 500 ms parts. */
 const ENTRIES_MAX = 16_384;

@@ -10,14 +10,7 @@
  */
 
 export { Shoal, attach } from './shoal.ts';
-export type {
-  ShoalError,
-  ShoalErrorCode,
-  ShoalEvents,
-  ShoalOptions,
-  ShoalState,
-  ShoalStats,
-} from './shoal.ts';
+export type { ShoalError, ShoalErrorCode, ShoalEvents, ShoalOptions, ShoalState, ShoalStats } from './api.ts';
 export type { AuditEntry } from './audit.ts';
 export type { Sample } from './meter.ts';
 export { boundLatency, liveConfig } from './live-config.ts';

@@ -14,7 +14,8 @@ import type {
   LoaderConfiguration,
   LoaderStats,
 } from 'hls.js';
-import type { Answer, Provenance, Request, Target } from './swarm/driver.ts';
+import type { Request, Target } from './swarm/requests.ts';
+import type { Provenance, Stored } from './swarm/store.ts';
 
 /** What the loaders of one player share. */
 export interface LoaderPort {
@@ -166,7 +167,7 @@ function emptyStats(): LoaderStats {
  * lay in the piece store already must not look as if they had come in no time, nor bytes for which the core waited
  * patiently as if the line were slow.
  */
-export function fillStats(stats: LoaderStats, answer: Answer, now: number): void {
+export function fillStats(stats: LoaderStats, answer: Stored, now: number): void {
   stats.loading.start = stats.loading.first = now - answer.transferMs;
   stats.loading.end = now;
   stats.loaded = stats.total = answer.data.byteLength;

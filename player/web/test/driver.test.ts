@@ -7,7 +7,8 @@ import { Catalog } from '../src/swarm/catalog.ts';
 import { BLOCK_BYTES, Tag } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 import { Driver } from '../src/swarm/driver.ts';
-import type { Answer, Request } from '../src/swarm/driver.ts';
+import type { Request } from '../src/swarm/requests.ts';
+import type { Stored } from '../src/swarm/store.ts';
 import { fakeCore } from './fake-core.ts';
 
 const target = { rendition: 0, msn: 5, part: 2 };
@@ -24,9 +25,9 @@ function make(core: Core, base = 'http://127.0.0.1:1/live/demo'): { driver: Driv
   return { driver, failures };
 }
 
-function ask(driver: Driver, timeoutMs = 10_000): { events: string[]; answers: Answer[]; abort: () => void; settled: Promise<void> } {
+function ask(driver: Driver, timeoutMs = 10_000): { events: string[]; answers: Stored[]; abort: () => void; settled: Promise<void> } {
   const events: string[] = [];
-  const answers: Answer[] = [];
+  const answers: Stored[] = [];
   let settle: () => void = () => undefined;
   const settled = new Promise<void>((resolve) => (settle = resolve));
   const request: Request = {

@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import type { FragmentLoaderContext, HlsConfig, Loader, LoaderCallbacks, LoaderConfiguration, LoaderStats } from 'hls.js';
 import { createLoaderClass, fillStats } from '../src/loader.ts';
 import type { LoaderPort } from '../src/loader.ts';
-import type { Request } from '../src/swarm/driver.ts';
+import type { Request } from '../src/swarm/requests.ts';
 
 type Context = FragmentLoaderContext;
 

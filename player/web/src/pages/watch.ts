@@ -3,10 +3,11 @@
 import Hls from 'hls.js';
 import type { ErrorData } from 'hls.js';
 
+import type { ShoalErrorCode, ShoalStats } from '../api.ts';
 import { readLatency } from '../clock.ts';
 import { boundLatency, liveConfig } from '../live-config.ts';
 import { attach } from '../shoal.ts';
-import type { Shoal, ShoalErrorCode, ShoalStats } from '../shoal.ts';
+import type { Shoal } from '../shoal.ts';
 import type { AuditEntry } from '../audit.ts';
 import { STREAM_NAME, byId, bytesWords, rateWords, setText } from './dom.ts';
 import { drawGraph } from './graph.ts';

@@ -15,51 +15,16 @@ import { bytesFromBase64 } from './catalog.ts';
 import type { Catalog } from './catalog.ts';
 import { Neighbors } from './neighbors.ts';
 import { fetchRange, fetchRecord } from './origin.ts';
+import { Requests } from './requests.ts';
+import type { Request, Target } from './requests.ts';
 import { PieceStore, keyOf } from './store.ts';
 import type { PieceKey } from './store.ts';
 import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
 
 /** The core is told that a channel drained when fewer bytes than this wait in it: one block keeps the line busy. */
 const DRAINED_BYTES = BLOCK_BYTES;
-/** A request that the core has not answered for this long is taken from it, in milliseconds, where the player's own
- * policy is not stricter. It should never come to that: the core answers by the deadline. */
-const ANSWER_MAX_MS = 4_000;
-/** Pauses between two blocks of a piece count as transfer up to this long, in milliseconds; the rest of a longer one is
- * the core's patience, which says nothing about what the line could carry. */
-const TRANSFER_GAP_MAX_MS = 100;
 /** Whole pieces that wait for the core's verdict. */
 const LOADED_MAX = 64;
-
-/** Where a request's bytes came from. */
-export interface Provenance {
-  peerBytes: number;
-  originBytes: number;
-}
-
-/** The bytes that answer a request, and how long they travelled, in milliseconds. */
-export interface Answer extends Provenance {
-  data: ArrayBuffer;
-  transferMs: number;
-}
-
-/** What a request is for: a piece, or where `part` is null a whole segment that has parts. */
-export interface Target {
-  rendition: number;
-  msn: number;
-  part: number | null;
-}
-
-/** One request of the player. Exactly one of `onAnswer` and `onFallback` is called, unless it is aborted. */
-export interface Request {
-  target: Target;
-  /** The player's own patience in milliseconds. */
-  timeoutMs: number;
-  onAnswer: (answer: Answer) => void;
-  /** The swarm can't or shouldn't: load it over plain HTTP. */
-  onFallback: () => void;
-  /** Bytes of the request that have come so far. */
-  onProgress: (bytes: number) => void;
-}
 
 /** Bytes counted by the driver since it was made. */
 export interface Traffic {
@@ -78,16 +43,6 @@ export interface DriverEvents {
   onNeighbors: () => void;
   /** The core threw: it must not be called again. Everything outstanding has fallen back. */
   onFailed: (error: unknown) => void;
-}
-
-interface Arrival extends Provenance {
-  lastAt: number;
-  transferMs: number;
-}
-
-interface Pending extends Request {
-  timer: ReturnType<typeof setTimeout>;
-  bytes: number;
 }
 
 /** See the file's comment. Times come from `performance.now()`. */
@@ -109,9 +64,7 @@ export class Driver {
   #held = new Map<number, Uint8Array<ArrayBuffer>>();
   #loaded = new Map<PieceKey, { bytes: Uint8Array<ArrayBuffer>; tookMs: number }>();
   #fetches = new Map<number, AbortController>();
-  #requests = new Map<number, Pending>();
-  #nextRequest = 1;
-  #arrivals = new Map<PieceKey, Arrival>();
+  readonly #requests = new Requests();
   #renditions: number[] = [];
 
   constructor(
@@ -230,19 +183,17 @@ export class Driver {
 
   /** Asks for media; returns what aborts the request. */
   request(request: Request): () => void {
-    const id = this.#nextRequest++;
     const { rendition, msn, part } = request.target;
-    const timer = setTimeout(() => {
-      this.#input((now) => { this.core.unwant(now, id); });
-      this.#fallBack(id);
-    }, Math.min(ANSWER_MAX_MS, request.timeoutMs));
-    this.#requests.set(id, { ...request, timer, bytes: 0 });
+    const id = this.#requests.open(request, (late) => {
+      this.#input((now) => { this.core.unwant(now, late); });
+      this.#requests.fallBack(late);
+    });
     this.#input((now) => {
       if (part === null) this.core.wantSegment(now, id, rendition, msn, -1);
       else this.core.wantPiece(now, id, rendition, msn, part, -1);
     });
     return () => {
-      if (!this.#take(id)) return;
+      if (!this.#requests.take(id)) return;
       this.#input((now) => { this.core.unwant(now, id); });
     };
   }
@@ -425,18 +376,15 @@ export class Driver {
         case Tag.DropLoaded:
           this.#loaded.delete(keyOf(pieceAt(0)));
           break;
-        case Tag.Evict: {
-          const key = keyOf(pieceAt(0));
-          this.#store.drop(key);
-          this.#arrivals.delete(key);
+        case Tag.Evict:
+          this.#store.drop(keyOf(pieceAt(0)));
           break;
-        }
         case Tag.Deliver:
           this.#deliver(field(0), pieceAt(1), field(4));
           break;
         case Tag.Fallback: {
           const request = field(0);
-          this.#after.push(() => { this.#fallBack(request); });
+          this.#after.push(() => { this.#requests.fallBack(request); });
           break;
         }
         case Tag.Disconnect:
@@ -512,58 +460,26 @@ export class Driver {
     const isFromPeer = hold >= 0 || this.#current?.isFromPeer === true;
     this.#held.delete(hold);
     if (!bytes || !this.#store.open(key, pieceLength)) return;
-    if (!this.#store.write(key, block, bytes)) return;
-    this.#note(key, isFromPeer, bytes.length);
-    for (const request of this.#requests.values()) {
-      const { rendition, msn, part } = request.target;
-      if (piece.rendition !== rendition || piece.msn !== msn || (part !== null && piece.part !== part)) continue;
-      request.bytes += bytes.length;
-      request.onProgress(request.bytes);
-    }
-  }
-
-  #note(key: PieceKey, isFromPeer: boolean, bytes: number, tookMs = 0): void {
-    const now = performance.now();
-    const arrival = this.#arrivals.get(key) ?? { lastAt: now, transferMs: tookMs, peerBytes: 0, originBytes: 0 };
-    arrival.transferMs += Math.min(now - arrival.lastAt, TRANSFER_GAP_MAX_MS);
-    arrival.lastAt = now;
-    if (isFromPeer) {
-      arrival.peerBytes += bytes;
-      this.traffic.peerBytes += bytes;
-    } else arrival.originBytes += bytes;
-    this.#arrivals.set(key, arrival);
+    const source = isFromPeer ? 'peerBytes' : 'originBytes';
+    if (!this.#store.write(key, block, bytes, source, performance.now())) return;
+    if (isFromPeer) this.traffic.peerBytes += bytes.length;
+    this.#requests.progress(piece, bytes.length);
   }
 
   #keepLoaded(piece: Piece): void {
     const key = keyOf(piece);
     const loaded = this.#loaded.get(key);
     this.#loaded.delete(key);
-    if (!loaded || !this.#store.open(key, loaded.bytes.length)) return;
-    const { bytes, tookMs } = loaded;
-    for (let block = 0; block * BLOCK_BYTES < bytes.length; block++) {
-      this.#store.write(key, block, bytes.subarray(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES));
-    }
-    this.#note(key, false, bytes.length, tookMs);
+    if (loaded) this.#store.writeWhole(key, loaded.bytes, loaded.tookMs, performance.now());
   }
 
   #deliver(id: number, first: Piece, parts: number): void {
-    const answer: Answer = { data: new ArrayBuffer(0), transferMs: 0, peerBytes: 0, originBytes: 0 };
-    const copies: ArrayBuffer[] = [];
-    for (let part = first.part; part < first.part + parts; part++) {
-      const key = keyOf({ ...first, part });
-      const copy = this.#store.copy(key);
-      const arrival = this.#arrivals.get(key);
-      if (!copy || !arrival) {
-        this.#after.push(() => { this.#fallBack(id); });
-        return;
-      }
-      copies.push(copy);
-      answer.transferMs += arrival.transferMs;
-      answer.peerBytes += arrival.peerBytes;
-      answer.originBytes += arrival.originBytes;
-    }
-    answer.data = concatenate(copies);
-    this.#after.push(() => { this.#take(id)?.onAnswer(answer); });
+    const keys = Array.from({ length: parts }, (_, index) => keyOf({ ...first, part: first.part + index }));
+    const answer = this.#store.copy(keys);
+    this.#after.push(() => {
+      if (answer) this.#requests.take(id)?.onAnswer(answer);
+      else this.#requests.fallBack(id);
+    });
   }
 
   #disconnect(peer: PeerId): void {
@@ -592,19 +508,6 @@ export class Driver {
     });
   }
 
-  /** Takes a request out; from here on the caller answers it. */
-  #take(id: number): Pending | undefined {
-    const request = this.#requests.get(id);
-    if (!request) return undefined;
-    clearTimeout(request.timer);
-    this.#requests.delete(id);
-    return request;
-  }
-
-  #fallBack(id: number): void {
-    this.#take(id)?.onFallback();
-  }
-
   #fail(error: unknown): void {
     this.#isFailed = true;
     this.#shutDown();
@@ -620,20 +523,7 @@ export class Driver {
     this.#store.clear();
     this.#held.clear();
     this.#loaded.clear();
-    this.#arrivals.clear();
-    for (const id of [...this.#requests.keys()]) this.#after.push(() => { this.#fallBack(id); });
+    for (const id of this.#requests.ids) this.#after.push(() => { this.#requests.fallBack(id); });
     if (!this.#isRunning) for (const answer of this.#after.splice(0)) answer();
   }
-}
-
-function concatenate(buffers: ArrayBuffer[]): ArrayBuffer {
-  const [only] = buffers;
-  if (only && buffers.length === 1) return only;
-  const whole = new Uint8Array(buffers.reduce((sum, buffer) => sum + buffer.byteLength, 0));
-  let at = 0;
-  for (const buffer of buffers) {
-    whole.set(new Uint8Array(buffer), at);
-    at += buffer.byteLength;
-  }
-  return whole.buffer;
 }

@@ -1,0 +1,116 @@
+/** The types that users of the package see: options, states, errors, statistics, events. */
+
+import type { Sample } from './meter.ts';
+
+/** What `attach` can be told. */
+export interface ShoalOptions {
+  /** Whether to take part in the swarm from the start. Default true. */
+  sharing?: boolean;
+  /** A viewer token, where the stream wants one. */
+  token?: string;
+  /** Where the WebAssembly module is. Default: `swarm.wasm` beside this script. */
+  wasmUrl?: string | URL;
+  /** The piece store's limit in bytes. Default 64 MB, on phones 24 MB. */
+  storeBytesMax?: number;
+  /** Keep a ledger of everything handed to hls.js: see `Shoal.getAudit`. Default false. */
+  audit?: boolean;
+  /** Record everything that happens to the swarm core: see `Shoal.takeLog`. Default false. */
+  log?: boolean;
+}
+
+/**
+ * Where the stream comes from now.
+ * - `idle`: no playlist of Shoal's was loaded yet.
+ * - `off`: the viewer turned sharing off.
+ * - `origin`: everything from the origin, because of {@link ShoalStats.reason}.
+ * - `joining`: from the origin, until the tracker has answered.
+ * - `swarm`: from peers and the origin, as the core decides.
+ */
+export type ShoalState = 'idle' | 'off' | 'origin' | 'joining' | 'swarm';
+
+/** Why peers are not used, or not as well as they could be. None of these stops playback. */
+export type ShoalErrorCode =
+  /** The playlist has no session data of Shoal's: another origin, or `attach` came after `loadSource`. */
+  | 'not-shoal'
+  /** This browser has no WebRTC data channels, or a policy forbids them. */
+  | 'webrtc-absent'
+  /** The module could not be loaded or compiled: an old browser, a policy, the network. */
+  | 'wasm-refused'
+  /** The core threw. */
+  | 'core-failed'
+  /** The tracker can't be reached; it is tried again. */
+  | 'tracker-away'
+  /** The tracker refuses this viewer for good. */
+  | 'tracker-refused';
+
+/** Something went wrong that does not stop playback. */
+export interface ShoalError {
+  code: ShoalErrorCode;
+  /** For developers. */
+  message: string;
+  /** Always false: peers are an optimisation. */
+  fatal: false;
+}
+
+/** Measurements; bytes count from `attach`. */
+export interface ShoalStats {
+  state: ShoalState;
+  /** Why the state is `origin`; null otherwise. */
+  reason: ShoalErrorCode | null;
+  isSharing: boolean;
+  /** Whether nothing is uploaded because the connection is metered. */
+  isMetered: boolean;
+  /** Whether the operator wants the viewer's consent before others see this device's address: `Shoal.consent`. */
+  needsConsent: boolean;
+  /** Whether the tracker's connection stands. */
+  isTrackerJoined: boolean;
+  /** Viewers with whom data channels are open. */
+  neighbors: number;
+  /** Verified media bytes from peers. */
+  peerBytes: number;
+  /** Media bytes from the origin, useful or not. */
+  originBytes: number;
+  /** Media bytes sent to peers. */
+  sentBytes: number;
+  /** Bytes that came twice or too late. */
+  wasteBytes: number;
+  /** Bytes that did not match their signed record; none of them was played. */
+  rejectedBytes: number;
+  /** peerBytes / (peerBytes + originBytes) since attach, and of the last 15 seconds; null before there are any. */
+  peerShare: number | null;
+  peerShareNow: number | null;
+  /** Means of the last 5 seconds, in bit/s. */
+  peerRateBps: number;
+  originRateBps: number;
+  sentRateBps: number;
+  /** hls.js's estimate of how far the playhead is behind the live edge, in milliseconds; 0 while unknown. */
+  latencyMs: number;
+  /** Media ahead of the playhead, in milliseconds. */
+  bufferMs: number;
+  /** Time that the swarm took of the page's main thread, in milliseconds, without what the browser's network does. */
+  busyMs: number;
+  /** Bytes held for other viewers. */
+  storeBytes: number;
+  /** The measured uplink in bit/s, 0 while unknown. */
+  uplinkBps: number;
+  /** One sample a second of the last minute, oldest first. */
+  history: readonly Sample[];
+  /** The swarm core's own counters, in the order of `player/wasm/README.md`; empty without a core. */
+  counters: number[];
+}
+
+/** Events of `Shoal.on`. */
+export interface ShoalEvents {
+  /** The state changed. */
+  state: ShoalState;
+  /** Once a second. */
+  stats: ShoalStats;
+  /** The number of neighbors changed. */
+  neighbors: number;
+  /** Something went wrong; playback goes on. */
+  error: ShoalError;
+  /** The tracker says that the stream has ended. */
+  ended: undefined;
+  /** A request of hls.js was answered by the swarm. */
+  delivered: { url: string; peerBytes: number; originBytes: number };
+}

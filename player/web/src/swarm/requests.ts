@@ -1,0 +1,77 @@
+/** What the player has asked of the swarm and not been answered yet. Every request ends in exactly one way. */
+
+import type { Piece } from './protocol.ts';
+import type { Stored } from './store.ts';
+
+/** A request that the core has not answered for this long is taken from it, in milliseconds, where the player's own
+ * policy is not stricter. It should never come to that: the core answers by the deadline. */
+const ANSWER_MAX_MS = 4_000;
+
+/** What a request is for: a piece, or where `part` is null a whole segment that has parts. */
+export interface Target {
+  rendition: number;
+  msn: number;
+  part: number | null;
+}
+
+/** One request of the player. Exactly one of `onAnswer` and `onFallback` is called, unless it is aborted. */
+export interface Request {
+  target: Target;
+  /** The player's own patience in milliseconds. */
+  timeoutMs: number;
+  onAnswer: (answer: Stored) => void;
+  /** The swarm can't or shouldn't: load it over plain HTTP. */
+  onFallback: () => void;
+  /** Bytes of the request that have come so far. */
+  onProgress: (bytes: number) => void;
+}
+
+interface Pending extends Request {
+  timer: ReturnType<typeof setTimeout>;
+  bytes: number;
+}
+
+/** Requests by the driver's numbers. */
+export class Requests {
+  #pending = new Map<number, Pending>();
+  #next = 1;
+
+  /** The numbers of all requests that are not answered. */
+  get ids(): number[] {
+    return [...this.#pending.keys()];
+  }
+
+  /** Takes a request in; `onTimeout` is called when nobody answers it in time. */
+  open(request: Request, onTimeout: (id: number) => void): number {
+    const id = this.#next++;
+    const timer = setTimeout(() => {
+      onTimeout(id);
+    }, Math.min(ANSWER_MAX_MS, request.timeoutMs));
+    this.#pending.set(id, { ...request, timer, bytes: 0 });
+    return id;
+  }
+
+  /** Takes a request out: from here on the caller answers it. Undefined when it is answered already. */
+  take(id: number): Request | undefined {
+    const request = this.#pending.get(id);
+    if (!request) return undefined;
+    clearTimeout(request.timer);
+    this.#pending.delete(id);
+    return request;
+  }
+
+  /** Ends a request without the swarm. */
+  fallBack(id: number): void {
+    this.take(id)?.onFallback();
+  }
+
+  /** Tells the requests that a piece belongs to of its new bytes. */
+  progress(piece: Piece, bytes: number): void {
+    for (const request of this.#pending.values()) {
+      const { rendition, msn, part } = request.target;
+      if (piece.rendition !== rendition || piece.msn !== msn || (part !== null && piece.part !== part)) continue;
+      request.bytes += bytes;
+      request.onProgress(request.bytes);
+    }
+  }
+}
