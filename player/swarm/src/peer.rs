@@ -141,6 +141,8 @@ pub struct Peer {
     report_interval: Span,
     report_at: Time,
     reported: Stats,
+    reported_at: Time,
+    reported_bps: u64,
 
     outputs: VecDeque<Output>,
     stats: Stats,
@@ -192,6 +194,8 @@ impl Peer {
             report_interval: Span::ZERO,
             report_at: Time::NEVER,
             reported: Stats::default(),
+            reported_at: Time::ZERO,
+            reported_bps: 0,
             outputs: VecDeque::new(),
             stats: Stats::default(),
             deadline: None,

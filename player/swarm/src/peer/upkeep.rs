@@ -28,6 +28,8 @@ const FOSTER_PATIENCE: Span = Span::from_secs(2);
 const SHED_BACKLOG: Span = Span::from_ms(700);
 /// After one was sent away, see first what that does.
 const SHED_INTERVAL: Span = Span::from_ms(1500);
+/// Reports before their time are at least this far apart.
+const REPORT_INTERVAL_MIN: Span = Span::from_secs(1);
 /// A piece whose end lies this far behind the playhead is not obtained any more.
 const RETIRE_AFTER_MS: u64 = 1500;
 
@@ -145,6 +147,10 @@ impl Peer {
         let usable = self.usable_bps();
         // A viewer whose playback waits needs its line, but a swarm in which everybody waits must not stop altogether.
         let rate = if self.player.is_stalled { usable / 4 } else { usable };
+        // The planner plans on what was reported: it should soon know of a change that matters.
+        if usable.abs_diff(self.reported_bps) > self.reported_bps / 4 && self.report_at < Time::NEVER {
+            self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);
+        }
         self.uploads.set_rate(self.now, rate);
         self.update_flags();
     }
@@ -255,6 +261,8 @@ impl Peer {
             rebuffer_ms: clamp(rebuffer_ms - self.reported.rebuffer_ms),
         };
         self.reported = self.stats;
+        self.reported_at = self.now;
+        self.reported_bps = self.usable_bps();
         self.outputs.push_back(Output::Report(report));
     }
 }
