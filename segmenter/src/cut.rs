@@ -61,6 +61,16 @@ pub(crate) struct Cutter<T> {
     pending: Vec<Pending<T>>,
     interval: Interval,
     keyframes: KeyframeHabits,
+    follows: Option<Following>,
+}
+
+/// A simulcast layer below the best one does not decide when its segments end: it may end as many as the lead, so that
+/// all renditions have the same media sequence numbers.
+#[derive(Debug, Default)]
+struct Following {
+    /// How many segments more than this rendition the lead has ended or is about to end. Below zero after a cut for
+    /// want of a keyframe.
+    permits: i32,
 }
 
 #[derive(Debug)]
@@ -81,7 +91,25 @@ impl<T> Cutter<T> {
             pending: Vec::new(),
             interval: Interval::default(),
             keyframes: KeyframeHabits::default(),
+            follows: None,
         }
+    }
+
+    /// Like [`Self::new`], for a rendition that ends its segments when the lead does.
+    pub(crate) fn following(constants: Constants, start_us: i64) -> Self {
+        Self { follows: Some(Following::default()), ..Self::new(constants, start_us) }
+    }
+
+    /// The lead ends a segment about now: the next keyframe may end one here.
+    pub(crate) fn permit_end(&mut self) {
+        if let Some(follows) = &mut self.follows {
+            follows.permits += 1;
+        }
+    }
+
+    /// How many segments this rendition is behind the lead.
+    pub(crate) fn segments_behind(&self) -> i32 {
+        self.follows.as_ref().map_or(0, |follows| follows.permits)
     }
 
     /// Where the media that has been cut ends.
@@ -99,9 +127,12 @@ impl<T> Cutter<T> {
         let mut parts = Vec::new();
         self.interval.observe(pts_us);
         let answers = is_keyframe && self.keyframes.observe(pts_us);
-        if is_keyframe && self.ends_segment(pts_us, answers) {
-            parts.extend(self.close(pts_us, true));
+        let ends_segment = is_keyframe && self.ends_segment(pts_us, answers);
+        if answers {
             self.keyframes.asked_at_us = None;
+        }
+        if ends_segment {
+            parts.extend(self.close(pts_us, true));
         } else if pts_us + self.interval.estimate_us() > self.segment_end_max_us() {
             // A frame that would reach over the segment's limit belongs to the next segment, keyframe or not.
             parts.extend(self.close(pts_us, true));
@@ -138,9 +169,11 @@ impl<T> Cutter<T> {
         self.segment_start_us
     }
 
-    /// Leaves out what lies before `at_us`: others have said that there is nothing. Only right after a segment's end.
+    /// Ends the segment without media of its own: what lies before `at_us` is left out, others have said that there is
+    /// nothing.
     pub(crate) fn skip_to(&mut self, at_us: i64) {
         debug_assert!(self.pending.is_empty());
+        self.note_end();
         self.part_start_us = self.part_start_us.max(at_us);
         self.segment_start_us = self.part_start_us;
         self.part_index = 0;
@@ -191,8 +224,15 @@ impl<T> Cutter<T> {
         if is_last {
             self.segment_start_us = end_us;
             self.part_index = 0;
+            self.note_end();
         }
         Some(CutPart { samples, is_last })
+    }
+
+    fn note_end(&mut self) {
+        if let Some(follows) = &mut self.follows {
+            follows.permits -= 1;
+        }
     }
 
     /// When the segment should end, seen from its last planned part: where that part is full.
@@ -206,6 +246,10 @@ impl<T> Cutter<T> {
     }
 
     fn wants_keyframe(&mut self, pts_us: i64) -> bool {
+        if self.follows.is_some() {
+            // The lead asks for all.
+            return false;
+        }
         if let Some(asked_at_us) = self.keyframes.asked_at_us {
             if pts_us - asked_at_us < ASK_AGAIN_US {
                 return false;
@@ -224,12 +268,24 @@ impl<T> Cutter<T> {
             // The part before it said that another follows (or nothing has come at all).
             return false;
         }
-        answers || self.may_cut_at(pts_us)
+        if pts_us - self.segment_start_us < self.constants.segment_us / 4 {
+            // A late answer, right behind a cut that could not wait for it: no segment of a few frames for its sake.
+            return false;
+        }
+        match &self.follows {
+            Some(follows) => follows.permits > 0,
+            None => answers || self.may_cut_at(pts_us),
+        }
     }
 
     /// Whether a keyframe at `pts_us`, should one come, might begin a new segment.
     fn may_end_segment(&self, pts_us: i64) -> bool {
-        self.keyframes.asked_at_us.is_some() || self.may_cut_at(pts_us)
+        // A follower cannot know when the lead will ask. Its next keyframe may come right behind this part.
+        let may_follow = || pts_us - self.segment_start_us >= self.constants.segment_us / 2;
+        match &self.follows {
+            Some(follows) => follows.permits > 0 || may_follow(),
+            None => self.keyframes.asked_at_us.is_some() || self.may_cut_at(pts_us),
+        }
     }
 
     fn may_cut_at(&self, pts_us: i64) -> bool {
@@ -332,4 +388,4 @@ impl KeyframeHabits {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,6 +7,8 @@
 mod audio;
 mod codecs;
 mod config;
+#[cfg(test)]
+mod conformance;
 mod counters;
 mod cut;
 mod events;

@@ -49,6 +49,8 @@ pub(crate) struct Session {
     videos: Vec<VideoTrack>,
     audio: Option<AudioTrack>,
     keyframe_requests: Vec<TrackId>,
+    /// The end of the lead's segment in the making was asked for; its followers know.
+    end_was_asked: bool,
 }
 
 #[derive(Debug)]
@@ -124,7 +126,7 @@ impl Session {
             let rendition =
                 Arc::new(Rendition::new(number, format!("v{number}"), constants, init, description));
             renditions.push(rendition.clone());
-            let cutter = Cutter::new(constants, 0);
+            let cutter = cutter(constants, 0, videos.is_empty());
             videos.push(VideoTrack {
                 track,
                 format: format.clone(),
@@ -169,6 +171,7 @@ impl Session {
             videos,
             audio,
             keyframe_requests: Vec::new(),
+            end_was_asked: false,
         })
     }
 
@@ -233,11 +236,40 @@ impl Session {
         }
         video.needs_keyframe = false;
         let outcome = video.cutter.frame(at_us, frame.is_keyframe, frame.data);
-        if outcome.wants_keyframe {
-            self.keyframe_requests.push(video.track);
+        let ended = outcome.parts.iter().filter(|part| part.is_last).count();
+        if index == 0 {
+            self.lead_followers(ended, outcome.wants_keyframe);
         }
         for part in outcome.parts {
             self.publish_video(index, part)?;
+        }
+        if index == 0 { self.catch_up_followers() } else { Ok(()) }
+    }
+
+    /// The lead ended so many segments, and perhaps wants a keyframe: then the others are to have one too.
+    fn lead_followers(&mut self, ended: usize, wants_keyframe: bool) {
+        if wants_keyframe {
+            self.keyframe_requests.extend(self.videos.iter().map(|video| video.track));
+        }
+        // A permit for each of the lead's segments: when its end is asked for, or else when it ends.
+        let mut permits = 0;
+        for _ in 0..ended {
+            permits += usize::from(!std::mem::take(&mut self.end_was_asked));
+        }
+        if wants_keyframe && !std::mem::replace(&mut self.end_was_asked, true) {
+            permits += 1;
+        }
+        for follower in self.videos.iter_mut().skip(1) {
+            (0..permits).for_each(|_| follower.cutter.permit_end());
+        }
+    }
+
+    /// A layer that is two segments behind the lead has stopped coming: browsers do that when the uplink gets narrow.
+    fn catch_up_followers(&mut self) -> Result<(), SessionError> {
+        for index in 1..self.videos.len() {
+            while self.videos[index].cutter.segments_behind() >= 2 {
+                self.end_stalled_segment(index)?;
+            }
         }
         Ok(())
     }
@@ -313,12 +345,11 @@ impl Session {
         {
             warn!(at_us = lead.cutter.part_start_us(), "video has stalled");
             metrics::counter!("segmenter_video_stalls_total").increment(1);
-            for index in 0..self.videos.len() {
-                let end_us = self.end_stalled_segment(index)?;
-                if let (0, Some(end_us)) = (index, end_us) {
-                    self.follow(end_us, true)?;
-                }
+            if let Some(end_us) = self.end_stalled_segment(0)? {
+                self.follow(end_us, true)?;
             }
+            self.lead_followers(1, false);
+            self.catch_up_followers()?;
         }
         Ok(())
     }
@@ -429,15 +460,16 @@ impl Session {
     ) -> Result<(), SessionError> {
         let Some(at_us) = self.paused_at_us.take() else { return Ok(()) };
         self.offset_us = at_us - first_us;
+        self.end_was_asked = false;
         // The date of the media that comes, but never before that of the media that was.
         self.zero_ms = self.zero_ms.max(arrived_ms - at_us / 1000);
-        for video in &mut self.videos {
+        for (index, video) in self.videos.iter_mut().enumerate() {
             let Some(format) = formats.get(&video.track) else { continue };
             let (entry, new) = sample_entry(video.track, format)?;
             let (muxer, init) = Muxer::open(&entry)?;
             video.muxer = muxer;
             video.format = format.clone();
-            video.cutter = Cutter::new(self.constants, at_us);
+            video.cutter = cutter(self.constants, at_us, index == 0);
             video.needs_keyframe = true;
             video.rendition.describe(|description| {
                 description.codecs = new.codecs;
@@ -457,6 +489,10 @@ impl Session {
         self.live.set_state(State::Live);
         Ok(())
     }
+}
+
+fn cutter(constants: Constants, start_us: i64, leads: bool) -> Cutter<Bytes> {
+    if leads { Cutter::new(constants, start_us) } else { Cutter::following(constants, start_us) }
 }
 
 fn codec(format: &TrackFormat) -> Option<VideoCodec> {

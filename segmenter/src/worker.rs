@@ -11,7 +11,7 @@ use tokio::sync::mpsc as tokio_mpsc;
 use tracing::{debug, info, warn};
 
 use crate::config::Config;
-use crate::frame::{Frame, Input, TrackFormat, TrackId};
+use crate::frame::{Frame, Input, TrackFormat, TrackId, VideoCodec};
 use crate::live::{Shared, State};
 use crate::session::{Session, SessionError};
 use crate::streams::{Entry, KeyframeRequest, weight};
@@ -192,6 +192,11 @@ impl Worker {
     }
 
     fn format(&mut self, track: TrackId, format: TrackFormat) -> Result<(), SessionError> {
+        if matches!(format, TrackFormat::Video { codec: VideoCodec::Vp8, .. }) {
+            warn!(track = track.0, "VP8 has no place in fMP4; the track is left out");
+            self.expected.retain(|expected| *expected != track);
+            return Ok(());
+        }
         let before = self.formats.insert(track, format.clone());
         let is_opus = |format: &TrackFormat| matches!(format, TrackFormat::Opus { .. });
         if is_opus(&format) && before.as_ref().is_some_and(is_opus) {

@@ -1,4 +1,5 @@
 //! The origin as a client meets it, by the checklist of the LL-HLS server profile.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 
@@ -13,6 +14,7 @@ use common::{Fake, push, until};
 use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
 use shoal_digest::{BLOCK_BYTES, BlockDigest, Record};
+use shoal_playlist::lint::{lint_media, lint_multivariant, lint_renditions};
 use shoal_playlist::{HintKind, MediaPlaylist, parse_media};
 use shoal_segmenter::frame::Input;
 use shoal_segmenter::{Config, Event, Origin, Publication, Published, State, StreamStats, Streams};
@@ -101,6 +103,20 @@ impl World {
         parse_media(answer.text()).unwrap()
     }
 
+    /// Demands that the lint finds nothing in what this world serves now.
+    async fn lint(&self) {
+        let multivariant = self.get("/live/show/index.m3u8").await;
+        assert_eq!(lint_multivariant(multivariant.text()), []);
+        let mut texts = Vec::new();
+        for info in &self.streams.list()[0].renditions {
+            let answer = self.get(&format!("{}/{}/playlist.m3u8", self.base, info.name)).await;
+            assert_eq!(lint_media(answer.text()), [], "{}", answer.text());
+            texts.push(answer.text().to_owned());
+        }
+        let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+        assert_eq!(lint_renditions(&texts), []);
+    }
+
     fn stats(&self) -> StreamStats {
         self.streams.stats().remove(0)
     }
@@ -174,6 +190,7 @@ async fn playlist_has_every_tag_that_the_profile_demands() {
         assert_eq!(playlist.reports[0].uri, other);
         assert_eq!(playlist.reports[0].last_msn, 10);
     }
+    world.lint().await;
 }
 
 #[tokio::test]
@@ -401,6 +418,7 @@ async fn returning_publisher_continues_the_stream_behind_a_discontinuity() {
         let init = world.get(&format!("{}/{rendition}/init-1.mp4", world.base)).await;
         assert_eq!(init.status, StatusCode::OK);
     }
+    world.lint().await;
 }
 
 #[tokio::test]
@@ -435,6 +453,7 @@ async fn new_size_is_cut_on_all_renditions() {
     }
     let text = world.get("/live/show/index.m3u8").await;
     assert!(text.text().contains("RESOLUTION=360x640"));
+    world.lint().await;
 }
 
 #[tokio::test]
@@ -445,6 +464,37 @@ async fn clock_jump_is_a_discontinuity() {
     world.settle(&publication).await;
     let playlist = world.playlist("v0").await;
     assert_eq!(playlist.segments.iter().filter(|segment| segment.head.is_discontinuity).count(), 1);
+    world.lint().await;
+}
+
+#[tokio::test]
+async fn simulcast_layers_are_renditions_with_the_same_segments() {
+    for second_late in [0, 3, 20] {
+        let mut fake = Fake::new();
+        (fake.with_second, fake.second_late) = (true, second_late);
+        let (mut world, publication, mut fake) = World::with_stream(Config::default(), fake, 30_000).await;
+        let text = world.get("/live/show/index.m3u8").await;
+        assert_eq!(m3u8_rs_variants(text.text()), (1, 2), "{}", text.text());
+        assert!(text.text().contains("RESOLUTION=320x180"));
+        world.lint().await;
+        let (first, second) = (world.playlist("v0").await, world.playlist("v1").await);
+        for (first, second) in first.segments.iter().zip(&second.segments) {
+            let apart_ms = first.head.date_time_ms.unwrap() - second.head.date_time_ms.unwrap();
+            assert!(apart_ms.abs() < 1_000, "{second_late} frames late: {apart_ms} ms");
+        }
+        // The layer stops, as browsers do with a narrow uplink, and comes back.
+        fake.with_second = false;
+        fake.push(&publication, 10_000);
+        fake.with_second = true;
+        fake.push(&publication, 10_000);
+        world.settle(&publication).await;
+        let (first, second) = (world.playlist("v0").await, world.playlist("v1").await);
+        let newest = |playlist: &MediaPlaylist| playlist.media_sequence + playlist.segments.len() as u64;
+        assert!(newest(&first).abs_diff(newest(&second)) <= 1);
+        assert!(second.segments.iter().any(|segment| segment.is_gap));
+        assert!(!second.segments.last().unwrap().is_gap);
+        assert!(first.segments.iter().all(|segment| !segment.is_gap));
+    }
 }
 
 #[tokio::test]
@@ -473,6 +523,7 @@ async fn stalled_camera_becomes_gaps_while_the_sound_goes_on() {
     let total =
         |playlist: &MediaPlaylist| playlist.segments.iter().map(|segment| segment.duration).sum::<u64>();
     assert!(total(&video).abs_diff(total(&audio)) < 700_000);
+    world.lint().await;
 }
 
 #[tokio::test]
@@ -494,6 +545,7 @@ async fn announced_but_silent_microphone_gets_its_rendition_and_may_speak_later(
     let (video, audio) = (world.playlist("v0").await, world.playlist("a0").await);
     assert!(audio.segments.len().abs_diff(video.segments.len()) <= 1);
     assert!(audio.segments.iter().all(|segment| !segment.head.is_discontinuity));
+    world.lint().await;
 }
 
 #[tokio::test]
@@ -508,6 +560,7 @@ async fn sound_alone_and_picture_alone_are_streams_too() {
         assert!(playlist.segments.len() >= 3, "{} segments", playlist.segments.len());
         assert!(playlist.segments.iter().all(|segment| (1_970_000..2_030_000).contains(&segment.duration)));
         assert!(playlist.reports.is_empty());
+        world.lint().await;
     }
 }
 
@@ -523,6 +576,7 @@ async fn stream_holds_no_more_than_its_limit() {
     assert!(playlist.segments.len() >= 3);
     let audio = world.playlist("a0").await;
     assert!(audio.media_sequence.abs_diff(playlist.media_sequence) <= 1);
+    world.lint().await;
 }
 
 #[tokio::test]
@@ -536,4 +590,5 @@ async fn delta_completes_the_copy_that_a_client_has() {
         assert_eq!(full.segments[skipped..], delta.segments);
         assert!(answer.text().find("MEDIA-SEQUENCE").unwrap() < answer.text().find("EXT-X-SKIP").unwrap());
     }
+    world.lint().await;
 }

@@ -1,4 +1,5 @@
 //! Real encoders publish, the real `ffmpeg` and `ffprobe` read over HTTP.
+#![allow(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 mod common;
 

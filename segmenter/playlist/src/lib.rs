@@ -6,6 +6,7 @@
 
 mod attributes;
 mod date_time;
+pub mod lint;
 mod media;
 mod multivariant;
 mod parse;

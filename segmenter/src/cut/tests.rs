@@ -8,16 +8,16 @@ use crate::config::Config;
 
 /// How a publisher behaves.
 #[derive(Clone, Debug)]
-struct Publisher {
-    interval_us: i64,
-    jitter_us: i64,
+pub(crate) struct Publisher {
+    pub(crate) interval_us: i64,
+    pub(crate) jitter_us: i64,
     /// Frames from request to keyframe; none if requests are ignored.
-    answers_after: Option<usize>,
+    pub(crate) answers_after: Option<usize>,
     /// Keyframes every so many frames, whatever is asked.
-    own_rhythm: Option<usize>,
+    pub(crate) own_rhythm: Option<usize>,
     /// Every so many frames, one is lost.
-    loses_every: usize,
-    seed: u64,
+    pub(crate) loses_every: usize,
+    pub(crate) seed: u64,
 }
 
 const BROWSER: Publisher = Publisher {
@@ -30,10 +30,16 @@ const BROWSER: Publisher = Publisher {
 };
 
 fn run(publisher: &Publisher, frames: usize) -> Vec<CutPart<usize>> {
+    let mut parts = Vec::new();
+    drive(publisher, frames, |_, cut| parts.extend(cut));
+    parts
+}
+
+/// Lets a publisher send so many frames; `take` gets each frame's time and the parts that it finished.
+pub(crate) fn drive(publisher: &Publisher, frames: usize, mut take: impl FnMut(i64, Vec<CutPart<usize>>)) {
     let mut cutter = Cutter::new(Config::default().constants(), 0);
     let mut random = publisher.seed | 1;
     let mut due = None;
-    let mut parts = Vec::new();
     for index in 0..frames {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let jitter = (random >> 33) as i64 % (2 * publisher.jitter_us + 1) - publisher.jitter_us;
@@ -48,12 +54,11 @@ fn run(publisher: &Publisher, frames: usize) -> Vec<CutPart<usize>> {
         }
         let pts_us = if index == 0 { 0 } else { index as i64 * publisher.interval_us + jitter };
         let outcome = cutter.frame(pts_us, is_keyframe, index);
-        parts.extend(outcome.parts);
+        take(pts_us, outcome.parts);
         if let (true, Some(after), None) = (outcome.wants_keyframe, publisher.answers_after, due) {
             due = Some(index + after);
         }
     }
-    parts
 }
 
 /// The rules that hold for every publisher.

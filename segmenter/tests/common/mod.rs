@@ -14,6 +14,7 @@ use shoal_segmenter::{Config, Origin, Publication, Streams};
 
 pub(crate) const AUDIO: TrackId = TrackId(0);
 pub(crate) const VIDEO: TrackId = TrackId(1);
+pub(crate) const SECOND: TrackId = TrackId(2);
 pub(crate) const TONE_HZ: f64 = 1_000.0;
 
 /// Streams and their origin's address.
@@ -227,6 +228,10 @@ pub(crate) fn push(publication: &Publication, input: Input) {
 pub(crate) struct Fake {
     pub(crate) with_video: bool,
     pub(crate) with_audio: bool,
+    /// A second, smaller layer.
+    pub(crate) with_second: bool,
+    /// The second layer's keyframes come so many frames later than the first's.
+    pub(crate) second_late: i64,
     frame: i64,
     packet: i64,
 }
@@ -236,22 +241,26 @@ const SILENCE: &[u8] = &[0xfc, 0xff, 0xfe];
 
 impl Fake {
     pub(crate) fn new() -> Self {
-        Self { with_video: true, with_audio: true, frame: 0, packet: 0 }
+        Self { with_video: true, with_audio: true, with_second: false, second_late: 0, frame: 0, packet: 0 }
     }
 
     pub(crate) fn tracks(&self) -> Vec<TrackId> {
-        [(self.with_audio, AUDIO), (self.with_video, VIDEO)]
+        [(self.with_audio, AUDIO), (self.with_video, VIDEO), (self.with_second, SECOND)]
             .into_iter()
             .filter_map(|(is_there, track)| is_there.then_some(track))
             .collect()
     }
 
     pub(crate) fn video_format(width: u32, height: u32) -> Input {
+        Self::layer_format(VIDEO, width, height)
+    }
+
+    pub(crate) fn layer_format(track: TrackId, width: u32, height: u32) -> Input {
         let config = Bytes::from_static(&[
             1, 0x42, 0xe0, 0x1f, 0xff, 0xe1, 0, 4, 0x67, 0x42, 0xe0, 0x1f, 1, 0, 2, 0x68, 0,
         ]);
         let format = TrackFormat::Video { codec: VideoCodec::H264, width, height, config };
-        Input::Format { track: VIDEO, format }
+        Input::Format { track, format }
     }
 
     /// Announces the tracks.
@@ -262,6 +271,9 @@ impl Fake {
         }
         if self.with_video {
             push(publication, Self::video_format(640, 360));
+        }
+        if self.with_second {
+            push(publication, Self::layer_format(SECOND, 320, 180));
         }
     }
 
@@ -287,6 +299,14 @@ impl Fake {
                 push(
                     publication,
                     Input::Frame(Frame { track: VIDEO, pts: MediaTime(pts_us), is_keyframe, data }),
+                );
+            }
+            if self.with_second && self.frame >= self.second_late {
+                let is_keyframe = (self.frame - self.second_late) % 60 == 0;
+                let data = Bytes::from(vec![self.frame as u8; if is_keyframe { 10_000 } else { 1_000 }]);
+                push(
+                    publication,
+                    Input::Frame(Frame { track: SECOND, pts: MediaTime(pts_us), is_keyframe, data }),
                 );
             }
             self.frame += 1;
