@@ -28,6 +28,8 @@ const AHEAD_ITEMS_MAX: usize = 600;
 const PREROLL_US: i64 = 100_000;
 /// Pictures that are due for longer are left out instead of being encoded late.
 const LATENESS_MAX_US: i64 = 150_000;
+/// Further behind than this, leaving out pictures does not help: the rest of the file is moved to later.
+const RESYNC_US: i64 = 1_000_000;
 
 /// A source that plays a file.
 #[derive(Debug)]
@@ -75,6 +77,10 @@ struct Player {
     /// What has been read and is not due yet, by position and order of reading.
     ahead: BTreeMap<(i64, u64), Item>,
     read_count: u64,
+    /// The file of the last loop, for formats that rewind reliably: opening again costs far more on a busy machine.
+    input: Option<Input>,
+    /// How far behind the latest picture was, when that is too far.
+    behind_us: Option<i64>,
 }
 
 /// How far a loop has come, on the timeline.
@@ -94,8 +100,17 @@ impl Player {
         };
         let needs_opus = plan.audio.as_ref().is_some_and(|audio| !audio.is_copied);
         let assembler = needs_opus.then(|| Assembler::new(options)).transpose()?;
-        let (is_once, ahead, read_count) = (options.once, BTreeMap::new(), 0);
-        Ok(Self { plan, fanout, is_once, encoder, assembler, ahead, read_count })
+        Ok(Self {
+            plan,
+            fanout,
+            is_once: options.once,
+            encoder,
+            assembler,
+            ahead: BTreeMap::new(),
+            read_count: 0,
+            input: None,
+            behind_us: None,
+        })
     }
 
     fn play(&mut self) -> Result<(), Error> {
@@ -120,7 +135,14 @@ impl Player {
 
     /// Reads the file once. Returns the position at which it ends.
     fn play_once(&mut self, timeline: &Timeline, offset_us: i64) -> Result<i64, Error> {
-        let mut input = plan::open(&self.plan.path)?;
+        let rewound = self.input.take().and_then(|mut input| {
+            let start_us = self.plan.start_us;
+            input.seek(start_us, ..start_us + 1).is_ok().then_some(input)
+        });
+        let mut input = match rewound {
+            Some(input) => input,
+            None => plan::open(&self.plan.path)?,
+        };
         let mut video = match &self.plan.video {
             Some(video) => Some(VideoReader::new(&input, video.stream, &video.mode)?),
             None => None,
@@ -157,6 +179,12 @@ impl Player {
             } else {
                 self.send_until(timeline, read_us - LOOKAHEAD_US)?;
             }
+            if let Some(behind_us) = self.behind_us.take() {
+                // Viewers see a freeze, then the film goes on where it stopped.
+                progress.offset_us += behind_us;
+                progress.latest = progress.latest.map(|latest| latest + behind_us);
+                self.ahead.retain(|_, item| matches!(item, Item::Ready(_)));
+            }
         }
         if let Some(video) = &mut video {
             video.finish(&mut items);
@@ -165,6 +193,9 @@ impl Player {
             audio.finish(self.assembler.as_mut(), &mut frames)?;
         }
         self.hold(&mut items, &mut frames);
+        if input.format().name().split(',').any(|name| matches!(name, "mp4" | "mov" | "matroska" | "webm")) {
+            self.input = Some(input);
+        }
         Ok(progress.end_us)
     }
 
@@ -222,7 +253,11 @@ impl Player {
                 Item::Ready(frame) => self.fanout.send(&frame),
                 Item::Picture(picture) => {
                     let Some(encoder) = &mut self.encoder else { continue };
-                    if timeline.position_us(Instant::now()) - position_us > LATENESS_MAX_US {
+                    let late_us = timeline.position_us(Instant::now()) - position_us;
+                    if late_us > RESYNC_US {
+                        self.behind_us = Some(late_us);
+                    }
+                    if late_us > LATENESS_MAX_US {
                         self.fanout.count_skipped();
                         continue;
                     }
