@@ -1,11 +1,13 @@
 //! `sim`: runs scenarios and prints figures. What is simulated and how: the library beside this file.
 
+use std::collections::BTreeMap;
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use shoal_sim::{Knobs, Outcome, Policy, run, scenario::Scenario};
+use serde::Serialize;
+use shoal_sim::{Figures, Knobs, Outcome, Policy, run, scenario::Scenario};
 
 /// Simulates a live stream's audience: the real swarm cores and the real planner, in virtual time.
 ///
@@ -42,6 +44,15 @@ struct Arguments {
     /// Lists the scenarios.
     #[arg(long)]
     list: bool,
+}
+
+/// The last line.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    scenario: &'a str,
+    viewers: usize,
+    seed: u64,
+    policies: BTreeMap<&'static str, &'a Figures>,
 }
 
 fn seed(text: &str) -> Result<u64, String> {
@@ -106,14 +117,9 @@ fn simulate(arguments: &Arguments) -> Result<(), String> {
         outcomes.push((policy, outcome));
     }
     table(&outcomes);
-    let policies: serde_json::Map<String, serde_json::Value> = outcomes
-        .iter()
-        .map(|(policy, outcome)| (policy.name().to_owned(), serde_json::json!(outcome.figures)))
-        .collect();
-    println!(
-        "{}",
-        serde_json::json!({"scenario": name, "viewers": viewers, "seed": arguments.seed, "policies": policies})
-    );
+    let figures = outcomes.iter().map(|(policy, outcome)| (policy.name(), &outcome.figures)).collect();
+    let report = Report { scenario: name, viewers, seed: arguments.seed, policies: figures };
+    println!("{}", serde_json::to_string(&report).map_err(|error| error.to_string())?);
     Ok(())
 }
 

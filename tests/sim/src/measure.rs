@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::origin::Origin;
-use crate::people::Visit;
+use crate::people::{Nat, Visit};
 use crate::scenario::Scenario;
 
 /// Counts in steps of 10 ms, for percentiles without keeping every value.
@@ -181,7 +181,7 @@ pub struct Figures {
     pub recovery_s: Option<f64>,
 }
 
-/// What no policy can exceed: min(1 − 1/n, mean usable uplink / rate, 1 − 2^(−D/τ)), summed over the renditions.
+/// What no policy can exceed: min(reachable viewers − 1/n, mean usable uplink / rate, 1 − 2^(−D/τ)), summed over the renditions.
 ///
 /// D is the time between publication and the last useful moment, τ the shortest time in which copies of a block can
 /// double: its serialisation at the largest permitted uplink and half the shortest round trip.
@@ -196,9 +196,15 @@ pub(crate) fn bound(scenario: &Scenario, visits: &[Visit]) -> f64 {
         let rate_bps = f64::from(*rate_kbps) * 1e3;
         // Viewers switch, but the share of each rendition stays: the bound is that of the first choice.
         let (mut time, mut given) = (0.0, 0.0);
+        let mut reachable = 0.0;
         for visit in visits.iter().filter(|visit| visit.rendition == rendition) {
             let there = visit.leave_us.min(to_us).saturating_sub(visit.join_us.max(from_us)) as f64;
             time += there;
+            // Who has no UDP can neither give nor take: the cut around him is his whole rate.
+            if scenario.network.nat && visit.nat == Nat::Blocked {
+                continue;
+            }
+            reachable += there;
             given += there * (visit.usable_bps as f64).min(scenario.people.uplink_cap * best_bps);
         }
         let viewers = time / (to_us - from_us) as f64;
@@ -213,7 +219,8 @@ pub(crate) fn bound(scenario: &Scenario, visits: &[Visit]) -> f64 {
         let by_time = 1.0 - (-slack_ms / tau_ms).exp2();
         let by_uplink = given / time / overhead / rate_bps;
         all += viewers * rate_bps;
-        saved += viewers * rate_bps * (1.0 - 1.0 / viewers.max(1.0)).min(by_uplink).min(by_time).max(0.0);
+        let by_count = reachable / time - 1.0 / viewers.max(1.0);
+        saved += viewers * rate_bps * by_count.min(by_uplink).min(by_time).max(0.0);
     }
     if all > 0.0 { saved / all } else { 0.0 }
 }

@@ -1,0 +1,291 @@
+//! The driver of all cores: hands in inputs and carries out outputs, keeping the books that find broken invariants.
+
+use super::*;
+
+impl World<'_> {
+    /// Hands an input to a viewer's core and carries out what it answers.
+    pub(super) fn feed(&mut self, viewer: u32, input: &Input<'_>, brought: Option<Brought>) {
+        let Some(mut state) = self.viewers[viewer as usize].take() else { return };
+        let now = self.time();
+        state.peer.handle_input(now, input.clone());
+        self.drain(viewer, &mut state, brought);
+        while let Some(neighbor) = state.touched.pop() {
+            if let Some(link) = state.link_mut(neighbor) {
+                link.is_touched = false;
+                let buffered = link.buffered;
+                state.peer.handle_input(now, Input::SendQueue { peer: peer_id(neighbor), buffered });
+                self.drain(viewer, &mut state, None);
+            }
+        }
+        while let Some((piece, length, took_us)) = state.loaded.pop() {
+            let number = self.stream.number(piece).expect("only published pieces are loaded");
+            let blocks = shoal_swarm::block_count(length);
+            let digests: Vec<_> =
+                (0..blocks).map(|block| block_digest(piece.rendition, number, block)).collect();
+            let took = Span::from_us(took_us);
+            state.peer.handle_input(now, Input::Loaded { piece, length, digests: &digests, took });
+            self.drain(viewer, &mut state, None);
+        }
+        if let Some((at, _)) = state.peer.next_deadline() {
+            let at_us = at.as_us().max(self.now_us);
+            if at_us < state.wake_us {
+                state.wake_us = at_us;
+                self.queue.push(at_us, Event::Wake(viewer));
+            }
+        }
+        self.viewers[viewer as usize] = Some(state);
+    }
+
+    pub(super) fn drain(&mut self, viewer: u32, state: &mut Viewer, brought: Option<Brought>) {
+        while let Some(output) = state.peer.poll_output() {
+            self.carry_out(viewer, state, output, brought);
+        }
+    }
+
+    pub(super) fn carry_out(
+        &mut self,
+        viewer: u32,
+        state: &mut Viewer,
+        output: Output,
+        brought: Option<Brought>,
+    ) {
+        match output {
+            Output::SendBlock { peer, header, piece, block } => {
+                self.send_block(viewer, state, peer, header, piece, block)
+            }
+            Output::SendControl { peer, bytes } => {
+                let to = viewer_of(peer);
+                if state.link_mut(to).is_none() {
+                    return;
+                }
+                self.measure.control_messages += 1;
+                self.measure.control_bytes += bytes.len() as u64;
+                let (_, arrive_us) =
+                    self.network.send(self.now_us, viewer as usize, to as usize, bytes.len() as u64);
+                // The control channel keeps the order.
+                let link = state.link_mut(to).expect("just seen");
+                link.control_us = link.control_us.max(arrive_us);
+                let message = Message::Control(bytes.into_boxed_slice());
+                self.queue.push(link.control_us, Event::Arrive { to, from: viewer, message });
+            }
+            Output::Store { piece, block, held, .. } => {
+                let what = match held {
+                    Some(hold) => state.held.remove(&hold).expect("only what was held is stored from there"),
+                    None => brought.expect("stores follow an input with bytes"),
+                };
+                let number = self.stream.number(piece).expect("stored pieces exist");
+                assert_eq!(
+                    (what.rendition, u64::from(what.number), what.block),
+                    (piece.rendition, number, block)
+                );
+                assert!(
+                    state.store.put(piece.rendition, number, block, what.is_bad),
+                    "nothing is stored twice"
+                );
+                if state.store.is_complete(
+                    piece.rendition,
+                    number,
+                    self.stream.piece(piece.rendition, number).length,
+                ) && self.measure.counts(self.now_us)
+                {
+                    let age_us = self.now_us.saturating_sub(self.stream.published_us(number));
+                    self.measure.arrival.add(age_us);
+                }
+            }
+            Output::Hold { hold } => {
+                state.held.insert(hold, brought.expect("holds follow an input with bytes"));
+            }
+            Output::DropHeld { hold } => {
+                assert!(state.held.remove(&hold).is_some(), "only what is held is dropped");
+            }
+            Output::KeepLoaded { piece } => {
+                let number = self.stream.number(piece).expect("kept pieces exist");
+                let length = self.stream.piece(piece.rendition, number).length;
+                state.store.put_all(piece.rendition, number, length);
+            }
+            Output::DropLoaded { .. } => {}
+            Output::Evict { piece } => {
+                let number = self.stream.number(piece).expect("evicted pieces exist");
+                state.store.evict(piece.rendition, number);
+            }
+            Output::Fetch { fetch, piece, offset, length, .. } => {
+                self.fetch(viewer, state, fetch, piece, offset, length);
+            }
+            Output::CancelFetch { fetch } => {
+                if let Some(fetch) = state.fetches.get_mut(&fetch) {
+                    fetch.cancelled_us.get_or_insert(self.now_us);
+                }
+            }
+            Output::FetchRecord { piece } => {
+                let Some(number) = self.stream.number(piece) else { return };
+                let rtt_us = self.network.server_rtt_us(viewer as usize);
+                let answer = self.origin.answer(self.now_us + rtt_us / 2, 0);
+                let event = Event::RecordLoaded { viewer, rendition: piece.rendition, number: number as u32 };
+                self.queue.push(answer.first_us + rtt_us / 2, event);
+            }
+            Output::Deliver { request, first, parts } => {
+                assert_eq!(parts, 1, "whole segments are not asked for here");
+                let number = self.stream.number(first).expect("delivered pieces exist");
+                let length = self.stream.piece(first.rendition, number).length;
+                assert!(
+                    state.store.is_complete(first.rendition, number, length),
+                    "{first:?} is delivered before it is complete"
+                );
+                self.measure.bad_bytes += state.store.bad_blocks(first.rendition, number) * 16_384;
+                self.answer(viewer, state, request, first.rendition, number);
+            }
+            Output::Fallback { request, .. } => self.load(viewer, state, request),
+            Output::Disconnect { peer, .. } => {
+                let other = viewer_of(peer);
+                if state.drop_link(other) {
+                    let half_us = self.network.rtt_us(viewer as usize, other as usize) / 2;
+                    let down = Event::LinkDown { viewer: other, neighbor: viewer, tells: false };
+                    self.queue.push(self.now_us + half_us, down);
+                    self.tell_tracker_as(viewer, state.is_welcome, ToTracker::Lost { peer: other });
+                }
+            }
+            Output::Accuse { peer, .. } => {
+                self.tell_tracker_as(viewer, state.is_welcome, ToTracker::Accuse { peer: viewer_of(peer) });
+            }
+            Output::Report(report) => {
+                let message =
+                    ToTracker::Report { uplink_kbps: report.uplink_kbps, renditions: report.renditions };
+                self.tell_tracker_as(viewer, state.is_welcome, message);
+            }
+        }
+    }
+
+    /// A request of the player is answered: the piece goes into its buffer.
+    pub(super) fn answer(
+        &mut self,
+        viewer: u32,
+        state: &mut Viewer,
+        request: RequestId,
+        rendition: u8,
+        number: u64,
+    ) {
+        let Some((wanted, wanted_number)) = state.wanted else { return };
+        assert_eq!((wanted, wanted_number), (request, number), "requests are answered once");
+        state.wanted = None;
+        // Appending takes a moment, and happens after the core has said all it had to say.
+        let event = Event::Append { viewer, rendition, number: number as u32 };
+        self.queue.push(self.now_us + 2_000, event);
+    }
+
+    pub(super) fn send_block(
+        &mut self,
+        viewer: u32,
+        state: &mut Viewer,
+        peer: PeerId,
+        header: [u8; 16],
+        piece: PieceId,
+        block: u16,
+    ) {
+        let number = self.stream.number(piece).expect("sent pieces exist");
+        let held = state.store.block(piece.rendition, number, block);
+        assert!(held.is_some(), "only stored blocks are sent: {piece:?} {block}");
+        let length = self.stream.block_length(piece.rendition, number, u32::from(block));
+        if held == Some(true) {
+            self.measure.bad_bytes += u64::from(length);
+        }
+        let to = viewer_of(peer);
+        let Some(link) = state.link_mut(to) else { return };
+        link.buffered += length;
+        if !link.is_touched {
+            link.is_touched = true;
+            state.touched.push(to);
+        }
+        let (sent_us, arrive_us) =
+            self.network.send(self.now_us, viewer as usize, to as usize, u64::from(length));
+        self.queue.push(sent_us, Event::Sent { viewer, neighbor: to, bytes: length });
+        let message = Message::Block {
+            header,
+            rendition: piece.rendition,
+            number: number as u32,
+            block,
+            is_bad: state.pollutes || held == Some(true),
+        };
+        self.queue.push(arrive_us, Event::Arrive { to, from: viewer, message });
+    }
+
+    pub(super) fn deliver(&mut self, to: u32, from: u32, message: &Message) {
+        let Some(state) = &mut self.viewers[to as usize] else { return };
+        if state.link_mut(from).is_none() {
+            return;
+        }
+        let peer = peer_id(from);
+        match message {
+            Message::Control(bytes) => self.feed(to, &Input::Message { peer, bytes }, None),
+            Message::Block { header, rendition, number, block, is_bad } => {
+                let true_digest = block_digest(*rendition, u64::from(*number), u32::from(*block));
+                // A driver that does not hash takes the sender's word for it.
+                let digest = if *is_bad && self.knobs.hash { GARBAGE } else { true_digest };
+                let length = self.stream.block_length(*rendition, u64::from(*number), u32::from(*block));
+                state.received_bytes += u64::from(length);
+                if state.store.block(*rendition, u64::from(*number), *block).is_some() {
+                    let is_answer = header[1] & 1 != 0;
+                    let stripes = state.parents.len().max(1) as u8;
+                    let id = self.stream.piece(*rendition, u64::from(*number)).id;
+                    let stripe = shoal_swarm::stripe_of(id, u32::from(*block), stripes);
+                    let parent = state.parents.get(usize::from(stripe)).copied().flatten();
+                    let kind = match (is_answer, parent) {
+                        (true, _) => "duplicate: answers",
+                        (false, Some(parent)) if parent == from => "duplicate: pushed by the parent",
+                        (false, Some(_)) => "duplicate: pushed by another",
+                        (false, None) => "duplicate: pushed, without parent",
+                    };
+                    *self.tally.0.entry(kind).or_default() += 1;
+                }
+                let brought =
+                    Brought { rendition: *rendition, number: *number, block: *block, is_bad: *is_bad };
+                self.feed(to, &Input::Block { peer, header, length, digest }, Some(brought));
+            }
+        }
+    }
+
+    /// Adds a viewer's counters to the sums, and checks that its bytes add up.
+    pub(super) fn close_books(&mut self, viewer: u32) {
+        let Some(state) = &self.viewers[viewer as usize] else { return };
+        let stats = state.peer.stats();
+        if self.now_us >= self.measure.from_us {
+            self.measure.received_bytes += state.received_bytes + state.origin_bytes;
+            self.measure.waste_bytes +=
+                stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes + state.cancelled_bytes;
+        }
+        let accounted = stats.peer_bytes + stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes;
+        // What the core may count twice over (a duplicate that came from the origin) makes the sum larger, never smaller,
+        // but for what is still held for its record.
+        let held: u64 = state.held.len() as u64 * u64::from(shoal_swarm::BLOCK_BYTES);
+        assert!(
+            accounted + held >= state.received_bytes,
+            "viewer {viewer} received {} bytes and accounts for {accounted}",
+            state.received_bytes
+        );
+        for (name, value) in [
+            ("from peers", stats.peer_bytes),
+            ("from origin", stats.origin_bytes),
+            ("sent", stats.sent_bytes),
+            ("duplicate", stats.duplicate_bytes),
+            ("late", stats.late_bytes),
+            ("rejected", stats.rejected_bytes),
+            ("pushed blocks", stats.pushed_blocks),
+            ("pulled blocks", stats.pulled_blocks),
+            ("pulls", stats.pulls),
+            ("pulls refused", stats.pulls_refused),
+            ("pulls timed out", stats.pulls_timed_out),
+            ("seed fetches", stats.seed_fetches),
+            ("deadline fetches", stats.deadline_fetches),
+            ("fetches cancelled", stats.fetches_cancelled),
+            ("delivered", stats.delivered),
+            ("fallbacks", stats.fallbacks),
+            ("uploads dropped", stats.uploads_dropped),
+            ("shed", stats.shed),
+            ("bans", stats.bans),
+            ("strikes", stats.strikes),
+            ("held", stats.held),
+            ("refused", stats.refused),
+        ] {
+            *self.tally.0.entry(name).or_default() += value;
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! What viewers get from the origin: ranges that the core asks for, and pieces that the player loads itself.
+
+use super::*;
+
+impl World<'_> {
+    pub(super) fn fetch(
+        &mut self,
+        viewer: u32,
+        state: &mut Viewer,
+        fetch: u32,
+        piece: PieceId,
+        offset: u32,
+        length: u32,
+    ) {
+        let number = self.stream.number(piece).expect("fetched pieces exist");
+        let block_bytes = shoal_swarm::BLOCK_BYTES;
+        assert!(offset.is_multiple_of(block_bytes) && length > 0, "ranges begin at a block");
+        let rtt_us = self.network.server_rtt_us(viewer as usize);
+        let answer = self.origin.answer(self.now_us + rtt_us / 2, u64::from(length));
+        let rate_bps = answer.rate_bps.min(self.network.down_bps(viewer as usize));
+        let blocks = offset / block_bytes..(offset + length).div_ceil(block_bytes);
+        let mut left_us = answer.first_us;
+        for block in blocks {
+            let bytes = u64::from(self.stream.block_length(piece.rendition, number, block));
+            left_us += (bytes + HTTP_HEAD_BYTES / 8) * 8_000_000 / rate_bps;
+            let event = Event::FetchBlock { viewer, fetch, block: block as u16, left_us };
+            self.queue.push(left_us + rtt_us / 2, event);
+        }
+        self.queue.push(left_us + rtt_us / 2 + 1, Event::FetchEnd { viewer, fetch });
+        let known =
+            state.fetches.insert(fetch, Fetch { rendition: piece.rendition, number, cancelled_us: None });
+        assert!(known.is_none(), "fetch numbers are used once");
+    }
+
+    pub(super) fn fetch_block(&mut self, viewer: u32, fetch: u32, block: u16, left_us: u64) {
+        let half_us = self.network.server_rtt_us(viewer as usize) / 2;
+        let state = self.viewers[viewer as usize].as_mut();
+        let Some(Fetch { rendition, number, cancelled_us }) =
+            state.and_then(|state| state.fetches.get(&fetch).cloned())
+        else {
+            return;
+        };
+        if cancelled_us.is_some_and(|cancelled_us| left_us > cancelled_us + half_us) {
+            return;
+        }
+        let length = self.stream.block_length(rendition, number, u32::from(block));
+        self.origin.count(left_us, u64::from(length));
+        let state = self.viewers[viewer as usize].as_mut().expect("just seen");
+        state.origin_bytes += u64::from(length);
+        if cancelled_us.is_some() {
+            state.cancelled_bytes += u64::from(length);
+            return;
+        }
+        let digest = block_digest(rendition, number, u32::from(block));
+        let brought = Brought { rendition, number: number as u32, block, is_bad: false };
+        self.feed(viewer, &Input::FetchBlock { fetch, block, length, digest }, Some(brought));
+    }
+
+    /// Loads what the player waits for over plain HTTP, because the core said so.
+    pub(super) fn load(&mut self, viewer: u32, state: &mut Viewer, request: RequestId) {
+        let Some((wanted, number)) = state.wanted else { return };
+        if wanted != request {
+            return;
+        }
+        let rendition = state.rendition;
+        let bytes = u64::from(self.stream.piece(rendition, number).length);
+        let rtt_us = self.network.server_rtt_us(viewer as usize);
+        let answer = self.origin.answer(self.now_us + rtt_us / 2, bytes);
+        let rate_bps = answer.rate_bps.min(self.network.down_bps(viewer as usize));
+        let left_us = answer.first_us + bytes * 8_000_000 / rate_bps;
+        let event = Event::Loaded {
+            viewer,
+            request,
+            rendition,
+            number: number as u32,
+            began_us: self.now_us,
+            left_us,
+        };
+        self.queue.push(left_us + rtt_us / 2, event);
+    }
+
+    pub(super) fn loaded(
+        &mut self,
+        viewer: u32,
+        request: RequestId,
+        rendition: u8,
+        number: u32,
+        began_us: u64,
+        left_us: u64,
+    ) {
+        let Some(state) = &mut self.viewers[viewer as usize] else { return };
+        let piece = self.stream.piece(rendition, u64::from(number));
+        self.origin.count(left_us, u64::from(piece.length));
+        state.origin_bytes += u64::from(piece.length);
+        state.loaded.push((piece.id, piece.length, self.now_us - began_us));
+        if state.wanted == Some((request, u64::from(number))) {
+            state.wanted = None;
+            self.queue.push(self.now_us + 2_000, Event::Append { viewer, rendition, number });
+        }
+        self.feed(viewer, &Input::Wake, None);
+    }
+}

@@ -1,0 +1,72 @@
+//! Whether the simulator can be trusted, and whether the policy is as good as it was: small runs of every kind.
+
+use shoal_sim::{Knobs, Outcome, Policy, run, scenario::Scenario};
+
+fn simulate(name: &str, viewers: usize, seed: u64, seconds: f64, knobs: Knobs) -> Outcome {
+    let mut scenario = Scenario::named(name).unwrap();
+    scenario.seconds = seconds;
+    scenario.measure_from_s = scenario.measure_from_s.min(seconds / 2.0);
+    run(&scenario, viewers, seed, Policy::Shoal, knobs, &mut |_, _| {})
+}
+
+#[test]
+fn same_seed_gives_the_same_figures_and_counters() {
+    let once = simulate("churn", 30, 7, 30.0, Knobs::default());
+    let again = simulate("churn", 30, 7, 30.0, Knobs::default());
+    assert_eq!(format!("{once:?}"), format!("{again:?}"));
+    let other = simulate("churn", 30, 8, 30.0, Knobs::default());
+    assert_ne!(format!("{once:?}"), format!("{other:?}"));
+}
+
+#[test]
+fn tiny_swarms_come_close_to_one_copy() {
+    for viewers in [2, 3, 5, 10] {
+        let figures = simulate("tiny", viewers, 1, 60.0, Knobs::default()).figures;
+        let floor = 1.0 - 1.0 / viewers as f64;
+        assert!(figures.offload > floor - 0.03, "{viewers} viewers: {} of {floor}", figures.offload);
+        assert!(figures.rebuffer_ratio < 0.001, "{viewers} viewers rebuffer {}", figures.rebuffer_ratio);
+    }
+}
+
+#[test]
+fn two_hundred_viewers_at_the_live_edge_stay_above_the_gate() {
+    let figures = simulate("steady-ll", 200, 1, 60.0, Knobs::default()).figures;
+    assert!(figures.offload > 0.97, "offload {}", figures.offload);
+    assert!(figures.rebuffer_ratio < 0.0005, "rebuffering {}", figures.rebuffer_ratio);
+    assert!(figures.waste_ratio < 0.08, "waste {}", figures.waste_ratio);
+    assert_eq!(figures.bad_bytes, 0);
+}
+
+#[test]
+fn polluters_get_no_byte_played_or_passed_on() {
+    let figures = simulate("polluters", 60, 3, 40.0, Knobs::default()).figures;
+    assert_eq!(figures.bad_bytes, 0);
+    assert!(figures.rebuffer_ratio < 0.001, "rebuffering {}", figures.rebuffer_ratio);
+}
+
+/// The control of the test above: it can see bad bytes, once drivers do not hash what they receive.
+#[test]
+fn polluters_succeed_where_nobody_hashes() {
+    let knobs = Knobs { hash: false, ..Knobs::default() };
+    assert!(simulate("polluters", 60, 3, 40.0, knobs).figures.bad_bytes > 0);
+}
+
+/// The control of the quality gate: without pushing it is missed, so the gate measures what it is meant to.
+#[test]
+fn without_pushing_less_comes_from_peers_or_later() {
+    let knobs = Knobs { push: false, ..Knobs::default() };
+    let pulled = simulate("steady-ll", 60, 1, 45.0, knobs).figures;
+    let pushed = simulate("steady-ll", 60, 1, 45.0, Knobs::default()).figures;
+    assert!(
+        pulled.offload + 0.02 < pushed.offload && pulled.arrival_p50_ms > pushed.arrival_p50_ms,
+        "{pulled:?} {pushed:?}"
+    );
+}
+
+#[test]
+fn playback_survives_without_tracker() {
+    let knobs = Knobs { tracker: false, ..Knobs::default() };
+    let figures = simulate("tiny", 4, 1, 40.0, knobs).figures;
+    assert!(figures.offload.abs() < 0.05, "nobody meets anybody: {}", figures.offload);
+    assert!(figures.rebuffer_ratio < 0.001, "rebuffering {}", figures.rebuffer_ratio);
+}
