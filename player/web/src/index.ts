@@ -13,5 +13,6 @@ export { Shoal, attach } from './shoal.ts';
 export type { ShoalError, ShoalErrorCode, ShoalEvents, ShoalOptions, ShoalState, ShoalStats } from './api.ts';
 export type { AuditEntry } from './audit.ts';
 export type { Sample } from './meter.ts';
-export { boundLatency, liveConfig } from './live-config.ts';
+export { LiveFollower } from './follow.ts';
+export { liveConfig } from './live-config.ts';
 export { decodeClock, latencyOf, readClock, readLatency } from './clock.ts';

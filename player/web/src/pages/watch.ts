@@ -5,7 +5,8 @@ import type { ErrorData } from 'hls.js';
 
 import type { ShoalErrorCode, ShoalStats } from '../api.ts';
 import { readLatency } from '../clock.ts';
-import { boundLatency, liveConfig } from '../live-config.ts';
+import { LiveFollower } from '../follow.ts';
+import { liveConfig } from '../live-config.ts';
 import { attach } from '../shoal.ts';
 import type { Shoal } from '../shoal.ts';
 import type { AuditEntry } from '../audit.ts';
@@ -52,6 +53,7 @@ const sharing = byId<HTMLInputElement>('sharing');
 
 let hls: Hls | null = null;
 let shoal: Shoal | null = null;
+let follower: LiveFollower | null = null;
 let state: PageState = 'loading';
 let firstFrameMs: number | null = null;
 let stalledSince: number | null = null;
@@ -97,7 +99,6 @@ function start(): void {
       default: { maxTimeToFirstByteMs: 8_000, maxLoadTimeMs: 10_000, timeoutRetry: null, errorRetry: null },
     },
   });
-  boundLatency(hls);
   shoal = attach(hls, { sharing: sharing.checked, audit: parameters.has('audit'), log: parameters.has('log') });
   shoal.on('stats', showStats);
   shoal.on('neighbors', () => {
@@ -114,6 +115,8 @@ function start(): void {
     // Only the last minute of a stream that is over: not worth beginning with.
     if (!details.live && firstFrameMs === null) setTimeout(() => { end(details.url); }, 0);
   });
+  follower = new LiveFollower(hls, video);
+  follower.onChange = showFollowing;
   hls.loadSource(source);
   hls.attachMedia(video);
 }
@@ -122,7 +125,7 @@ function stopPlayer(): void {
   clearTimeout(retryTimer);
   hls?.destroy();
   hls = null;
-  shoal = null;
+  shoal = follower = null;
 }
 
 async function play(): Promise<void> {
@@ -136,6 +139,10 @@ async function play(): Promise<void> {
     await video.play().catch(() => undefined);
   }
   showUnmute();
+}
+
+function showFollowing(): void {
+  byId('go-live').hidden = state !== 'playing' || follower === null || follower.isFollowing || !follower.isBehind;
 }
 
 function showUnmute(): void {
@@ -278,6 +285,7 @@ function setUpControls(): void {
     shoal?.setSharing(sharing.checked);
     showStats();
   });
+  byId('go-live').addEventListener('click', () => follower?.goLive());
   byId('unmute').addEventListener('click', () => {
     video.muted = false;
     video.focus();
