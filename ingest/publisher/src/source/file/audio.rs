@@ -18,7 +18,7 @@ use ffmpeg_next::{
 use std::collections::VecDeque;
 
 /// Samples that are off their place by less than this are rounding of the container's time stamps.
-const JITTER_MAX_TICKS: i64 = 2 * PACKET_SAMPLES as i64;
+const JITTER_MAX_TICKS: i64 = PACKET_SAMPLES as i64;
 /// The same for packets that are passed through.
 const ROUNDING_MAX_TICKS: i64 = 240;
 /// A longer hole is a broken file; filling it would only take memory.
@@ -74,6 +74,11 @@ impl AudioReader {
         }
         let decoder = Box::new(plan::audio_decoder(input, audio.stream)?);
         Ok(Self::Decode { decoder, resampler: None })
+    }
+
+    /// Packets of sound before the loop's beginning are of use to a decoder only.
+    pub(super) fn is_copying(&self) -> bool {
+        matches!(self, Self::Copy { .. })
     }
 
     /// Takes a packet that is presented at `at_us`.

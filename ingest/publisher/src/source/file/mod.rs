@@ -22,6 +22,9 @@ use video::{Item, PictureEncoder, VideoReader};
 
 /// Reads so much ahead of what is due: tracks lie that far apart in common files.
 const LOOKAHEAD_US: i64 = 400_000;
+/// Sound that lasts this much longer than the picture is cut off at the seam. Less than the lookahead: what is cut has
+/// not been sent yet.
+const PADDING_MAX_US: i64 = 300_000;
 /// Never holds more than this, however badly a file is interleaved.
 const AHEAD_ITEMS_MAX: usize = 600;
 /// Between the start and the first frame, to read ahead.
@@ -86,8 +89,18 @@ struct Player {
 /// How far a loop has come, on the timeline.
 struct Loop {
     offset_us: i64,
-    end_us: i64,
+    /// Of video and audio: where each ends, and the latest position read.
+    ends: [i64; 2],
     latest: [i64; 2],
+}
+
+impl Loop {
+    /// Where the next loop begins. Encoders pad sound to whole packets: the picture must not halt for that.
+    fn end_us(&self) -> i64 {
+        let [video, audio] = self.ends;
+        let is_padding = video > self.offset_us && audio - video < PADDING_MAX_US;
+        if is_padding { video } else { video.max(audio) }
+    }
 }
 
 impl Player {
@@ -151,7 +164,7 @@ impl Player {
             Some(audio) => Some(AudioReader::new(&input, audio)?),
             None => None,
         };
-        let mut progress = Loop { offset_us, end_us: offset_us, latest: [offset_us; 2] };
+        let mut progress = Loop { offset_us, ends: [offset_us; 2], latest: [offset_us; 2] };
         let mut packet = Packet::empty();
         let (mut items, mut frames) = (Vec::new(), Vec::new());
         while !self.fanout.is_stopped() && plan::read(&mut input, &mut packet)? {
@@ -163,7 +176,9 @@ impl Player {
                     }
                 }
                 Track::Audio => {
-                    if let Some(audio) = &mut audio {
+                    if let Some(audio) = &mut audio
+                        && (position_us >= progress.offset_us || !audio.is_copying())
+                    {
                         audio.take(&mut packet, position_us, self.assembler.as_mut(), &mut frames)?;
                     }
                 }
@@ -183,6 +198,7 @@ impl Player {
                 // Viewers see a freeze, then the film goes on where it stopped.
                 progress.offset_us += behind_us;
                 progress.latest = progress.latest.map(|latest| latest + behind_us);
+                progress.ends = progress.ends.map(|end| end + behind_us);
                 self.ahead.retain(|_, item| matches!(item, Item::Ready(_)));
             }
         }
@@ -196,7 +212,13 @@ impl Player {
         if input.format().name().split(',').any(|name| matches!(name, "mp4" | "mov" | "matroska" | "webm")) {
             self.input = Some(input);
         }
-        Ok(progress.end_us)
+        let end_us = progress.end_us();
+        if !self.is_once {
+            self.ahead.retain(|(position_us, _), item| {
+                *position_us < end_us || !matches!(item, Item::Ready(frame) if frame.track == Track::Audio)
+            });
+        }
+        Ok(end_us)
     }
 
     /// Which track a packet belongs to, and its place on the timeline.
@@ -218,9 +240,9 @@ impl Player {
             length_us = if rate.is_finite() && rate > 0.0 { (1e6 / rate) as i64 } else { 33_333 };
         }
         let position_us = progress.offset_us + at_us;
-        progress.end_us = progress.end_us.max(position_us + length_us);
-        let latest = &mut progress.latest[usize::from(track == Track::Audio)];
-        *latest = (*latest).max(position_us);
+        let at = usize::from(track == Track::Audio);
+        progress.ends[at] = progress.ends[at].max(position_us + length_us);
+        progress.latest[at] = progress.latest[at].max(position_us);
         Some((track, position_us))
     }
 

@@ -32,7 +32,7 @@ pub(super) struct Plan {
     pub(super) path: PathBuf,
     pub(super) video: Option<VideoPlan>,
     pub(super) audio: Option<AudioPlan>,
-    /// The smallest presentation time in the file: its beginning.
+    /// The presentation time that counts as the file's beginning.
     pub(super) start_us: i64,
     /// What the person should know.
     pub(super) note: Option<String>,
@@ -168,8 +168,9 @@ impl Scan {
         let mut converter = stream
             .filter(|stream| stream.parameters().id() == codec::Id::H264)
             .and_then(|stream| AnnexB::new(stream.parameters()).ok());
+        let mut starts = [i64::MAX; 2];
         let mut scan = Self {
-            start_us: i64::MAX,
+            start_us: 0,
             has_reordering: false,
             starts_with_keyframe: false,
             keyframe_gap_us: 0,
@@ -185,7 +186,8 @@ impl Scan {
             }
             let base = input.stream(index).map_or(Rational(1, 1), |stream| stream.time_base());
             let Some(us) = packet.pts().or(packet.dts()).map(|time| to_us(time, base)) else { continue };
-            scan.start_us = scan.start_us.min(us);
+            let start = &mut starts[usize::from(Some(index) == audio)];
+            *start = (*start).min(us);
             if Some(index) == video {
                 scan.has_reordering |= us <= last_us;
                 last_us = last_us.max(us);
@@ -214,7 +216,11 @@ impl Scan {
         if let Some(last_keyframe_us) = last_keyframe_us {
             scan.keyframe_gap_us = scan.keyframe_gap_us.max(last_us - last_keyframe_us);
         }
-        if first_us.is_none() {
+        // Audio encoders begin with some milliseconds of nothing: the picture must not wait for them at each loop.
+        let [video_us, audio_us] = starts;
+        let is_priming = video_us != i64::MAX && video_us.saturating_sub(audio_us) < super::PADDING_MAX_US;
+        scan.start_us = if is_priming { video_us } else { video_us.min(audio_us) };
+        if scan.start_us == i64::MAX {
             scan.start_us = 0;
         }
         Ok(scan)
