@@ -21,8 +21,9 @@ import { PieceStore, keyOf } from './store.ts';
 import type { PieceKey } from './store.ts';
 import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
 
-/** The core is told that a channel drained when fewer bytes than this wait in it: one block keeps the line busy. */
-const DRAINED_BYTES = BLOCK_BYTES;
+/** The core is told that a channel drained when this many bytes wait in it. Zero, because browsers say it only when the
+ * number falls from above: a short block under a higher mark would look queued for ever. */
+const DRAINED_BYTES = 0;
 /** Whole pieces that wait for the core's verdict. */
 const LOADED_MAX = 64;
 
