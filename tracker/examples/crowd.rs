@@ -252,6 +252,14 @@ async fn viewer(address: SocketAddr, counts: &Counts) {
         if text.starts_with(r#"{"type":"welcome""#) {
             counts.welcomed.fetch_add(1, Ordering::Relaxed);
             counts.welcome_us.lock().push(us());
+            // Of 2 to 12 Mbit/s each, so that the planner has about twice what the stream needs.
+            let uplink_kbps = 2_000 + us() % 10_000;
+            let report = format!(
+                r#"{{"type":"report","uplink_kbps":{uplink_kbps},"renditions":[0],"buffer_ms":1500,"behind_ms":2000,"peer_bytes":0,"origin_bytes":0,"sent_bytes":0,"waste_bytes":0,"rebuffer_ms":0}}"#
+            );
+            if socket.send(Message::text(report)).await.is_err() {
+                return;
+            }
         } else if let Some(rest) = text.strip_prefix(r#"{"type":"introduce","peer":"#) {
             introductions += 1;
             counts.introduced.fetch_add(1, Ordering::Relaxed);

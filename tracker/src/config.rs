@@ -1,5 +1,7 @@
 //! The tracker's settings: one flat table, every limit a key, units in the names.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use shoal_tracker_protocol::IceServer;
 
@@ -77,6 +79,19 @@ pub struct Config {
     pub accusers_min: u32,
     /// STUN and TURN servers of the operator that viewers are told, as RTCIceServer has them.
     pub ice_servers: Vec<IceServer>,
+    /// UDP address of the program's own STUN server, like "[::]:3478", which viewers behind different NATs need to find
+    /// each other; none when empty. Viewers are told the host name by which they reached the tracker.
+    pub stun_listen: String,
+    /// URLs of the operator's TURN servers, like "turn:relay.example:3478?transport=udp".
+    pub turn_urls: Vec<String>,
+    /// Their `static-auth-secret` (coturn's REST scheme): each viewer gets credentials of its own that end.
+    pub turn_secret: String,
+    /// TURN credentials are good for this long, in seconds.
+    pub turn_credential_s: u32,
+    /// Answer the WebTorrent protocol at /announce, for other players.
+    pub announce: bool,
+    /// WebTorrent clients are asked to announce this often, in seconds.
+    pub announce_interval_s: u32,
     /// When the program stops, viewers are told to come back within this time, in milliseconds.
     pub reconnect_within_ms: u32,
     /// When the program stops, connections stay this long after viewers were told, in milliseconds.
@@ -118,6 +133,12 @@ impl Default for Config {
             neighbors_per_network_max: swarm.neighbors_per_network_max,
             accusers_min: swarm.accusers_min,
             ice_servers: Vec::new(),
+            stun_listen: String::new(),
+            turn_urls: Vec::new(),
+            turn_secret: String::new(),
+            turn_credential_s: 6 * 3_600,
+            announce: true,
+            announce_interval_s: 60,
             reconnect_within_ms: 10_000,
             drain_ms: 1_000,
         }
@@ -136,6 +157,10 @@ impl Config {
             let why = format!("viewer_token_secret must have at least {TOKEN_SECRET_CHARS_MIN} characters");
             return Err(Error::Config(why));
         }
+        self.stun_address()?;
+        if self.turn_urls.is_empty() != self.turn_secret.is_empty() {
+            return Err(Error::Config("turn_urls and turn_secret belong together".into()));
+        }
         if self.tokens_required && self.viewer_token_secret.is_empty() {
             return Err(Error::Config("tokens_required = true needs a viewer_token_secret".into()));
         }
@@ -151,6 +176,8 @@ impl Config {
             ("write_stall_max_ms", self.write_stall_max_ms, 100, 60_000),
             ("read_buffer_bytes", self.read_buffer_bytes, 1024, 1024 * 1024),
             ("reconnect_within_ms", self.reconnect_within_ms, 0, 600_000),
+            ("turn_credential_s", self.turn_credential_s, 60, 30 * 24 * 3_600),
+            ("announce_interval_s", self.announce_interval_s, 5, 3_600),
             ("drain_ms", self.drain_ms, 0, 600_000),
             ("sharing_percent", self.sharing_percent.into(), 0, 100),
         ];
@@ -172,6 +199,16 @@ impl Config {
             Ok(()) => Ok(Some(bytes)),
             Err(_) => Err(Error::Config("secret must be 64 hex digits or empty".into())),
         }
+    }
+
+    /// Where the STUN socket listens, if there shall be one.
+    pub(crate) fn stun_address(&self) -> Result<Option<SocketAddr>, Error> {
+        if self.stun_listen.is_empty() {
+            return Ok(None);
+        }
+        let bad =
+            |_| Error::Config(format!("stun_listen: {} is no address like [::]:3478", self.stun_listen));
+        self.stun_listen.parse().map(Some).map_err(bad)
     }
 
     /// What concerns one swarm.

@@ -7,4 +7,12 @@ pub enum Error {
     /// A setting is out of range or does not parse.
     #[error("tracker: {0}")]
     Config(String),
+    /// The STUN port can't be had.
+    #[error("tracker: STUN port {address}: {source}")]
+    StunPort {
+        /// The address in `stun_listen`.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
 }

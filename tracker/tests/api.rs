@@ -1,4 +1,5 @@
 //! The operator's routes.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod common;
 

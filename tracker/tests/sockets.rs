@@ -1,4 +1,5 @@
 //! Viewers on real sockets against the real router.
+#![allow(clippy::unwrap_used, reason = "a test that can't go on fails")]
 
 mod common;
 
@@ -391,4 +392,24 @@ async fn a_flooding_viewer_is_cut_off_while_others_are_answered() {
     let passed = good.seen.iter().filter(|message| matches!(message, TrackerMessage::Signal { .. })).count();
     assert!(passed <= 64, "{passed} of {sent} reached the victim");
     assert!(slowest < Duration::from_secs(2), "others waited {slowest:?}");
+}
+
+#[tokio::test]
+async fn viewers_are_told_our_own_stun_server_and_it_answers() {
+    let config = Config { stun_listen: "127.0.0.1:0".into(), ..Config::default() };
+    let server = Server::live(config).await;
+    let welcome = server.join().await.welcome.unwrap();
+    let url = welcome.ice_servers[0].urls[0].clone();
+    let address = url.strip_prefix("stun:").unwrap();
+    let socket = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    // A binding request without attributes (RFC 8489, section 5).
+    let mut request = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+    request.extend([9; 12]);
+    socket.send_to(&request, address).await.unwrap();
+    let mut answer = [0; 200];
+    let length = timeout(PATIENCE, socket.recv(&mut answer)).await.expect("it answers").unwrap();
+    assert!(length >= 32 && answer[..2] == [1, 1] && answer[8..20] == [9; 12]);
+    // XOR-MAPPED-ADDRESS: our port, hidden by the magic cookie.
+    let port = u16::from_be_bytes([answer[26], answer[27]]) ^ 0x2112;
+    assert_eq!(port, socket.local_addr().unwrap().port());
 }

@@ -84,7 +84,8 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/api/tracker/streams/{name}", get(stream))
         .route("/api/tracker/streams/{name}/sharing", put(set_stream_sharing))
         .route("/api/tracker/streams/{name}/private", put(set_stream_private))
-        .layer(from_fn_with_state(Arc::clone(&shared), authorise))
+        // Not `layer`: that would answer for every path which nobody serves, in the program's whole router.
+        .route_layer(from_fn_with_state(Arc::clone(&shared), authorise))
         // The description holds no secrets.
         .route("/api/tracker/openapi.json", get(openapi))
         .with_state(shared)

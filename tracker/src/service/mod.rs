@@ -3,13 +3,16 @@
 //! Sockets, clocks and tasks are here; what is decided is decided in `../swarm` and `../plan`. `gate.rs` lets viewers
 //! in, `socket.rs` speaks with one viewer, `room.rs` owns one swarm, `api.rs` is the operator's.
 
+mod announce;
 mod api;
 mod gate;
+mod ice;
 mod room;
 mod socket;
+mod stun;
 mod token;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -17,6 +20,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{ConnectInfo, State};
+use axum::http::header::HOST;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
@@ -24,14 +28,17 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use dashmap::DashMap;
 use metrics::{counter, gauge};
+use parking_lot::Mutex;
 use shoal_tracker_protocol::Piece;
+use tokio::net::UdpSocket;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::swarm::{Credential, Published, Secret, Swarm, Switch};
 use crate::{Config, Error, plan};
-use gate::{Closed, Gate};
+use announce::Announces;
+use gate::{Closed, Gate, Place};
 use room::{Control, Room};
 use token::{Refused, Tokens};
 
@@ -42,6 +49,8 @@ pub(crate) use gate::Proxies;
 const WRITE_BUFFER_BYTES: usize = 2 * 1024;
 /// What may wait in a socket's write buffer. The queue in front of it holds messages in a smaller form.
 const WRITE_BUFFER_BYTES_MAX: usize = 256 * 1024;
+/// The longest announce: ten offers of 3 KiB and what belongs to them.
+const ANNOUNCE_BYTES_MAX: usize = 64 * 1024;
 /// The gauges are set this often.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -78,6 +87,10 @@ struct Shared {
     percent: AtomicU8,
     /// None where no secret for tokens is set.
     tokens: Option<Tokens>,
+    announces: Arc<Announces>,
+    /// The STUN socket until [`Tracker::run`] takes it, and its port.
+    stun: Mutex<Option<std::net::UdpSocket>>,
+    stun_port: Option<u16>,
 }
 
 #[derive(Debug)]
@@ -96,7 +109,7 @@ impl Tracker {
     /// A tracker without streams.
     ///
     /// # Errors
-    /// [`Error::Config`], as [`Config::validate`].
+    /// [`Error::Config`], as [`Config::validate`]; [`Error::StunPort`] if the STUN port is taken.
     pub fn new(config: Config) -> Result<Self, Error> {
         config.validate()?;
         let secret = Secret::new(config.secret_bytes()?.unwrap_or_else(rand::random));
@@ -105,15 +118,34 @@ impl Tracker {
         let percent = AtomicU8::new(config.sharing_percent);
         let tokens =
             (!config.viewer_token_secret.is_empty()).then(|| Tokens::new(&config.viewer_token_secret));
-        let shared = Shared { config, secret, clock, gate, streams: DashMap::new(), percent, tokens };
+        let stun = config.stun_address()?.map(bind_stun).transpose()?;
+        let stun_port =
+            stun.as_ref().and_then(|socket| socket.local_addr().ok()).map(|address| address.port());
+        let stun = Mutex::new(stun);
+        let announces = Arc::new(Announces::new(&config));
+        let shared = Shared {
+            config,
+            secret,
+            clock,
+            gate,
+            streams: DashMap::new(),
+            percent,
+            tokens,
+            announces,
+            stun,
+            stun_port,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// The routes: `/tracker` for viewers, `/api/tracker` for the operator. The server has to put a
+    /// The routes: `/tracker` for viewers, `/announce` for WebTorrent clients, `/api/tracker` for the operator. The server has to put a
     /// `ConnectInfo<SocketAddr>` into the requests' extensions.
     pub fn router(&self) -> Router {
-        let socket = Router::new().route("/tracker", any(upgrade)).with_state(Arc::clone(&self.shared));
-        socket.merge(api::router(Arc::clone(&self.shared)))
+        let mut sockets = Router::new().route("/tracker", any(join));
+        if self.shared.config.announce {
+            sockets = sockets.route("/announce", any(announce));
+        }
+        sockets.with_state(Arc::clone(&self.shared)).merge(api::router(Arc::clone(&self.shared)))
     }
 
     /// A stream went live: viewers may join its swarm. A stream of the same name that was live has ended by this. To
@@ -176,6 +208,8 @@ impl Tracker {
     /// their connections.
     pub async fn run(&self, stop: CancellationToken) {
         let shared = &self.shared;
+        let stun = shared.stun.lock().take().and_then(|socket| UdpSocket::from_std(socket).ok());
+        let stun = stun.map(|socket| tokio::spawn(stun::serve(socket)));
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
             tokio::select! {
@@ -196,6 +230,9 @@ impl Tracker {
             while shared.gate.viewers() > 0 && Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
+        }
+        if let Some(stun) = stun {
+            stun.abort();
         }
         shared.tell_all(|| Control::Stop);
         // Closing takes as long as the slowest socket is allowed to stall.
@@ -290,37 +327,84 @@ impl Shared {
     }
 }
 
+/// Opens the STUN port before anything else runs, so that a port that is taken ends the program with a clear word.
+fn bind_stun(address: SocketAddr) -> Result<std::net::UdpSocket, Error> {
+    let bind = || {
+        let socket = std::net::UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        Ok(socket)
+    };
+    bind().map_err(|source| Error::StunPort { address, source })
+}
+
 /// `GET /tracker` with an upgrade to WebSocket.
-async fn upgrade(
+async fn join(
     State(shared): State<Arc<Shared>>,
     ConnectInfo(socket): ConnectInfo<SocketAddr>,
     headers: HeaderMap,
     upgrade: WebSocketUpgrade,
 ) -> Response {
     let address = shared.gate.address(socket, &headers);
-    let place = if shared.gate.allows_origin(&headers) {
-        shared.gate.enter(address, shared.clock.now_ms())
-    } else {
-        Err(Closed::Origin)
-    };
-    let place = match place {
-        Ok(place) => place,
-        Err(closed) => {
+    match shared.admit(address, &headers) {
+        Ok(place) => {
+            let host = headers.get(HOST).and_then(|host| host.to_str().ok());
+            let ice_servers = ice::servers(&shared.config, host, shared.stun_port);
+            shared
+                .limit(upgrade)
+                .on_upgrade(move |socket| socket::serve(socket, shared, address, place, ice_servers))
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+/// `GET /announce` with an upgrade to WebSocket.
+async fn announce(
+    State(shared): State<Arc<Shared>>,
+    ConnectInfo(socket): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    upgrade: WebSocketUpgrade,
+) -> Response {
+    let address = shared.gate.address(socket, &headers);
+    match shared.admit(address, &headers) {
+        Ok(place) => {
+            let (announces, clock) = (Arc::clone(&shared.announces), shared.clock);
+            shared
+                .limit(upgrade)
+                // One announce carries up to ten offers.
+                .max_message_size(ANNOUNCE_BYTES_MAX)
+                .max_frame_size(ANNOUNCE_BYTES_MAX)
+                .on_upgrade(move |socket| announces.serve(socket, clock, address, place))
+        }
+        Err(refusal) => *refusal,
+    }
+}
+
+impl Shared {
+    /// A place for a connection, or what its request is answered.
+    fn admit(&self, address: IpAddr, headers: &HeaderMap) -> Result<Place, Box<Response>> {
+        let place = if self.gate.allows_origin(headers) {
+            self.gate.enter(address, self.clock.now_ms())
+        } else {
+            Err(Closed::Origin)
+        };
+        place.map_err(|closed| {
             let (status, why, label) = match closed {
                 Closed::Full => (StatusCode::SERVICE_UNAVAILABLE, "no room for more viewers", "full"),
                 Closed::Origin => (StatusCode::FORBIDDEN, "this page may not connect", "origin"),
                 Closed::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the tracker is stopping", "draining"),
             };
             counter!("tracker_connections_refused_total", "why" => label).increment(1);
-            return (status, why).into_response();
-        }
-    };
-    let config = &shared.config;
-    upgrade
-        .read_buffer_size(config.read_buffer_bytes as usize)
-        .write_buffer_size(WRITE_BUFFER_BYTES)
-        .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
-        .max_message_size(config.message_bytes_max as usize)
-        .max_frame_size(config.message_bytes_max as usize)
-        .on_upgrade(move |socket| socket::serve(socket, shared, address, place))
+            Box::new((status, why).into_response())
+        })
+    }
+
+    fn limit(&self, upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
+        let config = &self.config;
+        upgrade
+            .read_buffer_size(config.read_buffer_bytes as usize)
+            .write_buffer_size(WRITE_BUFFER_BYTES)
+            .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
+            .max_message_size(config.message_bytes_max as usize)
+            .max_frame_size(config.message_bytes_max as usize)
+    }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures::{SinkExt as _, StreamExt as _};
 use metrics::counter;
-use shoal_tracker_protocol::{ErrorCode, TrackerMessage, VERSION, ViewerMessage};
+use shoal_tracker_protocol::{ErrorCode, IceServer, TrackerMessage, VERSION, ViewerMessage};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -42,9 +42,15 @@ enum End {
 }
 
 /// Serves a connection until it ends. `place` is given back then.
-pub(super) async fn serve(mut socket: WebSocket, shared: Arc<Shared>, address: IpAddr, place: Place) {
+pub(super) async fn serve(
+    mut socket: WebSocket,
+    shared: Arc<Shared>,
+    address: IpAddr,
+    place: Place,
+    ice_servers: Vec<IceServer>,
+) {
     let within = Duration::from_millis(shared.config.join_within_ms.into());
-    let joined = match timeout(within, join(&mut socket, &shared, address, &place)).await {
+    let joined = match timeout(within, join(&mut socket, &shared, address, &place, ice_servers)).await {
         Ok(joined) => joined,
         Err(_) => Err(Some(refusal(ErrorCode::OutOfOrder, "no join came in time", None))),
     };
@@ -80,6 +86,7 @@ async fn join(
     shared: &Shared,
     address: IpAddr,
     place: &Place,
+    ice_servers: Vec<IceServer>,
 ) -> Result<(Room, mpsc::Receiver<Frame>), Option<Refusal>> {
     let text = loop {
         match socket.next().await {
@@ -119,15 +126,7 @@ async fn join(
         return Err(Some(refusal));
     };
     let (queue, frames) = mpsc::channel(shared.config.queue_messages_max as usize);
-    let join = Join {
-        address,
-        shares,
-        renditions,
-        resume,
-        credential,
-        ice_servers: shared.config.ice_servers.clone(),
-        queue,
-    };
+    let join = Join { address, shares, renditions, resume, credential, ice_servers, queue };
     match room.inbox.send(Event::Join(Box::new(join))).await {
         Ok(()) => Ok((room, frames)),
         Err(_) => Err(Some(refusal(ErrorCode::UnknownStream, "the stream has just ended", Some(RETRY_MS)))),

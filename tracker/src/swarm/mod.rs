@@ -10,6 +10,7 @@
 
 mod bucket;
 mod candidate;
+mod description;
 mod evidence;
 mod id;
 mod meet;
@@ -30,6 +31,7 @@ use shoal_tracker_protocol::{
 };
 
 pub use bucket::{Bucket, Rate};
+pub(crate) use description::DescriptionFilter;
 pub use id::Secret;
 pub use member::{Credential, Joining};
 pub use network::{Network, canonical, is_inside};

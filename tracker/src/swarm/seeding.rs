@@ -25,8 +25,12 @@ const ROUND_MS: u64 = 500;
 const ROUND_SOON_MS: u64 = 20;
 /// The same from [`SMALL_SWARM`] viewers on.
 const ROUND_LATER_MS: u64 = 100;
+/// The same from [`LARGE_SWARM`] viewers on, where a round of a crowd that joins takes tens of milliseconds.
+const ROUND_LARGE_MS: u64 = 400;
 /// Below this number of viewers a round costs less than a millisecond.
 const SMALL_SWARM: usize = 100;
+/// From this number of viewers on rounds are seldom.
+const LARGE_SWARM: usize = 1_000;
 /// A viewer that has not said what it plays is taken to play everything, in streams of up to this many renditions:
 /// one video and one audio.
 const GUESSED_RENDITIONS_MAX: usize = 2;
@@ -68,8 +72,11 @@ impl Seeding {
 
     /// Has the planner work soon.
     fn hurry(&mut self, now_ms: u64) {
-        let is_small = self.planner.viewer_count() < SMALL_SWARM;
-        let spacing_ms = if is_small { ROUND_SOON_MS } else { ROUND_LATER_MS };
+        let spacing_ms = match self.planner.viewer_count() {
+            ..SMALL_SWARM => ROUND_SOON_MS,
+            SMALL_SWARM..LARGE_SWARM => ROUND_LATER_MS,
+            _ => ROUND_LARGE_MS,
+        };
         let at_ms = (self.last_round_ms + spacing_ms).max(now_ms);
         self.next_round_ms = Some(self.next_round_ms.map_or(at_ms, |next| next.min(at_ms)));
     }

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use shoal_tracker_protocol::{ErrorCode, PeerId, Signal};
 
 use super::candidate::{self, Ends, Verdict};
+use super::description;
 use super::settings::Settings;
 
 /// An `mid` longer than this was made by no browser.
@@ -208,24 +209,8 @@ impl Filter<'_> {
         passed
     }
 
-    /// A description without the candidates that may not be passed on. Everything else stays as it was: the two
-    /// browsers have to agree on it, byte for byte.
     fn description(&mut self, sdp: String) -> String {
-        if !self.settings.check_candidates || !sdp.contains("candidate:") {
-            return sdp;
-        }
-        let mut out = String::with_capacity(sdp.len());
-        for line in sdp.split_inclusive('\n') {
-            let text = line.trim_end();
-            if !text.trim_start().starts_with("a=candidate:") {
-                out.push_str(line);
-            } else if let Some(passed) = self.line(text.trim_start()) {
-                out.push_str("a=");
-                out.push_str(&passed);
-                out.push_str("\r\n");
-            }
-        }
-        out
+        if self.settings.check_candidates { description::strip(sdp, |line| self.line(line)) } else { sdp }
     }
 }
 
