@@ -37,6 +37,8 @@ const PLAYHEAD_INTERVAL_MS = 1_000;
 /** The swarm is joined when the first picture is there, at the latest after this time, in milliseconds: start-up needs
  * the processor for itself. */
 const JOIN_DELAY_MAX_MS = 1_000;
+/** A stall is over when playback has advanced by this much, in seconds. */
+const STALL_OVER_S = 0.05;
 /** Whole pieces loaded before the core is ready, kept for it, in bytes: the start of a 4 Mbit/s stream. */
 const EARLY_BYTES_MAX = 8 * 1024 * 1024;
 
@@ -76,6 +78,8 @@ export class Shoal extends Emitter<ShoalEvents> {
   #media: HTMLMediaElement | null = null;
   #hasPlayed = false;
   #isStalled = false;
+  /** The video element's time when the stall began. */
+  #stalledTime = 0;
   /** Ends the wait for the first picture. */
   #warmUp: () => void = () => undefined;
   #playing: number[] = [];
@@ -273,6 +277,11 @@ export class Shoal extends Emitter<ShoalEvents> {
     on('waiting', () => {
       this.#setStalled(this.#hasPlayed && !media.paused && !media.seeking);
     });
+    // Not every stall ends with `playing`: Chromium goes on without a word after a short one. A viewer that counts as
+    // stalled uploads nothing, so this must not stick.
+    on('timeupdate', () => {
+      if (media.currentTime > this.#stalledTime + STALL_OVER_S) this.#setStalled(false);
+    });
     for (const name of ['pause', 'seeked', 'ratechange']) on(name, () => { this.#tellPlayhead(); });
     this.#cleanUps.push(() => {
       abort.abort();
@@ -455,6 +464,7 @@ export class Shoal extends Emitter<ShoalEvents> {
   #setStalled(isStalled: boolean): void {
     if (this.#isStalled === isStalled) return;
     this.#isStalled = isStalled;
+    this.#stalledTime = this.#media?.currentTime ?? 0;
     this.#tellPlayhead();
   }
 
