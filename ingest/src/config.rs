@@ -38,6 +38,9 @@ pub struct Config {
     pub connect_timeout_ms: u64,
     /// A publisher from which nothing at all arrives for this long is gone, in milliseconds.
     pub silence_max_ms: u64,
+    /// A publisher that has been silent this long gives way to another one that wants its stream, in milliseconds:
+    /// a browser page that was loaded anew doesn't have to wait for `silence_max_ms`.
+    pub takeover_silence_ms: u64,
     /// Frames presented out of order (B-frames) that are tolerated before a publisher is refused.
     pub frames_out_of_order_max: u64,
     /// Datagrams that may wait for one session's task; more are dropped and counted.
@@ -131,6 +134,7 @@ impl Default for Config {
             keyframe_interval_min_ms: 500,
             connect_timeout_ms: 20_000,
             silence_max_ms: 8_000,
+            takeover_silence_ms: 3_000,
             frames_out_of_order_max: 30,
             inbox_datagrams_max: 1024,
             receive_buffer_bytes: 4 << 20,
@@ -165,6 +169,7 @@ impl Config {
         range("keyframe_interval_min_ms", self.keyframe_interval_min_ms, 100, 10_000)?;
         range("connect_timeout_ms", self.connect_timeout_ms, 1000, 120_000)?;
         range("silence_max_ms", self.silence_max_ms, 1000, 60_000)?;
+        range("takeover_silence_ms", self.takeover_silence_ms, 100, 60_000)?;
         range("inbox_datagrams_max", self.inbox_datagrams_max as u64, 16, 65_536)?;
         range("auth_callback_timeout_ms", self.auth_callback_timeout_ms, 100, 30_000)?;
         range("receive_buffer_bytes", self.receive_buffer_bytes as u64, 64 * 1024, 1 << 30)?;

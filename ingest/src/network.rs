@@ -302,3 +302,132 @@ pub(crate) fn is_global(ip: IpAddr) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use hmac::{Hmac, Mac};
+    use sha1::Sha1;
+
+    use super::*;
+
+    const PASSWORD: &str = "VOkJxbRl1RmTxUk/WvJxBt";
+
+    fn network() -> Network {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let address = socket.local_addr().unwrap();
+        Network::new(socket, vec![address]).unwrap()
+    }
+
+    fn request(ufrag: &str, password: &str) -> Vec<u8> {
+        let username = format!("{ufrag}:them");
+        let mut attributes = vec![0, 6, 0, username.len() as u8];
+        attributes.extend(username.as_bytes());
+        attributes.resize(attributes.len().next_multiple_of(4), 0);
+        let mut datagram = vec![0, 1, 0, attributes.len() as u8 + 24, 0x21, 0x12, 0xa4, 0x42];
+        datagram.extend([7; 12]);
+        datagram.extend(attributes);
+        let mut mac = Hmac::<Sha1>::new_from_slice(password.as_bytes()).unwrap();
+        mac.update(&datagram);
+        datagram.extend([0, 8, 0, 20]);
+        datagram.extend(mac.finalize().into_bytes());
+        datagram
+    }
+
+    fn address(port: u16) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, 1], port))
+    }
+
+    fn arrives(network: &Network, from: SocketAddr, datagram: &[u8]) -> bool {
+        network.sort(Instant::now(), Protocol::Udp, from, None, datagram, None)
+    }
+
+    #[tokio::test]
+    async fn only_who_knows_the_password_gets_to_a_session() {
+        let network = network();
+        let (sender, mut inbox) = mpsc::channel(8);
+        let member = Member::new(sender);
+        network.register("ours", PASSWORD, &member);
+        let media = [0x80, 96, 0, 1];
+        assert!(!arrives(&network, address(1), &media), "an unknown address");
+        assert!(!arrives(&network, address(1), &request("ours", "guessed-password-guessed")));
+        assert!(!arrives(&network, address(1), &request("other", PASSWORD)));
+        assert!(!arrives(&network, address(1), &media), "the failed attempts have no effect");
+        assert!(inbox.try_recv().is_err());
+        assert!(arrives(&network, address(1), &request("ours", PASSWORD)));
+        assert!(arrives(&network, address(1), &media));
+        assert!(!arrives(&network, address(2), &media), "another port is another address");
+        assert_eq!(inbox.try_recv().unwrap().route.peer, address(1));
+        network.unregister("ours");
+        network.forget(&member);
+        assert!(!arrives(&network, address(1), &media), "the session is over");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_proves_another_session_moves_there() {
+        let network = network();
+        let (one, mut inbox_one) = mpsc::channel(8);
+        let (two, mut inbox_two) = mpsc::channel(8);
+        let (one, two) = (Member::new(one), Member::new(two));
+        network.register("one1", PASSWORD, &one);
+        network.register("two2", "another-password-of-22-chars", &two);
+        assert!(arrives(&network, address(1), &request("one1", PASSWORD)));
+        assert!(!arrives(&network, address(1), &request("two2", PASSWORD)), "not without proof");
+        assert!(arrives(&network, address(1), &request("two2", "another-password-of-22-chars")));
+        assert!(arrives(&network, address(1), &[0x80]));
+        assert_eq!((inbox_one.len(), inbox_two.len()), (1, 2));
+        // The first session's end must not take away what has become the other's.
+        network.forget(&one);
+        assert!(arrives(&network, address(1), &[0x80]));
+        drop((inbox_one.try_recv(), inbox_two.try_recv()));
+    }
+
+    #[tokio::test]
+    async fn a_session_has_a_bounded_number_of_addresses_and_the_oldest_goes() {
+        let network = network();
+        let (sender, _inbox) = mpsc::channel(1024);
+        let member = Member::new(sender);
+        network.register("ours", PASSWORD, &member);
+        for port in 1..=ADDRESSES_MAX as u16 + 3 {
+            assert!(arrives(&network, address(port), &request("ours", PASSWORD)));
+        }
+        assert_eq!(network.addresses.len(), ADDRESSES_MAX);
+        assert!(!arrives(&network, address(1), &[0x80]));
+        assert!(arrives(&network, address(ADDRESSES_MAX as u16 + 3), &[0x80]));
+    }
+
+    #[tokio::test]
+    async fn a_session_that_does_not_keep_up_blocks_nobody() {
+        let network = network();
+        let (sender, inbox) = mpsc::channel(2);
+        let member = Member::new(sender);
+        network.register("ours", PASSWORD, &member);
+        for _ in 0..100 {
+            assert!(arrives(&network, address(1), &request("ours", PASSWORD)));
+        }
+        assert_eq!(inbox.len(), 2);
+    }
+
+    #[test]
+    fn a_wildcard_address_offers_real_addresses_and_a_real_one_itself() {
+        let all = own_addresses(SocketAddr::from(([0, 0, 0, 0], 8189)));
+        assert!(
+            all.iter().all(|address| !address.ip().is_unspecified() && address.port() == 8189),
+            "{all:?}"
+        );
+        assert!(all.iter().any(|address| address.ip().is_loopback()), "{all:?}");
+        let one = SocketAddr::from(([192, 0, 2, 3], 8189));
+        assert_eq!(own_addresses(one), [one]);
+    }
+
+    #[test]
+    fn private_addresses_are_known_as_such() {
+        for ip in
+            ["10.1.2.3", "192.168.1.1", "100.64.0.1", "127.0.0.1", "169.254.1.1", "::1", "fd00::1", "fe80::1"]
+        {
+            assert!(!is_global(ip.parse().unwrap()), "{ip}");
+        }
+        for ip in ["8.8.8.8", "100.128.0.1", "2a00::1"] {
+            assert!(is_global(ip.parse().unwrap()), "{ip}");
+        }
+    }
+}

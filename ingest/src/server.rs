@@ -216,7 +216,11 @@ impl Server {
         let answered = tokio::task::spawn_blocking(move || Stack::answer(Instant::now(), own, shared)).await;
         let (transport, answer) =
             answered.map_err(|_| Refused::Overloaded)?.map_err(|error| Refused::Stack(error.0))?;
-        let mut sink = self.streams.publish(stream).map_err(|error| match error {
+        let published = match self.streams.publish(stream) {
+            Err(PublishError::Busy) if self.end_silent(stream).await => self.streams.publish(stream),
+            published => published,
+        };
+        let mut sink = published.map_err(|error| match error {
             PublishError::Busy => Refused::Busy,
             PublishError::BadName => Refused::BadName,
             PublishError::Overloaded => Refused::Overloaded,
@@ -270,6 +274,24 @@ impl Server {
         self.tasks.spawn(task.instrument(span));
         let location = format!("{}/whip/session/{id}", self.config.path_prefix);
         Ok(Published { answer: answer.sdp, location, etag })
+    }
+
+    /// Ends the session of a publisher that seems to be gone, for one that comes: a browser whose page was loaded
+    /// anew says no goodbye. False when the publisher is alive.
+    async fn end_silent(&self, stream: &str) -> bool {
+        let silence = Duration::from_millis(self.config.takeover_silence_ms);
+        let silent = self.sessions.iter().find_map(|entry| {
+            let status = entry.status.lock();
+            let is_silent = status.stream == stream
+                && status.state != crate::status::State::Ended
+                && status.heard_at.elapsed() >= silence;
+            is_silent.then(|| Arc::clone(entry.value()))
+        });
+        let Some(handle) = silent else { return false };
+        // It may have ended by itself meanwhile, which is as good.
+        let _ = handle.commands.send(Command::Replace).await;
+        handle.commands.closed().await;
+        true
     }
 
     /// Ends a session; false when there is none.

@@ -36,6 +36,8 @@ pub enum End {
     Vanished,
     /// It never connected.
     NeverConnected,
+    /// It had fallen silent, and another publisher wanted the stream.
+    Replaced,
     /// It sends what can't be published; the status says what.
     Refused,
     /// The program stops.
@@ -49,6 +51,7 @@ impl End {
             Self::Closed => "closed",
             Self::Vanished => "vanished",
             Self::NeverConnected => "never_connected",
+            Self::Replaced => "replaced",
             Self::Refused => "refused",
             Self::Shutdown => "shutdown",
         }
@@ -60,6 +63,8 @@ impl End {
 pub(crate) enum Command {
     /// End it.
     Delete(oneshot::Sender<()>),
+    /// End it for another publisher.
+    Replace,
     /// Take candidates of the publisher.
     Candidates(Vec<String>),
     /// Restart ICE with a new offer.
@@ -126,6 +131,7 @@ impl Session {
                 }
                 count = self.inbox.recv_many(&mut batch, BATCH) => {
                     if count == 0 { return End::Shutdown }
+                    self.status.lock().heard_at = Instant::now();
                     for datagram in batch.drain(..) {
                         heard_at = datagram.arrival;
                         self.transport.handle_datagram(datagram.arrival, datagram.route, &datagram.bytes);
@@ -169,6 +175,7 @@ impl Session {
                 let _ = reply.send(());
                 return Some(End::Deleted);
             }
+            Command::Replace => return Some(End::Replaced),
             Command::Candidates(candidates) => {
                 for candidate in candidates {
                     // A candidate that can't be used isn't an error (RFC 8840, 4.3).

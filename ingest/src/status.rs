@@ -38,7 +38,7 @@ pub struct TrackStatus {
     pub width: Option<u32>,
     /// In pixels; null for audio.
     pub height: Option<u32>,
-    /// Media bits per second over the last second, retransmissions included.
+    /// Media bits per second over the last second, retransmissions excluded.
     pub bitrate_bps: u64,
     /// Frames per second over the last second.
     pub frames_per_s: f64,
@@ -79,6 +79,9 @@ pub struct Status {
     pub packets_repaired: u64,
     /// Audio first, then the video layers.
     pub tracks: Vec<TrackStatus>,
+    /// When something last came from the publisher.
+    #[serde(skip)]
+    pub(crate) heard_at: Instant,
     #[serde(skip)]
     started: Instant,
     #[serde(skip)]
@@ -104,6 +107,7 @@ impl Status {
             packets_missing: 0,
             packets_repaired: 0,
             tracks: Vec::new(),
+            heard_at: now,
             started: now,
             updated: now,
             figures: Figures::default(),

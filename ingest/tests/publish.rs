@@ -112,6 +112,24 @@ async fn a_publisher_that_vanishes_is_noticed_and_its_stream_freed() {
     assert_eq!((&stats["state"], &stats["ended"]), (&"ended".into(), &"vanished".into()));
 }
 
+#[tokio::test]
+async fn a_publisher_that_comes_back_doesnt_wait_for_its_vanished_predecessor() {
+    let endpoint =
+        Endpoint::start(Config { takeover_silence_ms: 300, silence_max_ms: 60_000, ..config() }).await;
+    let live = Live::publish(&endpoint, "cam").await;
+    until("pictures", || endpoint.recorder.frames(1).len() >= 3).await;
+    live.vanish();
+    let mut successor = support::Publisher::new(Instant::now(), ([127, 0, 0, 1], 9).into());
+    let offer = successor.offer(Instant::now());
+    let taken_over = tokio::time::timeout(support::live::PATIENCE, async {
+        while endpoint.post("cam", offer.clone()).await.status() != StatusCode::CREATED {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert!(taken_over.await.is_ok());
+    assert_eq!(endpoint.stats(&live.session).await["ended"], "replaced");
+}
+
 #[test]
 fn by_default_a_vanished_publisher_is_noticed_within_ten_seconds() {
     assert!(Config::default().silence_max_ms < 10_000);
@@ -153,6 +171,28 @@ async fn two_publishers_share_the_port_without_mixing() {
     endpoint.call(Method::DELETE, &one.session).await;
     let frames = endpoint.recorder.frames(1).len();
     until("the other goes on", || endpoint.recorder.frames(1).len() > frames + 10).await;
+}
+
+#[tokio::test]
+async fn logs_show_no_address_no_sdp_and_no_session() {
+    let log = support::LogBuffer::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::INFO)
+        .with_writer(log.clone())
+        .with_ansi(false)
+        .finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let endpoint = Endpoint::start(config()).await;
+    let live = Live::publish(&endpoint, "cam").await;
+    until("pictures", || endpoint.recorder.frames(1).len() >= 3).await;
+    endpoint.post("cam", "v=0\r\no=- 1 1 IN IP4 192.0.2.77\r\n").await;
+    endpoint.call(Method::DELETE, &live.session).await;
+    let text = log.text();
+    assert!(text.contains("session ended") && text.contains("cam"), "the log was read: {text}");
+    let id = live.session.rsplit('/').next().unwrap();
+    for secret in ["127.0.0.1", "192.0.2.77", "a=", "ufrag", id] {
+        assert!(!text.contains(secret), "{secret} in {text}");
+    }
 }
 
 #[tokio::test]

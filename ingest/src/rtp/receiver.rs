@@ -367,6 +367,24 @@ mod tests {
     }
 
     #[test]
+    fn all_layers_are_asked_for_keyframes_at_once() {
+        let start = Instant::now();
+        let offer = OFFER.replace("a=mid:1", "a=mid:1\r\na=simulcast:send h;m;l");
+        let mut receiver = Receiver::new(start, &Offer::parse(&offer).unwrap(), LIMITS);
+        for (ssrc, rid) in [(10, "l"), (11, "h"), (12, "m"), (13, "unknown")] {
+            let Event::Rtp(mut packet) = video(0, 0, &keyframe()) else { unreachable!() };
+            (packet.ssrc, packet.rid) = (ssrc, Some(rid.to_owned()));
+            receiver.handle_event(start, Event::Rtp(packet));
+        }
+        receiver.want_keyframes(start + Duration::from_secs(2));
+        let asked: Vec<u32> = std::iter::from_fn(|| receiver.poll_keyframe_request()).collect();
+        assert_eq!(asked, [10, 11, 12]);
+        let layers: Vec<_> = receiver.tracks().iter().map(|track| (track.id.0, track.rid.clone())).collect();
+        assert_eq!(layers, [(1, Some("h".into())), (2, Some("m".into())), (3, Some("l".into()))]);
+        assert_eq!(receiver.packets_unknown, 1);
+    }
+
+    #[test]
     fn a_new_ssrc_takes_its_track_over() {
         let start = Instant::now();
         let mut receiver = receiver(start);

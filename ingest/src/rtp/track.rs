@@ -52,7 +52,7 @@ impl Reason {
 pub struct Counters {
     /// Packets that arrived, repeats included.
     pub packets: u64,
-    /// Payload bytes of these.
+    /// Bytes of the frames that came out: repeats, which browsers send to probe for bandwidth, don't count.
     pub bytes: u64,
     /// Packets given up.
     pub packets_lost: u64,
@@ -150,7 +150,6 @@ impl Track {
     /// Takes a packet in.
     pub fn push(&mut self, now: Instant, packet: RtpPacket) {
         self.counters.packets += 1;
-        self.counters.bytes += packet.payload.len() as u64;
         self.reorder.push(now, packet);
     }
 
@@ -300,6 +299,7 @@ impl Track {
             self.outputs.push_back(Output::Format(format));
         }
         self.counters.frames += 1;
+        self.counters.bytes += data.len() as u64;
         self.outputs.push_back(Output::Frame { timestamp, arrival, is_keyframe, data });
     }
 }
