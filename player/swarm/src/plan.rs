@@ -98,7 +98,9 @@ impl Plan {
         let room = CHILDREN_MAX - stripe.planned;
         let adopted: Vec<PeerId> = adopted.take(room).collect();
         stripe.children.extend(adopted);
-        if stripe.is_root || stripe.parent.is_some() { stripe.foster.take() } else { None }
+        let former = if stripe.is_root || stripe.parent.is_some() { stripe.foster.take() } else { None };
+        // The plan's parent may be the very peer that was asked: it must not be told to stop.
+        former.filter(|former| Some(*former) != stripe.parent)
     }
 
     /// Forgets a peer in all places.
@@ -112,6 +114,13 @@ impl Plan {
 }
 
 impl Stripe {
+    /// Ends what a peer asked for itself; what the plan says stands.
+    pub(crate) fn remove_adopted(&mut self, peer: PeerId) {
+        if self.children.iter().skip(self.planned).any(|child| *child == peer) {
+            self.remove_child(peer);
+        }
+    }
+
     pub(crate) fn remove_child(&mut self, peer: PeerId) -> bool {
         let Some(at) = self.children.iter().position(|child| *child == peer) else { return false };
         self.children.remove(at);

@@ -341,7 +341,7 @@ impl Peer {
         let Some(place) = plan.stripes.get_mut(usize::from(stripe)) else { return };
         let is_child = place.children.contains(&peer);
         if !on {
-            place.remove_child(peer);
+            place.remove_adopted(peer);
             return;
         }
         // A little is left for answers. A peer whose own source is the asker would close a circle.

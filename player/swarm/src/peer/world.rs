@@ -405,10 +405,6 @@ impl World {
         self.records[&piece].record()
     }
 
-    pub(crate) fn signed(&self, piece: PieceId) -> &Arc<SignedRecord> {
-        &self.records[&piece]
-    }
-
     fn publish(&mut self, index: u64) {
         let piece = self.piece_at(index);
         let length = self.blocks * BLOCK_BYTES - 100;
