@@ -28,6 +28,14 @@ export function bufferedAhead(buffered: TimeRanges, time: number): number {
   return end - time;
 }
 
+/** A stall is over when playback has advanced by this much, in seconds. */
+const STALL_OVER_S = 0.05;
+
+/** Whether playback that stalled at one time of the video element goes on, seen from a later `timeupdate`. */
+export function isStallOver(stalledAt: number, time: number): boolean {
+  return Math.abs(time - stalledAt) > STALL_OVER_S;
+}
+
 /** The playlist URLs of what hls.js loads now: one video rendition, and one of audio where it is apart. */
 export function playingUrls(hls: Hls): string[] {
   const level = hls.levels[hls.loadLevel] ?? hls.levels[hls.currentLevel];

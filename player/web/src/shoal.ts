@@ -20,6 +20,7 @@ import {
   connection,
   defaultStoreBytesMax,
   isMetered,
+  isStallOver,
   playingUrls,
   programTimeAt,
 } from './playback.ts';
@@ -37,8 +38,6 @@ const PLAYHEAD_INTERVAL_MS = 1_000;
 /** The swarm is joined when the first picture is there, at the latest after this time, in milliseconds: start-up needs
  * the processor for itself. */
 const JOIN_DELAY_MAX_MS = 1_000;
-/** A stall is over when playback has advanced by this much, in seconds. */
-const STALL_OVER_S = 0.05;
 /** Whole pieces loaded before the core is ready, kept for it, in bytes: the start of a 4 Mbit/s stream. */
 const EARLY_BYTES_MAX = 8 * 1024 * 1024;
 
@@ -280,7 +279,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     // Not every stall ends with `playing`: Chromium goes on without a word after a short one. A viewer that counts as
     // stalled uploads nothing, so this must not stick.
     on('timeupdate', () => {
-      if (media.currentTime > this.#stalledTime + STALL_OVER_S) this.#setStalled(false);
+      if (isStallOver(this.#stalledTime, media.currentTime)) this.#setStalled(false);
     });
     for (const name of ['pause', 'seeked', 'ratechange']) on(name, () => { this.#tellPlayhead(); });
     this.#cleanUps.push(() => {

@@ -5,7 +5,7 @@ import type { LevelDetails } from 'hls.js';
 import { Meter } from '../src/meter.ts';
 import { roundedUp } from '../src/pages/graph.ts';
 import { preferH264, withStartBitrate } from '../src/pages/whip.ts';
-import { bufferedAhead, programTimeAt } from '../src/playback.ts';
+import { bufferedAhead, isStallOver, programTimeAt } from '../src/playback.ts';
 
 test('program time follows the fragment that is played, across gaps of the clock', () => {
   const fragments = [
@@ -73,4 +73,10 @@ test('start bitrate goes into video formats only, and not into retransmission', 
     withStartBitrate(answer, 1_250),
     answer.replace('packetization-mode=1', 'packetization-mode=1;x-google-start-bitrate=1250'),
   );
+});
+
+test('a stall is over when playback advances or was sought elsewhere, and not by standing still', () => {
+  assert.equal(isStallOver(12, 12.01), false);
+  assert.ok(isStallOver(12, 12.2));
+  assert.ok(isStallOver(12, 3));
 });
