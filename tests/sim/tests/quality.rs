@@ -3,7 +3,7 @@
 use shoal_sim::{Knobs, Outcome, Policy, run, scenario::Scenario};
 
 fn simulate(name: &str, viewers: usize, seed: u64, seconds: f64, knobs: Knobs) -> Outcome {
-    let mut scenario = Scenario::named(name).unwrap();
+    let mut scenario = Scenario::named(name).expect("the tests name scenarios that exist");
     scenario.seconds = seconds;
     scenario.measure_from_s = scenario.measure_from_s.min(seconds / 2.0);
     run(&scenario, viewers, seed, Policy::Shoal, knobs, &mut |_, _| {})
