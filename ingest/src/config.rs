@@ -51,7 +51,7 @@ pub struct Config {
     /// Who may publish without a token as long as no keys, tokens or callback are configured: "nobody", "loopback"
     /// (this machine, when no proxy stands between) or "everybody".
     pub auth_open_to: OpenTo,
-    /// Keys that publishers bring as bearer tokens, each as "<stream>:<key>"; "*" as the stream's name is good for
+    /// Keys that publishers bring as bearer tokens, each as "STREAM:KEY"; "*" as the stream's name is good for
     /// every stream.
     pub stream_keys: Vec<Secret>,
     /// The secret of JWTs signed with HS256, at least 32 characters. A token needs the claims `exp` and `stream`

@@ -25,7 +25,7 @@ pub struct Config {
     pub joins_per_s_max: u32,
     /// Joins that one address (one /64) may make in a minute; not counted for loopback.
     pub joins_per_address_per_min_max: u32,
-    /// Web origins whose pages may connect, like "https://example.org"; any when empty.
+    /// Web origins whose pages may connect, like `https://example.org`; any when empty.
     pub origins_allowed: Vec<String>,
     /// Proxies in front, like "10.0.0.0/8", whose X-Forwarded-For is believed. Without this, viewers behind a proxy
     /// all seem to have the proxy's address: limits and the checks of candidates can't tell them apart.
@@ -79,7 +79,7 @@ pub struct Config {
     pub accusers_min: u32,
     /// STUN and TURN servers of the operator that viewers are told, as RTCIceServer has them.
     pub ice_servers: Vec<IceServer>,
-    /// UDP address of the program's own STUN server, like "[::]:3478", which viewers behind different NATs need to find
+    /// UDP address of the program's own STUN server, like `[::]:3478`, which viewers behind different NATs need to find
     /// each other; none when empty. Viewers are told the host name by which they reached the tracker.
     pub stun_listen: String,
     /// URLs of the operator's TURN servers, like "turn:relay.example:3478?transport=udp".
