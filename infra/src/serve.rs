@@ -6,6 +6,7 @@
 //! ```
 //! Each service brings its own routes and its own metrics; here they get one port, one set of limits and one end.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -181,13 +182,15 @@ impl Server {
     fn announce(&self, settings: &Settings, pattern: Option<&str>) {
         let base = base_url(&settings.http.public_url, self.address);
         // Not log lines: this is what an operator, or a test that chose port 0, waits for.
-        println!("Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME");
-        match pattern {
-            Some(stream) => {
-                println!("  watch    {base}/watch/{stream}   (the test pattern)\n  all      {base}/")
-            }
-            None => println!("  watch    {base}/"),
-        }
+        let watch = match pattern {
+            Some(stream) => format!("{base}/watch/{stream}   (the test pattern)\n  all      {base}/"),
+            None => format!("{base}/"),
+        };
+        // In one write, and whether or not anybody reads it: a closed pipe is no reason to end the service.
+        let _ = writeln!(
+            std::io::stdout(),
+            "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME\n  watch    {watch}"
+        );
     }
 }
 
