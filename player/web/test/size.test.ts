@@ -6,10 +6,10 @@ import { gzipSync } from 'node:zlib';
 
 const ASSETS = join(import.meta.dirname, '../../dist/assets');
 /** Our script for a viewer, in bytes gzipped. */
-const SCRIPT_BYTES_MAX = 20_000;
+const SCRIPT_BYTES_MAX = 20_500;
 /** Script and module together. The goal is 45 kB: the best open rival's package weighs 44.8 kB. The module is over it;
  * until it is there, this keeps it from growing. */
-const TOTAL_BYTES_MAX = 90_000;
+const TOTAL_BYTES_MAX = 82_000;
 /** Not downloaded by a viewer, or not ours. */
 const LEFT_OUT = ['home.js', 'publish.js', 'minimal.js', 'hls.js', 'hls-worker.js'];
 
