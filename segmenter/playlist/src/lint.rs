@@ -5,15 +5,23 @@
 //! violation in the tests and a line in `../README.md`. A text is judged as it stands, so that a broken one is still
 //! judged further, and each finding names its line.
 
+mod delivery;
+mod fragments;
 mod lines;
 mod media;
+mod mp4;
 mod multivariant;
+mod outline;
 mod renditions;
 mod rules;
 mod updates;
 
+pub use delivery::{Answer, Asked, lint_answer, lint_delta, lint_directives};
+pub use fragments::{Fetched, lint_bandwidth, lint_fragments, peak_bps};
 pub use media::lint_media;
+pub use mp4::{Fragment, Init};
 pub use multivariant::lint_multivariant;
+pub use outline::{Listed, Outline, media_playlists};
 pub use renditions::lint_renditions;
 pub use rules::{RULES, Rule};
 pub use updates::{Snapshot, lint_updates};
@@ -49,5 +57,7 @@ impl Findings {
     }
 }
 
+#[cfg(test)]
+mod served_tests;
 #[cfg(test)]
 mod tests;

@@ -50,6 +50,8 @@ pub(super) struct SegmentView<'a> {
     pub(super) date_ms: Option<i64>,
     pub(super) is_discontinuity: bool,
     pub(super) has_map: bool,
+    /// `EXT-X-MAP`'s URI.
+    pub(super) map: Option<&'a str>,
     pub(super) is_gap: bool,
     /// A tag of its head stands behind its first part: its line.
     pub(super) late_head: Option<usize>,
@@ -90,7 +92,10 @@ impl<'a> View<'a> {
                 "EXT-X-DISCONTINUITY" | "EXT-X-MAP" | "EXT-X-PROGRAM-DATE-TIME" => {
                     match line.tag {
                         "EXT-X-DISCONTINUITY" => segment.is_discontinuity = true,
-                        "EXT-X-MAP" => segment.has_map = true,
+                        "EXT-X-MAP" => {
+                            segment.has_map = true;
+                            segment.map = line.attributes().get("URI");
+                        }
                         _ => segment.date_ms = parse_date_time(line.value),
                     }
                     if is_late {

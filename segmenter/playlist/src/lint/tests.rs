@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Six segments of 2 s, the newest two with parts, and two parts of the next.
-fn good() -> String {
+pub(super) fn good() -> String {
     let mut text = "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:2\n\
         #EXT-X-SERVER-CONTROL:CAN-BLOCK-RELOAD=YES,CAN-SKIP-UNTIL=12.0,HOLD-BACK=6.0,PART-HOLD-BACK=1.5\n\
         #EXT-X-PART-INF:PART-TARGET=0.5\n#EXT-X-MEDIA-SEQUENCE:10\n#EXT-X-DISCONTINUITY-SEQUENCE:1\n\
@@ -35,13 +35,13 @@ fn later() -> String {
     )
 }
 
-const MULTIVARIANT: &str = "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n\
+pub(super) const MULTIVARIANT: &str = "#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-INDEPENDENT-SEGMENTS\n\
     #EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"Audio\",LANGUAGE=\"en\",URI=\"a0/playlist.m3u8\"\n\
     #EXT-X-STREAM-INF:BANDWIDTH=3000000,AVERAGE-BANDWIDTH=2500000,CODECS=\"avc1.42e01f,mp4a.40.2\",\
     RESOLUTION=1280x720,FRAME-RATE=30.000,AUDIO=\"audio\"\nv0/playlist.m3u8\n";
 
 /// Replaces exactly one place.
-fn change(text: &str, from: &str, to: &str) -> String {
+pub(super) fn change(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "{from:?} is not in the playlist");
     text.replacen(from, to, 1)
 }
@@ -199,6 +199,7 @@ fn every_rule_has_a_seeded_violation_and_a_line_in_the_readme() {
         .into_iter()
         .map(|(rule, ..)| rule)
         .chain(["date-missing", "window-too-short", "not-updated", "changed-after-end"])
+        .chain(super::served_tests::SEEDED.iter().copied())
         .collect();
     let readme = include_str!("../../README.md");
     for Rule { id, section, .. } in RULES {
