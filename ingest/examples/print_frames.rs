@@ -88,6 +88,18 @@ impl Sink for Printed {
     fn keyframe_requests(&mut self) -> mpsc::Receiver<KeyframeRequest> {
         std::mem::replace(&mut self.wishes, mpsc::channel(1).1)
     }
+
+    fn reserve_transcoders(&mut self, _: usize) -> bool {
+        true
+    }
+
+    fn problem(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn end(self: Box<Self>) {
+        println!("{} ended", self.name);
+    }
 }
 
 #[tokio::main]

@@ -25,7 +25,8 @@ names! {
     KEYFRAME_REQUESTS = "ingest_keyframe_requests_total";
     DISCONTINUITIES = "ingest_discontinuities_total";
     GOP_SECONDS = "ingest_gop_seconds";
-    HELD_SECONDS = "ingest_frame_held_seconds";
+    ADDED_MS = "ingest_frame_added_ms";
+    WORKED_MS = "ingest_frame_worked_ms";
     HELD_MAX_SECONDS = "ingest_frame_held_max_seconds";
 }
 

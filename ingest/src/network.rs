@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use dashmap::DashMap;
@@ -29,6 +29,9 @@ const ADDRESSES_MAX: usize = 16;
 const BUFFER_BYTES: usize = 65_535;
 /// Buffers handed to one `recvmmsg`.
 const BATCH: usize = 8;
+
+/// No datagram lies in the socket for longer; if it seems so, somebody has set the clock.
+const WAITED_MAX: Duration = Duration::from_secs(1);
 
 /// A datagram for a session.
 #[derive(Debug)]
@@ -134,12 +137,13 @@ impl Network {
                     continue;
                 }
             };
-            let now = Instant::now();
+            let (now, wall) = (Instant::now(), SystemTime::now());
             for (meta, buffer) in metas.iter().zip(&buffers).take(count) {
+                let arrival = now - waited(wall, meta.timestamp);
                 let peer = SocketAddr::new(meta.addr.ip().to_canonical(), meta.addr.port());
                 let local = meta.dst_ip.map(|ip| ip.to_canonical());
                 for datagram in buffer[..meta.len].chunks(meta.stride.max(1)) {
-                    self.sort(now, Protocol::Udp, peer, local, datagram, None);
+                    self.sort(arrival, Protocol::Udp, peer, local, datagram, None);
                 }
             }
         }
@@ -269,6 +273,14 @@ impl Network {
     }
 }
 
+/// How long a datagram lay in the socket, by the kernel's stamp: on a busy machine what matters is when it came, not
+/// when there was time for it. The wall clock may have been set in between.
+fn waited(wall: SystemTime, stamp: Option<Duration>) -> Duration {
+    let now = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let waited = stamp.map_or(Duration::ZERO, |stamp| now.saturating_sub(stamp));
+    if waited < WAITED_MAX { waited } else { Duration::ZERO }
+}
+
 /// The addresses to offer for a socket bound to `bound`, the reachable ones first.
 pub(crate) fn own_addresses(bound: SocketAddr) -> Vec<SocketAddr> {
     if !bound.ip().is_unspecified() {
@@ -339,6 +351,15 @@ mod tests {
 
     fn arrives(network: &Network, from: SocketAddr, datagram: &[u8]) -> bool {
         network.sort(Instant::now(), Protocol::Udp, from, None, datagram, None)
+    }
+
+    #[test]
+    fn a_kernel_stamp_counts_unless_the_clock_was_set() {
+        let wall = UNIX_EPOCH + Duration::from_millis(5_000);
+        for (stamp_ms, waited_ms) in [(4_990, 10), (5_000, 0), (6_000, 0), (3_000, 0)] {
+            assert_eq!(waited(wall, Some(Duration::from_millis(stamp_ms))), Duration::from_millis(waited_ms));
+        }
+        assert_eq!(waited(wall, None), Duration::ZERO);
     }
 
     #[tokio::test]

@@ -183,6 +183,14 @@ impl Offer {
         (first..=layers).map(TrackId).collect()
     }
 
+    /// How many of them are VP8, which has to be transcoded.
+    pub fn vp8_tracks(&self) -> usize {
+        let is_vp8 = |video: &&Section| {
+            video.formats.iter().any(|format| format.codec == Codec::Video(VideoCodec::Vp8))
+        };
+        self.video.as_ref().filter(is_vp8).map_or(0, |video| video.rids.len().max(1))
+    }
+
     /// The offer as the WebRTC stack sees it, with the publisher's ICE parameters replaced when it restarts ICE.
     pub fn reduce(&self, restart: Option<(&str, &str)>) -> String {
         let mut out = String::new();

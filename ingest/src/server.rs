@@ -20,7 +20,7 @@ use crate::metric;
 use crate::network::{Member, Network};
 use crate::rtp::receiver::{Limits, Receiver};
 use crate::sdp::{self, Offer, Refusal};
-use crate::session::{Command, Session, Timeouts};
+use crate::session::{Command, Latencies, Session, Timeouts};
 use crate::sink::{PublishError, Streams};
 use crate::status::Status;
 use crate::transport::Protocol;
@@ -51,6 +51,8 @@ pub(crate) enum Refused {
     TooManyRequests,
     #[error("the server takes no more publishers at the moment")]
     Overloaded,
+    #[error("the server has no room to transcode VP8 at the moment; offer H264, VP9 or AV1")]
+    NoTranscoder,
     #[error("unacceptable offer: {0}")]
     Stack(String),
 }
@@ -225,6 +227,10 @@ impl Server {
             PublishError::BadName => Refused::BadName,
             PublishError::Overloaded => Refused::Overloaded,
         })?;
+        let vp8_tracks = offer.vp8_tracks();
+        if vp8_tracks > 0 && !sink.reserve_transcoders(vp8_tracks) {
+            return Err(Refused::NoTranscoder);
+        }
         sink.expect_tracks(&offer.tracks());
         let now = Instant::now();
         let id = random_hex::<16>();
@@ -256,6 +262,7 @@ impl Server {
             },
             ufrags: vec![answer.ufrag],
             cancelled: self.cancelled.child_token(),
+            latencies: Latencies::new(),
         };
         let ice = Mutex::new(Ice { etag: etag.clone(), ufrag: offer.ice.0.clone() });
         let restarting = tokio::sync::Mutex::new(());

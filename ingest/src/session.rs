@@ -78,6 +78,18 @@ pub(crate) struct Timeouts {
     pub(crate) silence: Duration,
 }
 
+/// How long frames were in here; looked up once, since every frame counts.
+pub(crate) struct Latencies {
+    added: metrics::Histogram,
+    worked: metrics::Histogram,
+}
+
+impl Latencies {
+    pub(crate) fn new() -> Self {
+        Self { added: metrics::histogram!(metric::ADDED_MS), worked: metrics::histogram!(metric::WORKED_MS) }
+    }
+}
+
 /// Everything that a session's task owns.
 pub(crate) struct Session {
     pub(crate) transport: Box<dyn Transport>,
@@ -92,6 +104,7 @@ pub(crate) struct Session {
     /// The names under which the network knows this session, the current one last.
     pub(crate) ufrags: Vec<String>,
     pub(crate) cancelled: CancellationToken,
+    pub(crate) latencies: Latencies,
 }
 
 impl Session {
@@ -108,7 +121,12 @@ impl Session {
         status.update(Instant::now(), &mut self.receiver, self.transport.figures(Instant::now()));
         status.state = State::Ended;
         status.ended = Some(end);
+        drop(status);
         metrics::counter!(metric::SESSIONS_ENDED, "reason" => end.name()).increment(1);
+        // Who says that it stops is not waited for: viewers are told at once. All others may come back.
+        if end == End::Deleted {
+            self.sink.end();
+        }
         end
     }
 
@@ -132,9 +150,11 @@ impl Session {
                 count = self.inbox.recv_many(&mut batch, BATCH) => {
                     if count == 0 { return End::Shutdown }
                     self.status.lock().heard_at = Instant::now();
-                    for datagram in batch.drain(..) {
-                        heard_at = datagram.arrival;
-                        self.transport.handle_datagram(datagram.arrival, datagram.route, &datagram.bytes);
+                    for Datagram { arrival, route, bytes } in batch.drain(..) {
+                        heard_at = arrival;
+                        self.transport.handle_datagram(arrival, route, &bytes);
+                        if let Some(end) = self.take_events(arrival, &mut is_connected) { return end }
+                        self.hand_over();
                     }
                 }
                 Some(_) = next_wish(&mut wishes) => self.receiver.want_keyframes(Instant::now()),
@@ -160,7 +180,7 @@ impl Session {
             if now >= status_at {
                 status_at = now + STATUS_INTERVAL;
                 self.status.lock().update(now, &mut self.receiver, self.transport.figures(now));
-                if let Some(words) = self.receiver.refusal() {
+                if let Some(words) = self.receiver.refusal().or_else(|| self.sink.problem()) {
                     self.status.lock().problem = Some(words);
                     return End::Refused;
                 }
@@ -218,7 +238,13 @@ impl Session {
     }
 
     fn hand_over(&mut self) {
-        while let Some(input) = self.receiver.poll_input() {
+        while let Some((input, arrivals)) = self.receiver.poll_timed_input() {
+            if let Some(arrivals) = arrivals {
+                let now = Instant::now();
+                let ms = |since| now.saturating_duration_since(since).as_secs_f64() * 1000.0;
+                self.latencies.added.record(ms(arrivals.first));
+                self.latencies.worked.record(ms(arrivals.last));
+            }
             status::count_input(&self.status, &input);
             if matches!(input, Input::Discontinuity) {
                 tracing::debug!("times had to be re-synchronised");

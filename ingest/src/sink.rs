@@ -27,7 +27,7 @@ pub trait Streams: Send + Sync + 'static {
     fn publish(&self, name: &str) -> Result<Box<dyn Sink>, PublishError>;
 }
 
-/// A stream that is being published to; dropped when the publisher is gone.
+/// A stream that is being published to; dropped when the publisher is gone and may come back.
 pub trait Sink: Send + 'static {
     /// Says which tracks were announced.
     fn expect_tracks(&mut self, tracks: &[TrackId]);
@@ -35,6 +35,12 @@ pub trait Sink: Send + 'static {
     fn push(&mut self, input: Input) -> bool;
     /// The segmenter's wishes for keyframes. Taken once.
     fn keyframe_requests(&mut self) -> mpsc::Receiver<KeyframeRequest>;
+    /// Makes sure that so many VP8 tracks can be transcoded; false when there is no room for them.
+    fn reserve_transcoders(&mut self, count: usize) -> bool;
+    /// Why this publisher can't go on like this, in words for it.
+    fn problem(&self) -> Option<&'static str>;
+    /// Ends the stream at once: the publisher stopped on purpose and will not come back.
+    fn end(self: Box<Self>);
 }
 
 impl Streams for shoal_segmenter::Streams {
@@ -60,5 +66,17 @@ impl Sink for Publication {
 
     fn keyframe_requests(&mut self) -> mpsc::Receiver<KeyframeRequest> {
         self.take_keyframe_requests()
+    }
+
+    fn reserve_transcoders(&mut self, count: usize) -> bool {
+        Publication::reserve_transcoders(self, count)
+    }
+
+    fn problem(&self) -> Option<&'static str> {
+        Publication::problem(self)
+    }
+
+    fn end(self: Box<Self>) {
+        Publication::end(*self);
     }
 }

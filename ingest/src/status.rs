@@ -150,7 +150,6 @@ impl Status {
         metrics::counter!(metric::PACKETS_REPAIRED).increment(repaired);
         let held = std::mem::take(&mut receiver.held);
         if held.frames > 0 {
-            metrics::histogram!(metric::HELD_SECONDS).record(held.total.as_secs_f64() / held.frames as f64);
             metrics::gauge!(metric::HELD_MAX_SECONDS).set(held.max.as_secs_f64());
         }
         self.figures = figures;

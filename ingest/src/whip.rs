@@ -270,13 +270,13 @@ fn refuse(refused: Refused) -> Response {
         Refused::Unauthorized => StatusCode::UNAUTHORIZED,
         Refused::AuthUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         Refused::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
-        Refused::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Overloaded | Refused::NoTranscoder => StatusCode::SERVICE_UNAVAILABLE,
         Refused::Stack(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };
     let mut response = text(status, refused.to_string());
     match refused {
         Refused::TooManyRequests => insert(response.headers_mut(), header::RETRY_AFTER, "1"),
-        Refused::Overloaded | Refused::AuthUnavailable => {
+        Refused::Overloaded | Refused::NoTranscoder | Refused::AuthUnavailable => {
             insert(response.headers_mut(), header::RETRY_AFTER, "10");
         }
         Refused::Unauthorized => insert(response.headers_mut(), header::WWW_AUTHENTICATE, "Bearer"),

@@ -70,6 +70,7 @@ async fn delete_frees_the_stream_before_it_is_answered() {
     let response = endpoint.call(Method::DELETE, &live.session).await;
     assert_eq!(response.status(), StatusCode::OK);
     assert!(!endpoint.recorder.is_busy("cam"));
+    assert_eq!(endpoint.recorder.ended(), ["cam"], "who stops on purpose isn't waited for");
     let again = Live::publish(&endpoint, "cam").await;
     assert_ne!(again.session, live.session);
 }
@@ -108,6 +109,7 @@ async fn a_publisher_that_vanishes_is_noticed_and_its_stream_freed() {
     let since = Instant::now();
     until("the stream is free", || !endpoint.recorder.is_busy("cam")).await;
     assert!(since.elapsed() < Duration::from_secs(3), "{:?}", since.elapsed());
+    assert!(endpoint.recorder.ended().is_empty(), "who vanishes may come back");
     let stats = endpoint.stats(&live.session).await;
     assert_eq!((&stats["state"], &stats["ended"]), (&"ended".into(), &"vanished".into()));
 }
@@ -154,6 +156,31 @@ async fn shutdown_says_goodbye_to_publishers_and_ends_in_time() {
     assert!(ended.expect("it ends in time").unwrap().is_ok());
     assert!(!endpoint.recorder.is_busy("cam"));
     drop(live);
+}
+
+#[tokio::test]
+async fn a_publisher_with_ipv6_alone_is_offered_an_ipv6_candidate_and_publishes() {
+    let Ok(socket) = tokio::net::UdpSocket::bind("[::1]:0").await else {
+        eprintln!("this machine has no IPv6: nothing to test");
+        return;
+    };
+    // Dual stack: the same port hears IPv4.
+    let endpoint = Endpoint::start(Config { media_address: "[::]:0".parse().unwrap(), ..config() }).await;
+    let live = Live::publish_from(&endpoint, "cam", socket).await;
+    until("pictures", || endpoint.recorder.frames(1).len() >= 10).await;
+    assert_eq!(endpoint.stats(&live.session).await["state"], "live");
+    let four = Live::publish(&endpoint, "four").await;
+    assert_eq!(endpoint.stats(&four.session).await["state"], "live");
+    let mut publisher = support::Publisher::new(Instant::now(), ([127, 0, 0, 1], 9).into());
+    let answer = text(endpoint.post("third", publisher.offer(Instant::now())).await).await;
+    let port = endpoint.media_address.port();
+    for address in ["::1", "127.0.0.1"] {
+        let is_there = answer.lines().any(|candidate| {
+            candidate.starts_with("a=candidate:")
+                && candidate.contains(&format!(" {address} {port} typ host"))
+        });
+        assert!(is_there, "{address}: {answer}");
+    }
 }
 
 #[tokio::test]

@@ -203,6 +203,37 @@ async fn an_offer_without_usable_codec_is_406_and_says_what_is_taken() {
     }
 }
 
+/// An offer of VP8 and nothing better.
+fn vp8_offer() -> String {
+    ["H264/90000", "VP9/90000", "AV1/90000"]
+        .iter()
+        .fold(OFFER.to_owned(), |offer, codec| offer.replace(codec, "H265/90000"))
+}
+
+#[tokio::test]
+async fn vp8_is_taken_where_it_can_be_transcoded() {
+    let endpoint = endpoint().await;
+    let response = endpoint.post("cam", vp8_offer()).await;
+    assert_eq!(response.status(), StatusCode::CREATED);
+    assert!(text(response).await.contains("VP8/90000"));
+    assert_eq!(endpoint.recorder.transcoders_taken(), 1);
+    endpoint.post("other", OFFER).await;
+    assert_eq!(endpoint.recorder.transcoders_taken(), 1, "H.264 needs none");
+}
+
+#[tokio::test]
+async fn vp8_without_room_for_transcoding_is_503_and_says_what_to_send_instead() {
+    let endpoint = endpoint().await;
+    endpoint.recorder.refuse_transcoding();
+    let response = endpoint.post("cam", vp8_offer()).await;
+    assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert!(header(&response, "retry-after").parse::<u32>().is_ok());
+    let words = text(response).await;
+    assert!(words.contains("VP8") && words.contains("H264"), "{words}");
+    assert!(!endpoint.recorder.is_busy("cam"), "the name is free again");
+    assert_eq!(endpoint.post("cam", OFFER).await.status(), StatusCode::CREATED);
+}
+
 #[tokio::test]
 async fn a_busy_stream_is_409_and_a_bad_name_404() {
     let endpoint = endpoint().await;

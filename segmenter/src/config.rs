@@ -27,6 +27,9 @@ pub struct Config {
     pub settle_ms: u32,
     /// The bit rate of AAC audio in bits per second.
     pub audio_bps: u32,
+    /// How many VP8 tracks are transcoded to H.264 at once, each in a thread that needs a fifth of a core at 720p; more
+    /// are refused. 0: as many as the machine has cores.
+    pub transcodes_max: usize,
     /// Where viewers find the tracker: a path on this server, or a `wss://` URL. Empty: they are sent to none and play
     /// from the origin alone.
     pub tracker_url: String,
@@ -45,6 +48,7 @@ impl Default for Config {
             ended_keep_ms: 60_000,
             settle_ms: 1_500,
             audio_bps: 128_000,
+            transcodes_max: 0,
             tracker_url: "/tracker".to_owned(),
         }
     }
@@ -77,6 +81,7 @@ impl Config {
             ("stream_bytes_max", self.stream_bytes_max as u64, 1 << 20, u64::MAX),
             ("streams_max", self.streams_max as u64, 1, 100_000),
             ("queue_bytes_max", self.queue_bytes_max as u64, 64 << 10, u64::MAX),
+            ("transcodes_max", self.transcodes_max as u64, 0, 1_000),
             ("audio_bps", u64::from(self.audio_bps), 32_000, 320_000),
         ];
         // It stands in quotes in the multivariant playlist.

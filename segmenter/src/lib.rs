@@ -1,6 +1,6 @@
 //! Frames in; CMAF parts, segments, playlists and digests out; the HTTP origin.
 //!
-//! The way of a frame: [`Publication::push`] puts it into its stream's queue; the stream's `worker` hands it to the
+//! The way of a frame: [`Publication::push`] puts it into its stream's queue (VP8 by way of `transcode`); the stream's `worker` hands it to the
 //! `session`, which cuts (`cut`, `audio`), muxes (`mux`) and publishes into a `window`; `live` signs, counts and
 //! wakes; [`origin`] answers the requests. What is decided is decided in pure modules: `cut`, `audio::cut`, `window`.
 
@@ -19,6 +19,7 @@ pub mod origin;
 mod rendered;
 mod session;
 mod streams;
+mod transcode;
 mod window;
 mod worker;
 

@@ -17,6 +17,7 @@ use crate::counters::StreamStats;
 use crate::events::{Event, RenditionInfo};
 use crate::frame::{Input, TrackId};
 use crate::live::{Live, Shared, State};
+use crate::transcode::{Slots, Transcoding};
 use crate::worker::{Message, Worker};
 
 /// So many events may wait for a slow subscriber before it misses some: 10 s of 64 streams.
@@ -34,6 +35,7 @@ pub struct Streams(Arc<Inner>);
 struct Inner {
     config: Config,
     shared: Shared,
+    transcodes: Arc<Slots>,
     table: Mutex<HashMap<Arc<str>, Arc<Entry>>>,
 }
 
@@ -105,6 +107,7 @@ impl Streams {
         // libavformat and libavcodec would else write to standard error whatever a publisher makes them say.
         ffmpeg_next::log::set_level(ffmpeg_next::log::Level::Fatal);
         Self(Arc::new(Inner {
+            transcodes: Slots::new(config.transcodes_max),
             config,
             shared: Shared { signing_key: Arc::new(signing_key), events: broadcast::Sender::new(EVENTS_MAX) },
             table: Mutex::default(),
@@ -139,13 +142,10 @@ impl Streams {
         let (sender, keyframes) = tokio_mpsc::channel(KEYFRAME_REQUESTS_MAX);
         let has_lost = Arc::new(AtomicBool::new(false));
         entry.send(Message::Attach { keyframes: sender, has_lost: has_lost.clone() });
-        Ok(Publication {
-            entry,
-            has_lost,
-            keyframes: Some(keyframes),
-            queue_bytes_max: self.0.config.queue_bytes_max,
-            is_ended: false,
-        })
+        let queue_bytes_max = self.0.config.queue_bytes_max;
+        let feed = Feed { entry: entry.clone(), has_lost, queue_bytes_max };
+        let transcoding = Mutex::new(Transcoding::new(feed, self.0.transcodes.clone()));
+        Ok(Publication { entry, transcoding, keyframes: Some(keyframes), is_ended: false })
     }
 
     fn start(&self, name: &str) -> Arc<Entry> {
@@ -256,10 +256,38 @@ impl Drop for Forget {
 #[derive(Debug)]
 pub struct Publication {
     entry: Arc<Entry>,
-    has_lost: Arc<AtomicBool>,
+    transcoding: Mutex<Transcoding>,
     keyframes: Option<tokio_mpsc::Receiver<KeyframeRequest>>,
-    queue_bytes_max: usize,
     is_ended: bool,
+}
+
+/// A publication's way into its worker's inbox.
+#[derive(Clone, Debug)]
+pub(crate) struct Feed {
+    entry: Arc<Entry>,
+    has_lost: Arc<AtomicBool>,
+    queue_bytes_max: usize,
+}
+
+impl Feed {
+    /// Hands an input to the worker. Never blocks.
+    pub(crate) fn push(&self, input: Input) -> Result<(), Overflow> {
+        let bytes = weight(&input);
+        let queued = self.entry.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
+        if queued + bytes > self.queue_bytes_max {
+            self.entry.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
+            self.lose();
+            metrics::counter!("segmenter_overflow_total").increment(1);
+            return Err(Overflow);
+        }
+        self.entry.send(Message::Input(input));
+        Ok(())
+    }
+
+    /// Lets the worker know that pictures are missing, so that it asks for a keyframe.
+    pub(crate) fn lose(&self) {
+        self.has_lost.store(true, Ordering::Release);
+    }
 }
 
 impl Publication {
@@ -269,21 +297,26 @@ impl Publication {
         self.entry.send(Message::Expect(tracks.to_vec()));
     }
 
+    /// Makes sure that so many VP8 tracks can be transcoded; false when the machine has no room for them. What was
+    /// reserved is given back when the publication is dropped.
+    #[must_use]
+    pub fn reserve_transcoders(&self, count: usize) -> bool {
+        self.transcoding.lock().reserve(count)
+    }
+
+    /// What the publisher is to be told, in words, because it can't go on like this: its VP8 is more than the machine
+    /// can transcode.
+    #[must_use]
+    pub fn problem(&self) -> Option<&'static str> {
+        self.transcoding.lock().problem()
+    }
+
     /// Hands an input to the stream's worker. Never blocks.
     ///
     /// # Errors
-    /// [`Overflow`] if the worker is too far behind.
+    /// [`Overflow`] if the worker, or what transcodes VP8 before it, is too far behind.
     pub fn push(&self, input: Input) -> Result<(), Overflow> {
-        let bytes = weight(&input);
-        let queued = self.entry.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
-        if queued + bytes > self.queue_bytes_max {
-            self.entry.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            self.has_lost.store(true, Ordering::Release);
-            metrics::counter!("segmenter_overflow_total").increment(1);
-            return Err(Overflow);
-        }
-        self.entry.send(Message::Input(input));
-        Ok(())
+        self.transcoding.lock().push(input)
     }
 
     /// The requests for keyframes that the stream makes of its publisher. The second call gets a closed channel.
@@ -294,7 +327,7 @@ impl Publication {
     /// Whether the stream's worker has taken everything that was pushed.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.entry.queued_bytes.load(Ordering::Acquire) == 0
+        self.transcoding.lock().is_idle() && self.entry.queued_bytes.load(Ordering::Acquire) == 0
     }
 
     /// Ends the stream at once: the publisher stopped on purpose and will not come back.
@@ -306,6 +339,7 @@ impl Publication {
 impl Drop for Publication {
     fn drop(&mut self) {
         // In this order: whoever takes the name next must come after our leaving in the worker's queue.
+        self.transcoding.get_mut().close();
         if self.is_ended {
             self.entry.is_closed.store(true, Ordering::Release);
             self.entry.send(Message::End);

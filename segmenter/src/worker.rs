@@ -193,7 +193,7 @@ impl Worker {
 
     fn format(&mut self, track: TrackId, format: TrackFormat) -> Result<(), SessionError> {
         if matches!(format, TrackFormat::Video { codec: VideoCodec::Vp8, .. }) {
-            warn!(track = track.0, "VP8 has no place in fMP4; the track is left out");
+            warn!(track = track.0, "no room to transcode VP8; the track is left out");
             self.expected.retain(|expected| *expected != track);
             return Ok(());
         }

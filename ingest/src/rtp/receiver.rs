@@ -64,7 +64,7 @@ pub struct Receiver {
     is_stereo: bool,
     clock: Clock,
     sources: BTreeMap<u32, Source>,
-    inputs: VecDeque<Input>,
+    inputs: VecDeque<(Input, Option<Arrivals>)>,
     keyframes: VecDeque<u32>,
     /// Packets that belong to nothing that was negotiated.
     pub packets_unknown: u64,
@@ -81,6 +81,15 @@ pub struct Held {
     pub total: Duration,
     /// The longest.
     pub max: Duration,
+}
+
+/// When a frame's packets came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrivals {
+    /// The first of them: until the last there was the publisher's pacing.
+    pub first: Instant,
+    /// The one that it was complete with, or that let it out: from here on it was us.
+    pub last: Instant,
 }
 
 impl std::fmt::Debug for Receiver {
@@ -108,7 +117,7 @@ impl Receiver {
         }
     }
 
-    /// Takes what the transport says.
+    /// Takes what the transport says; `now` is when the datagram came that it says it of.
     pub fn handle_event(&mut self, now: Instant, event: Event) {
         match event {
             Event::Rtp(packet) => {
@@ -148,6 +157,11 @@ impl Receiver {
 
     /// The next input for the segmenter.
     pub fn poll_input(&mut self) -> Option<Input> {
+        self.inputs.pop_front().map(|(input, _)| input)
+    }
+
+    /// The same, with the arrival of a frame's packets.
+    pub fn poll_timed_input(&mut self) -> Option<(Input, Option<Arrivals>)> {
         self.inputs.pop_front()
     }
 
@@ -230,7 +244,9 @@ impl Receiver {
         let id = source.role.id;
         while let Some(output) = source.track.poll(now) {
             match output {
-                Output::Format(format) => self.inputs.push_back(Input::Format { track: id, format }),
+                Output::Format(format) => {
+                    self.inputs.push_back((Input::Format { track: id, format }, None));
+                }
                 Output::Frame { timestamp, arrival, is_keyframe, data } => {
                     let held = now.saturating_duration_since(arrival);
                     self.held.frames += 1;
@@ -239,13 +255,15 @@ impl Receiver {
                     let arrival_us = arrival.saturating_duration_since(self.origin).as_micros() as i64;
                     let Some(stamp) = self.clock.stamp(ssrc, timestamp, arrival_us) else { continue };
                     if stamp.is_discontinuous {
-                        self.inputs.push_back(Input::Discontinuity);
+                        self.inputs.push_back((Input::Discontinuity, None));
                     }
                     if is_keyframe {
                         source.is_wanted = false;
                     }
                     let pts = MediaTime(stamp.pts_us);
-                    self.inputs.push_back(Input::Frame(Frame { track: id, pts, is_keyframe, data }));
+                    let arrivals = Arrivals { first: arrival, last: now };
+                    let frame = Frame { track: id, pts, is_keyframe, data };
+                    self.inputs.push_back((Input::Frame(frame), Some(arrivals)));
                 }
             }
         }

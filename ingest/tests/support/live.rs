@@ -97,7 +97,11 @@ pub struct Live {
 impl Live {
     /// Publishes, and waits until the connection stands.
     pub async fn publish(endpoint: &Endpoint, stream: &str) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        Self::publish_from(endpoint, stream, UdpSocket::bind("127.0.0.1:0").await.unwrap()).await
+    }
+
+    /// The same from this socket.
+    pub async fn publish_from(endpoint: &Endpoint, stream: &str, socket: UdpSocket) -> Self {
         let mut publisher = Publisher::new(Instant::now(), socket.local_addr().unwrap());
         let offer = publisher.offer(Instant::now());
         let response = endpoint.post(stream, offer).await;

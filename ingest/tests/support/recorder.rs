@@ -19,9 +19,26 @@ struct Inner {
     inputs: Vec<Input>,
     expected: Vec<TrackId>,
     wishes: Option<mpsc::Sender<KeyframeRequest>>,
+    /// Streams that were ended on purpose.
+    ended: Vec<String>,
+    transcoders_taken: usize,
+    has_no_transcoder: bool,
 }
 
 impl Recorder {
+    pub fn ended(&self) -> Vec<String> {
+        self.0.lock().ended.clone()
+    }
+
+    pub fn transcoders_taken(&self) -> usize {
+        self.0.lock().transcoders_taken
+    }
+
+    /// From now on there is no room for transcoding.
+    pub fn refuse_transcoding(&self) {
+        self.0.lock().has_no_transcoder = true;
+    }
+
     pub fn inputs(&self) -> Vec<Input> {
         self.0.lock().inputs.clone()
     }
@@ -82,6 +99,20 @@ impl Sink for Publication {
 
     fn keyframe_requests(&mut self) -> mpsc::Receiver<KeyframeRequest> {
         self.wishes.take().expect("taken once")
+    }
+
+    fn reserve_transcoders(&mut self, count: usize) -> bool {
+        let mut inner = self.recorder.0.lock();
+        inner.transcoders_taken += count;
+        !inner.has_no_transcoder
+    }
+
+    fn problem(&self) -> Option<&'static str> {
+        None
+    }
+
+    fn end(self: Box<Self>) {
+        self.recorder.0.lock().ended.push(self.name.clone());
     }
 }
 
