@@ -22,6 +22,9 @@ pub enum Command {
     Publish(shoal_publisher::Options),
     /// Watch a stream without a screen, and take part in its swarm.
     Watch(crate::watch::Watch),
+    /// Follow anybody's live HLS or LL-HLS stream and name each rule it breaks. Exit code 1 if there are any, 2 if it
+    /// cannot be judged.
+    Lint(crate::lint::Lint),
 }
 
 /// Flags of `shoal serve`: only what is typed daily; every setting is in the file.

@@ -9,6 +9,7 @@ mod error;
 mod http;
 mod keys;
 mod line;
+pub mod lint;
 mod pages;
 pub mod publish;
 pub mod serve;

@@ -15,15 +15,17 @@ fn main() -> ExitCode {
         };
     let result = runtime.block_on(async {
         match cli.command {
+            Command::Lint(flags) => return Ok(shoal::lint::run(flags).await),
             Command::Serve(flags) => shoal::serve::run(&flags).await.map_err(anyhow::Error::from),
             Command::Publish(options) => shoal::publish::run(options).await.map_err(anyhow::Error::from),
             Command::Watch(flags) => shoal::watch::run(flags).await.map_err(anyhow::Error::from),
         }
+        .map(|()| ExitCode::SUCCESS)
     });
     // Threads that still wait for a resolver or a file must not keep the program alive.
     runtime.shutdown_background();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => fail(&error),
     }
 }

@@ -129,7 +129,7 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
 }
 
 /// The multivariant playlist behind a watch page.
-fn playlist_url(url: &str) -> String {
+pub(crate) fn playlist_url(url: &str) -> String {
     match url.split_once("/watch/") {
         Some((base, stream)) => {
             let stream = stream.split(['?', '#', '/']).next().unwrap_or_default();

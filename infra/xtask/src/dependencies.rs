@@ -29,6 +29,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "shoal-tracker",
             "shoal-player",
             "shoal-publisher",
+            "shoal-playlist",
             "shoal-digest",
         ],
     ),
