@@ -16,8 +16,10 @@ export function liveConfig(workerPath: string | null = null): Partial<HlsConfig>
     // A stall moves the target back by this much, so that a bad network finds its own distance.
     liveSyncOnStallIncrease: 0.25,
     liveDurationInfinity: true,
-    // What was played is kept for small steps back only: memory is wanted for the piece store.
-    backBufferLength: 10,
+    // What was played is left for the browser to evict, which it does when its quota for media is full. When hls.js trims it
+    // (1.7.4), a part that is being appended just then counts as not loaded any more, and loading stands still until the
+    // playlist lists no parts of that segment: a pause of about 5 s, once or twice in a minute.
+    backBufferLength: Infinity,
     maxBufferLength: 20,
     enableWorker: workerPath !== null,
     workerPath,

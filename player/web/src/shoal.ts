@@ -35,9 +35,9 @@ import { TrackerSocket } from './swarm/tracker.ts';
 
 /** The playhead is reported to the core this often while nothing happens, in milliseconds. */
 const PLAYHEAD_INTERVAL_MS = 1_000;
-/** The swarm is joined when the first picture is there, at the latest after this time, in milliseconds: start-up needs
- * the processor for itself. */
-const JOIN_DELAY_MAX_MS = 1_000;
+/** The module is loaded and the swarm joined when the first picture is there, at the latest after this time, in
+ * milliseconds: start-up needs the line and the processor for itself. */
+const JOIN_DELAY_MAX_MS = 3_000;
 /** Whole pieces loaded before the core is ready, kept for it, in bytes: the start of a 4 Mbit/s stream. */
 const EARLY_BYTES_MAX = 8 * 1024 * 1024;
 
@@ -94,8 +94,6 @@ export class Shoal extends Emitter<ShoalEvents> {
     this.#plain = this.#ownFLoader ?? (hls.config.loader as unknown as FragmentLoaderConstructor);
     hls.config.fLoader = this.#makeLoader();
     this.#listen();
-    // The module is fetched beside the playlists, so that it is there when they are; nothing waits for it.
-    if (this.#isSharing) void this.#loadCore();
     const timer = setInterval(() => {
       this.#tick();
     }, PLAYHEAD_INTERVAL_MS);
@@ -317,8 +315,8 @@ export class Shoal extends Emitter<ShoalEvents> {
     }
     const run = ++this.#run;
     this.#setState('joining');
-    Promise.all([this.#loadCore(), this.#firstPicture()]).then(
-      ([factory]) => {
+    this.#firstPicture().then(() => this.#loadCore()).then(
+      (factory) => {
         if (run === this.#run) this.#join(source, factory);
       },
       (error: unknown) => {

@@ -10,9 +10,10 @@ import { createHash } from 'node:crypto';
 import { parseArgs } from 'node:util';
 
 import { startChromium } from '../src/browsers.ts';
+import type { Browser } from '../src/browsers.ts';
 import { Server, sumOfMetric } from '../src/program.ts';
 import { Viewer } from '../src/viewer.ts';
-import type { AuditEntry } from '../src/viewer.ts';
+import type { AuditEntry, Probe } from '../src/viewer.ts';
 import { pause } from '../src/wait.ts';
 import { copies, percentile, rounded, table } from './figures.ts';
 import type { Figures, OriginCounters } from './figures.ts';
@@ -22,7 +23,7 @@ const PART_MS = 500;
 /** Steady state is counted from so long after the last viewer's first frame. */
 const SETTLE_MS = 10_000;
 /** Viewers come one after the other, so that start-up is measured and not the machine's load. */
-const JOIN_INTERVAL_MS = 500;
+const JOIN_INTERVAL_MS = 1_000;
 const LATENCY_INTERVAL_MS = 1_000;
 /** The table tells how busy the machine was: at its limit the figures say more about it than about Shoal. */
 const BUSY_SHARE = 0.9;
@@ -70,14 +71,32 @@ async function unverifiedBytes(entries: AuditEntry[], origin: Map<string, Buffer
   return bytes;
 }
 
+/** Start-ups and stalls of each viewer, for those who want to know why. */
+function timeline(probes: Probe[]): string {
+  return probes
+    .map(({ firstFrameMs, stalls }) => {
+      const words = stalls.map(({ at, took }) => `${(at / 1000).toFixed(1)} s +${took.toFixed(0)} ms`).join(', ');
+      return `      first frame ${rounded(firstFrameMs ?? Number.NaN, 0)} ms; stalls: ${words || 'none'}`;
+    })
+    .join('\n');
+}
+
+/** Opens a viewer until it plays and throws it away, so that neither run pays for the browser's own start. */
+async function warmUp(browser: Browser, server: Server): Promise<void> {
+  const viewer = await Viewer.open(browser, server.url, STREAM, { sharing: false });
+  await viewer.untilPlaying(60_000);
+  await viewer.close();
+}
+
 async function measure(server: Server, sharing: boolean): Promise<Figures> {
   const browser = await startChromium();
   try {
+    await warmUp(browser, server);
     const from = await counters(server);
     const open: Viewer[] = [];
     for (let index = 0; index < viewers; index++) {
       if (index > 0) await pause(JOIN_INTERVAL_MS);
-      open.push(await Viewer.open(browser, server.url, STREAM, { sharing, width: 960, height: 640 }));
+      open.push(await Viewer.open(browser, server.url, STREAM, { sharing, width: 640, height: 480 }));
     }
     const begin = Date.now();
     await Promise.all(open.map((viewer) => viewer.untilPlaying(60_000)));
@@ -105,7 +124,7 @@ async function measure(server: Server, sharing: boolean): Promise<Figures> {
       `    ${sharing ? 'sharing' : 'origin only'}: neighbors ${stats.map((stat) => stat.neighbors).join(' ')}, ` +
         `from peers ${stats.map((stat) => `${Math.round((100 * stat.peerBytes) / Math.max(1, stat.peerBytes + stat.originBytes))} %`).join(' ')}, ` +
         `waste ${stats.map((stat) => stat.wasteBytes).join(' ')} B, rejected ${stats.map((stat) => stat.rejectedBytes).join(' ')} B, ` +
-        `${latencies.length} latency samples`,
+        `${latencies.length} latency samples\n${timeline(probes)}`,
     );
     return {
       copies_per_piece: rounded(copies(from, to), 3),

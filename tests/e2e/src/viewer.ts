@@ -8,7 +8,7 @@ import { pause, until } from './wait.ts';
  * after it. Reads only what any script of the page could.
  */
 const PROBE = `
-  window.shoalProbe = { firstFrameMs: null, rebufferMs: 0, waitingSince: null, frames: 0 };
+  window.shoalProbe = { firstFrameMs: null, rebufferMs: 0, waitingSince: null, frames: 0, stalls: [] };
   (() => {
     const probe = window.shoalProbe;
     const watch = (video) => {
@@ -16,7 +16,9 @@ const PROBE = `
         probe.frames += 1;
         if (probe.firstFrameMs === null) probe.firstFrameMs = performance.now();
         if (probe.waitingSince !== null) {
-          probe.rebufferMs += performance.now() - probe.waitingSince;
+          const took = performance.now() - probe.waitingSince;
+          probe.rebufferMs += took;
+          probe.stalls.push({ at: probe.waitingSince - probe.firstFrameMs, took });
           probe.waitingSince = null;
         }
         video.requestVideoFrameCallback(onFrame);
@@ -64,6 +66,16 @@ export interface AuditEntry {
   originBytes: number;
   sha256: string;
   at: number;
+}
+
+/** What the video element showed; times in milliseconds. */
+export interface Probe {
+  /** Since the navigation began. */
+  firstFrameMs: number | null;
+  rebufferMs: number;
+  frames: number;
+  /** Pauses that are over, by the time since the first frame. */
+  stalls: { at: number; took: number }[];
 }
 
 export interface ViewerOptions extends TabOptions {
@@ -119,13 +131,13 @@ export class Viewer {
     return JSON.parse(text) as AuditEntry[];
   }
 
-  async probe(): Promise<{ firstFrameMs: number | null; rebufferMs: number; frames: number }> {
+  async probe(): Promise<Probe> {
     const text = await this.tab.evaluate<string>(`JSON.stringify({
       ...window.shoalProbe,
       rebufferMs: window.shoalProbe.rebufferMs
         + (window.shoalProbe.waitingSince === null ? 0 : performance.now() - window.shoalProbe.waitingSince),
     })`);
-    return JSON.parse(text) as { firstFrameMs: number | null; rebufferMs: number; frames: number };
+    return JSON.parse(text) as Probe;
   }
 
   /** Frames that the decoder has put out. */

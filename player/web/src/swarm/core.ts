@@ -24,6 +24,7 @@ export const Tag = {
   Disconnect: 14,
   Accuse: 15,
   Report: 16,
+  Complain: 17,
 } as const;
 
 /** Indices into {@link Core.stats} that the driver reads. */

@@ -394,6 +394,9 @@ export class Driver {
         case Tag.Accuse:
           this.events.send({ type: 'accuse', peer: field(0), piece: pieceAt(1) });
           break;
+        case Tag.Complain:
+          this.events.send({ type: 'silent', peer: field(0), rendition: field(1), stripe: field(2) });
+          break;
         case Tag.Report:
           this.#report();
           break;
