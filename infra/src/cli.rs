@@ -39,6 +39,10 @@ pub struct Serve {
     /// The HTTP address and port (http.listen).
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// An IP address or DNS name under which publishers reach the media port, when it is not this machine's own; may be
+    /// given several times (ingest.public_ips).
+    #[arg(long, value_name = "ADDRESS")]
+    pub public_ip: Vec<String>,
     /// How much is logged (log.level).
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,

@@ -41,6 +41,9 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
     if let Some(listen) = &flags.listen {
         settings.http.listen.clone_from(listen);
     }
+    if !flags.public_ip.is_empty() {
+        settings.ingest.public_ips.clone_from(&flags.public_ip);
+    }
     if let Some(level) = &flags.log {
         settings.log.level.clone_from(level);
     }

@@ -120,8 +120,11 @@ impl Ingest {
                 None => std::future::pending().await,
             }
         };
+        // The reading thread ends with this, however it ends.
+        let stop_reading = cancelled.child_token();
+        let _stop_reading = stop_reading.clone().drop_guard();
         let reading = tokio::select! {
-            result = network.run() => result,
+            result = network.run(stop_reading) => result,
             () = accepting => Ok(()),
             () = cancelled.cancelled() => Ok(()),
         };
@@ -179,6 +182,15 @@ fn open_udp(address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<std:
     // The kernel grants what it likes; a small buffer costs datagrams under load, which is no reason not to start.
     if let Err(error) = socket.set_recv_buffer_size(receive_buffer_bytes) {
         tracing::debug!(%error, "receive buffer");
+    }
+    // Linux says twice of what it grants.
+    let granted = socket.recv_buffer_size().unwrap_or(receive_buffer_bytes * 2) / 2;
+    if granted < receive_buffer_bytes {
+        tracing::info!(
+            granted,
+            wanted = receive_buffer_bytes,
+            "the media port's receive buffer is small; many publishers need a larger net.core.rmem_max"
+        );
     }
     socket.bind(&address.into())?;
     Ok(socket.into())

@@ -1,8 +1,9 @@
 //! The one media port: datagrams of all publishers in, sorted to their sessions; datagrams out.
 //!
 //! A datagram belongs to the session whose user name fragment its STUN USERNAME names, once its integrity has
-//! proven the session's password; from then on everything from that address does. One task reads the socket
-//! and never waits: a session that doesn't keep up loses datagrams, which are counted, and nobody else's.
+//! proven the session's password; from then on everything from that address does. One thread of its own reads the
+//! socket and never waits: sessions at work on all of the runtime's threads don't make it late, and a session that
+//! doesn't keep up loses datagrams, which are counted, and nobody else's.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,7 +17,8 @@ use parking_lot::Mutex;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use crate::metric;
 use crate::stun::{self, BindingRequest};
@@ -74,7 +76,8 @@ struct Address {
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Network {
-    socket: UdpSocket,
+    /// Only sent from, by whoever has something to send; never waited for.
+    socket: std::net::UdpSocket,
     state: UdpSocketState,
     candidates: Vec<SocketAddr>,
     is_ipv6: bool,
@@ -88,7 +91,6 @@ impl Network {
         socket.set_nonblocking(true)?;
         let state = UdpSocketState::new((&socket).into())?;
         let is_ipv6 = socket.local_addr()?.is_ipv6();
-        let socket = UdpSocket::from_std(socket)?;
         let (ufrags, addresses) = (DashMap::new(), DashMap::new());
         Ok(Self { socket, state, candidates, is_ipv6, ufrags, addresses })
     }
@@ -115,17 +117,38 @@ impl Network {
         }
     }
 
-    /// Reads the socket until cancelled by being dropped.
-    pub(crate) async fn run(&self) -> io::Result<()> {
+    /// Reads the socket until cancelled.
+    pub(crate) async fn run(self: &Arc<Self>, cancelled: CancellationToken) -> io::Result<()> {
+        let (sender, ended) = oneshot::channel();
+        let network = Arc::clone(self);
+        std::thread::Builder::new().name("ingest-udp".to_owned()).spawn(move || {
+            // Nobody listens when the program is ending.
+            let _ = sender.send(network.read(&cancelled));
+        })?;
+        ended.await.unwrap_or_else(|_| Err(io::Error::other("the thread that reads the socket has panicked")))
+    }
+
+    fn read(&self, cancelled: &CancellationToken) -> io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        runtime.block_on(async {
+            let socket = UdpSocket::from_std(self.socket.try_clone()?)?;
+            tokio::select! {
+                result = self.read_from(&socket) => result,
+                () = cancelled.cancelled() => Ok(()),
+            }
+        })
+    }
+
+    async fn read_from(&self, socket: &UdpSocket) -> io::Result<()> {
         let mut buffers = vec![[0u8; BUFFER_BYTES]; BATCH];
         let mut metas = [RecvMeta::default(); BATCH];
         loop {
-            self.socket.readable().await?;
-            let received = self.socket.try_io(Interest::READABLE, || {
+            socket.readable().await?;
+            let received = socket.try_io(Interest::READABLE, || {
                 let mut slices = buffers.iter_mut().map(|buffer| io::IoSliceMut::new(buffer));
                 let mut slices: [io::IoSliceMut<'_>; BATCH] =
                     std::array::from_fn(|_| slices.next().expect("there are as many buffers"));
-                self.state.recv((&self.socket).into(), &mut slices, &mut metas)
+                self.state.recv(socket.into(), &mut slices, &mut metas)
             });
             let count = match received {
                 Ok(count) => count,
@@ -264,9 +287,7 @@ impl Network {
             segment_size: None,
             src_ip: local.map(map),
         };
-        let sent =
-            self.socket.try_io(Interest::WRITABLE, || self.state.try_send((&self.socket).into(), &transmit));
-        if let Err(error) = sent {
+        if let Err(error) = self.state.try_send((&self.socket).into(), &transmit) {
             tracing::debug!(%error, "send");
             metrics::counter!(metric::UDP_ERRORS).increment(1);
         }

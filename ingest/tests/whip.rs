@@ -77,6 +77,27 @@ async fn the_answer_has_all_candidates_in_the_first_section_only() {
 }
 
 #[tokio::test]
+async fn configured_public_addresses_are_offered_in_their_order_and_the_machines_own_are_not() {
+    // Addresses that this machine doesn't have, as behind 1:1 NAT, and a name that we resolve.
+    let public_ips = ["203.0.113.7", "2001:db8::7", "localhost"].map(str::to_owned).to_vec();
+    let endpoint =
+        Endpoint::start(Config { public_ips, media_address: "127.0.0.2:0".parse().unwrap(), ..config() })
+            .await;
+    let answer = text(endpoint.post("cam", OFFER).await).await;
+    let port = endpoint.media_address.port();
+    let addresses: Vec<&str> = answer
+        .lines()
+        .filter(|line| line.starts_with("a=candidate:") && line.contains(" udp "))
+        .map(|line| line.split(' ').nth(4).unwrap())
+        .collect();
+    assert_eq!(addresses[..2], ["203.0.113.7", "2001:db8::7"], "{answer}");
+    let is_loopback = |address: &&str| address.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    assert!(addresses.len() > 2 && addresses[2..].iter().all(is_loopback), "{answer}");
+    assert!(!answer.contains("127.0.0.2"), "{answer}");
+    assert!(answer.contains(&format!("203.0.113.7 {port} typ host tcptype passive")), "{answer}");
+}
+
+#[tokio::test]
 async fn video_orientation_is_not_negotiated() {
     assert!(OFFER.contains("urn:3gpp:video-orientation"));
     let answer = text(endpoint().await.post("cam", OFFER).await).await;

@@ -8,6 +8,7 @@
 mod picture;
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
@@ -227,9 +228,9 @@ impl Work {
     fn handle(&mut self, input: Input) -> Result<(), PictureError> {
         match input {
             Input::Format { track, format } if is_vp8(&format) => {
-                if !self.tracks.contains_key(&track) {
+                if let Entry::Vacant(entry) = self.tracks.entry(track) {
                     let transcoder = Transcoder::open()?;
-                    self.tracks.insert(track, Track { transcoder, format: None, needs_keyframe: true });
+                    entry.insert(Track { transcoder, format: None, needs_keyframe: true });
                 }
             }
             Input::Frame(frame) if self.tracks.contains_key(&frame.track) => self.picture(frame)?,
@@ -260,7 +261,7 @@ impl Work {
                 return Err(cause);
             }
         };
-        metrics::histogram!("segmenter_transcode_seconds").record(begun.elapsed().as_secs_f64());
+        metrics::histogram!("segmenter_transcode_ms").record(begun.elapsed().as_secs_f64() * 1000.0);
         if let Some(format) = transcoded.format
             && track.format.as_ref() != Some(&format)
         {

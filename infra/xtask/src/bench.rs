@@ -1,10 +1,12 @@
 //! Measurements. Each prints a table, and one JSON object on its last line.
 
+use std::path::PathBuf;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
+use crate::bench_ingest;
 use crate::node::{self, END_TO_END, Node};
 use crate::process;
 use crate::setup::{self, Purpose};
@@ -28,11 +30,26 @@ enum Bench {
         #[arg(long, default_value_t = 40)]
         seconds: u32,
     },
+    /// What publishers cost the server, and by how much it delays their frames.
+    Ingest {
+        /// How many publishers: one run for each number.
+        #[arg(long, value_delimiter = ',', default_values_t = [1, 8, 32])]
+        publishers: Vec<u32>,
+        /// How long each run is measured.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(5..=45))]
+        seconds: u64,
+        /// Measure this `shoal` instead of one built for it.
+        #[arg(long)]
+        program: Option<PathBuf>,
+    },
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
-    match options.bench {
-        Bench::Viewers { viewers, seconds } => run_viewers(workspace, viewers, seconds),
+    match &options.bench {
+        Bench::Viewers { viewers, seconds } => run_viewers(workspace, *viewers, *seconds),
+        Bench::Ingest { publishers, seconds, program } => {
+            bench_ingest::run(workspace, publishers, *seconds, program.as_deref())
+        }
     }
 }
 

@@ -5,12 +5,14 @@
 //! dependency tree may need more than a Rust toolchain and a linker.
 
 mod bench;
+mod bench_ingest;
 mod check;
 mod demo;
 mod dependencies;
 mod documents;
 mod node;
 mod process;
+mod python;
 mod setup;
 mod stamp;
 mod test;

@@ -13,7 +13,7 @@ use clap::Args;
 
 use crate::process::{find_program, output, run_quietly, say, succeeds};
 use crate::workspace::Workspace;
-use crate::{node, wasm};
+use crate::{node, python, wasm};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -87,6 +87,13 @@ const REQUIREMENTS: &[Requirement] = &[
         elsewhere: "Fedora: dnf install ffmpeg; macOS: brew install ffmpeg",
     },
     Requirement {
+        what: "Python 3 with its virtual environments",
+        purpose: Purpose::Test,
+        is_present: || succeeds("python3", &["-c", "import venv, ensurepip"]),
+        apt: &["python3", "python3-venv"],
+        elsewhere: "Fedora: dnf install python3; macOS: brew install python",
+    },
+    Requirement {
         what: "Chromium",
         purpose: Purpose::Test,
         is_present: || browser(CHROMIUM, "SHOAL_CHROMIUM").is_some(),
@@ -120,6 +127,7 @@ pub(crate) fn everything(workspace: &Workspace, purpose: Purpose) -> Result<()> 
     node.install_packages(workspace, node::PAGES)?;
     if purpose == Purpose::Test {
         node.install_packages(workspace, node::END_TO_END)?;
+        python::install(workspace)?;
     }
     Ok(())
 }

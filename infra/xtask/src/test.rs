@@ -83,6 +83,7 @@ pub(crate) fn environment<'a>(
     profile: &str,
 ) -> &'a mut Command {
     command.env("SHOAL_PROGRAM", workspace.target(profile).join("shoal"));
+    command.env("SHOAL_PYTHON", crate::python::program(workspace));
     for (variable, browser) in setup::browsers() {
         if let Some(browser) = browser {
             command.env(variable, browser);

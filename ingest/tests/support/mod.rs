@@ -3,6 +3,7 @@
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test binary uses a part
 
+pub mod camera;
 pub mod live;
 pub mod net;
 pub mod recorder;
@@ -51,6 +52,23 @@ pub struct Asked {
     pub retransmissions: u64,
 }
 
+/// Media that was encoded beforehand, sent in a loop.
+pub struct Reel {
+    /// The NAL units of each picture; the first is a keyframe.
+    pub pictures: Vec<Vec<Vec<u8>>>,
+    pub sounds: Vec<Bytes>,
+}
+
+/// Where pictures and sounds come from.
+pub enum Media {
+    /// Bytes that follow from their numbers.
+    Made,
+    /// Real pictures, keyframes when asked for; sounds as above.
+    Camera(camera::Camera),
+    /// Real both.
+    Reel(Reel),
+}
+
 /// How pictures are put into packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
@@ -70,9 +88,13 @@ pub struct Publisher {
     protocol: TransportProtocol,
     pub style: Style,
     pub sps: &'static str,
+    pub media: Media,
     pub is_connected: bool,
     /// The publisher's clock runs fast by this many parts per million.
     pub drift_ppm: i64,
+    /// Its sound card's clock runs fast by this many parts per million, where it has one of its own: then packets come
+    /// faster, and their timestamps count samples.
+    pub audio_ppm: Option<i64>,
     /// Bytes of a picture that isn't a keyframe.
     pub picture_bytes: usize,
     pub wants_keyframe: bool,
@@ -164,8 +186,10 @@ impl Publisher {
             protocol: TransportProtocol::UDP,
             style: Style::Browser,
             sps: SPS_720,
+            media: Media::Made,
             is_connected: false,
             drift_ppm: 0,
+            audio_ppm: None,
             picture_bytes: 4000,
             wants_keyframe: true,
             start: now,
@@ -287,7 +311,33 @@ impl Publisher {
         let number = self.pictures;
         self.pictures += 1;
         let bytes = if is_keyframe { self.picture_bytes * 4 } else { self.picture_bytes };
+        let real = match &mut self.media {
+            Media::Made => None,
+            Media::Camera(camera) => Some(camera.picture(number, is_keyframe)),
+            Media::Reel(reel) => Some(reel.pictures[number as usize % reel.pictures.len()].clone()),
+        };
         let mut payloads: Vec<Bytes> = Vec::new();
+        if let Some(nals) = real {
+            // As libwebrtc does: parameter sets in one packet, then what is too large for one in several.
+            let (sets, slices): (Vec<_>, Vec<_>) =
+                nals.into_iter().partition(|nal| matches!(nal[0] & 31, 7 | 8));
+            if !sets.is_empty() {
+                let mut stap = vec![0x78];
+                for nal in sets {
+                    stap.extend((nal.len() as u16).to_be_bytes());
+                    stap.extend(nal);
+                }
+                payloads.push(stap.into());
+            }
+            for nal in slices {
+                fragment(&nal, &mut payloads);
+            }
+            let count = payloads.len();
+            for (index, payload) in payloads.into_iter().enumerate() {
+                self.send(now, true, timestamp, index + 1 == count, payload);
+            }
+            return;
+        }
         if is_keyframe {
             let (sps, pps) = (hex::decode(self.sps).unwrap(), hex::decode(PPS).unwrap());
             match self.style {
@@ -314,8 +364,15 @@ impl Publisher {
     /// Sends the next 20 ms of sound.
     pub fn send_sound(&mut self, now: Instant) {
         let elapsed = self.media_time(now);
-        let timestamp = self.audio.first_timestamp.wrapping_add((elapsed.as_nanos() * 48 / 1_000_000) as u32);
-        let payload = sound(self.sounds);
+        let ticks = match self.audio_ppm {
+            Some(_) => self.sounds.wrapping_mul(960),
+            None => (elapsed.as_nanos() * 48 / 1_000_000) as u32,
+        };
+        let timestamp = self.audio.first_timestamp.wrapping_add(ticks);
+        let payload = match &self.media {
+            Media::Reel(reel) => reel.sounds[self.sounds as usize % reel.sounds.len()].clone(),
+            Media::Made | Media::Camera(_) => sound(self.sounds),
+        };
         self.sounds += 1;
         self.send(now, false, timestamp, false, payload);
     }
@@ -336,6 +393,14 @@ impl Publisher {
         for is_video in [true, false] {
             let sending = if is_video { &self.video } else { &self.audio };
             let rate = if is_video { 90_000u128 } else { 48_000 };
+            // A sound card's samples are counted against true time, not against the computer's clock.
+            let elapsed = match self.audio_ppm.filter(|_| !is_video) {
+                Some(ppm) => {
+                    let true_ns = self.sent_at.map_or(0, |begun| (now - begun).as_nanos() as i128);
+                    Duration::from_nanos((true_ns + true_ns * i128::from(ppm) / 1_000_000) as u64)
+                }
+                None => elapsed,
+            };
             let report = SenderReport {
                 ssrc: sending.ssrc,
                 ntp_time,

@@ -205,7 +205,9 @@ impl World {
                 self.publisher.send_picture(now);
             }
             if self.next_sound <= now {
-                self.next_sound += SOUND_INTERVAL;
+                let nanos = SOUND_INTERVAL.as_nanos() as i64;
+                let ppm = self.publisher.audio_ppm.unwrap_or(0);
+                self.next_sound += Duration::from_nanos((nanos - nanos * ppm / 1_000_000) as u64);
                 self.publisher.send_sound(now);
             }
             if self.next_report <= now {

@@ -141,6 +141,8 @@ fn open_encoder(width: u32, height: u32) -> Result<encoder::video::Encoder, Pict
     for (key, value) in [
         ("preset", "ultrafast"),
         ("tune", "zerolatency"),
+        // As `format` writes it: higher profiles have a longer record.
+        ("profile", "baseline"),
         ("forced-idr", "1"),
         ("threads", "1"),
         // What the picture needs, with a limit: a still camera costs its viewers next to nothing.

@@ -24,7 +24,7 @@ const SCRIPT = `
 window.studio = (() => {
   const canvas = document.createElement('canvas');
   const context = canvas.getContext('2d', { alpha: false });
-  let connection, session;
+  let connection, session, camera;
   const draw = () => {
     const { width, height } = canvas;
     context.fillStyle = '#405060';
@@ -46,6 +46,8 @@ window.studio = (() => {
   };
   return {
     async publish(url, { codec, width, height, framesPerSecond, simulcast }) {
+      // Nobody sees it. But only a page that may use the camera learns the machine's own addresses.
+      camera = await navigator.mediaDevices.getUserMedia({ video: true, audio: true });
       Object.assign(canvas, { width, height });
       draw();
       setInterval(draw, 1000 / framesPerSecond);
@@ -84,7 +86,7 @@ window.studio = (() => {
       Object.assign(canvas, { width, height });
       draw();
     },
-    state: () => connection?.connectionState,
+    state: () => connection?.connectionState + ', ICE ' + connection?.iceConnectionState,
     async status() { return (await fetch(session + '/stats')).text(); },
     async stop() {
       const response = await fetch(session, { method: 'DELETE' });
@@ -122,7 +124,11 @@ export class Studio {
       const settings = { width: 640, height: 360, framesPerSecond: 20, simulcast: false, ...options };
       const url = JSON.stringify(`${server}/whip/${stream}`);
       await tab.evaluate(`window.studio.publish(${url}, ${JSON.stringify(settings)})`);
-      await until('the publisher is connected', async () => (await tab.evaluate<string>('window.studio.state()')) === 'connected');
+      await until('the publisher is connected', async () => {
+        const state = await tab.evaluate<string>('window.studio.state()');
+        if (!state.startsWith('connected')) throw new Error(state);
+        return true;
+      });
     } catch (error) {
       await studio.vanish();
       throw error;

@@ -1,0 +1,319 @@
+//! `bench ingest`: what publishers cost the server, and by how much it delays their frames.
+//!
+//! One `shoal serve` and one `shoal publish`, which plays prepared pictures so that it costs little, are measured from
+//! outside: processor time and memory by the kernel's accounts, the rest by `/metrics`. Every publisher sends 720p at 30
+//! pictures per second and 2.5 Mbit/s with Opus; the server copies the pictures and transcodes the sound to AAC.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use crate::setup::{self, Purpose};
+use crate::workspace::Workspace;
+use crate::{node, process};
+
+/// How long it may take until all publishers are live: pictures are prepared first.
+const START_MAX: Duration = Duration::from_secs(60);
+/// Between being live and the first measurement: first keyframes, formats, segments.
+const SETTLE: Duration = Duration::from_secs(5);
+/// The kernel's unit of processor time; fixed on Linux, whatever the machine.
+const TICKS_PER_SECOND: f64 = 100.0;
+/// What is to be reached: percent of a core and MB for each publisher, and milliseconds at the median.
+const REACH: (f64, f64, f64) = (4.0, 12.0, 20.0);
+
+/// Runs the bench for each number of publishers, with the given program or one that is built now.
+pub(crate) fn run(workspace: &Workspace, counts: &[u32], seconds: u64, program: Option<&Path>) -> Result<()> {
+    ensure!(cfg!(target_os = "linux"), "the kernel's accounts are read in Linux's way");
+    let program = match program {
+        Some(program) => program.to_owned(),
+        None => {
+            setup::everything(workspace, Purpose::Build)?;
+            node::build_pages(workspace)?;
+            let mut cargo = workspace.cargo();
+            process::run(
+                "build shoal",
+                cargo.args(["build", "--locked", "--release", "--package", "shoal"]),
+            )?;
+            workspace.target("release/shoal")
+        }
+    };
+    let mut runs = Vec::new();
+    println!(
+        "publishers  CPU %/stream  (kernel)  RSS MB/publisher  + media MB  added ms p50   p99  of it ours p50   p99  lost %  dropped  refused  overrun"
+    );
+    for &count in counts {
+        let run = measure(&program.to_string_lossy(), count, Duration::from_secs(seconds))
+            .with_context(|| format!("with {count} publishers"))?;
+        println!(
+            "{:>10}  {:>12.2}  {:>8.2}  {:>16.1}  {:>10.1}  {:>12.1} {:>5.1}  {:>13.1} {:>5.1}  {:>6.2}  {:>7}  {:>7}  {:>7}",
+            run.publishers,
+            run.cpu_percent,
+            run.kernel_percent,
+            run.rss_mb,
+            run.media_mb,
+            run.added_ms.0,
+            run.added_ms.1,
+            run.worked_ms.0,
+            run.worked_ms.1,
+            run.lost_percent,
+            run.dropped,
+            run.refused,
+            run.overrun
+        );
+        runs.push(run);
+    }
+    println!(
+        "to reach: {} % of a core for each stream, {} MB for each publisher beside the media that its playlist lists, \
+         {} ms at the median",
+        REACH.0, REACH.1, REACH.2
+    );
+    let runs: Vec<serde_json::Value> = runs.iter().map(Run::json).collect();
+    println!("{}", serde_json::json!({ "runs": runs }));
+    Ok(())
+}
+
+struct Run {
+    publishers: u32,
+    cpu_percent: f64,
+    /// Of it, in the kernel: mostly the network.
+    kernel_percent: f64,
+    /// What the process grew by, for each publisher, less the media.
+    rss_mb: f64,
+    media_mb: f64,
+    /// From a frame's first packet until the segmenter had it; median and 99th percentile.
+    added_ms: (f64, f64),
+    /// From its last.
+    worked_ms: (f64, f64),
+    lost_percent: f64,
+    /// Frames.
+    dropped: u64,
+    /// Datagrams for which a session had no room.
+    refused: u64,
+    /// Datagrams for which the socket had none.
+    overrun: u64,
+}
+
+impl Run {
+    fn json(&self) -> serde_json::Value {
+        let round = |value: f64| (value * 100.0).round() / 100.0;
+        serde_json::json!({
+            "publishers": self.publishers,
+            "cpu_percent_per_stream": round(self.cpu_percent),
+            "rss_mb_per_publisher": round(self.rss_mb),
+            "media_mb_per_publisher": round(self.media_mb),
+            "added_latency_p50_ms": round(self.added_ms.0),
+            "added_latency_p99_ms": round(self.added_ms.1),
+            "after_last_packet_p50_ms": round(self.worked_ms.0),
+            "after_last_packet_p99_ms": round(self.worked_ms.1),
+            "lost_percent": round(self.lost_percent),
+            "frames_dropped": self.dropped,
+            "datagrams_refused": self.refused,
+            "datagrams_overrun": self.overrun,
+        })
+    }
+}
+
+/// A child that does not outlive the bench, however that ends.
+struct Guard(Child);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Fails only when it has ended by itself.
+        let _ = Command::new("kill").arg(self.0.id().to_string()).status();
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
+    let mut server = Guard(
+        Command::new(program)
+            .arg("serve")
+            .env("SHOAL_HTTP_LISTEN", "127.0.0.1:0")
+            .env("SHOAL_INGEST_MEDIA_ADDRESS", "127.0.0.1:0")
+            .env("SHOAL_INGEST_SESSIONS_MAX", "1024")
+            .env("SHOAL_SEGMENTER_STREAMS_MAX", "1024")
+            .env("SHOAL_INGEST_REQUESTS_PER_S_MAX", "1000")
+            .env("SHOAL_INGEST_REQUESTS_BURST_MAX", "1000")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start shoal serve")?,
+    );
+    let port = port(&mut server.0)?;
+    let before = rss_bytes(server.0.id())?;
+    let publisher = Guard(
+        Command::new(program)
+            .args(["publish", "test-pattern", &format!("http://127.0.0.1:{port}/whip/bench-{{n}}")])
+            .args(["--count", &count.to_string(), "--size", "1280x720", "--fps", "30", "--bitrate", "2500k"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("start shoal publish")?,
+    );
+    let begun = Instant::now();
+    while scrape(port)?.sum("ingest_sessions") < f64::from(count)
+        || scrape(port)?.lines("segmenter_parts_total") < count as usize
+    {
+        ensure!(begun.elapsed() < START_MAX, "not all publishers are live after {START_MAX:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    std::thread::sleep(SETTLE);
+    let (start, first) = (Instant::now(), scrape(port)?);
+    let (user, kernel) = cpu_seconds(server.0.id())?;
+    let overrun = overruns()?;
+    std::thread::sleep(span);
+    let (user_end, kernel_end) = cpu_seconds(server.0.id())?;
+    let (elapsed, last) = (start.elapsed().as_secs_f64(), scrape(port)?);
+    let rss = rss_bytes(server.0.id())?;
+    drop(publisher);
+    let publishers = f64::from(count);
+    let grown = |name: &str| last.sum(name) - first.sum(name);
+    // Younger than the live window: everything that was published is held.
+    let media = last.sum("segmenter_media_bytes_total");
+    let percent = |seconds: f64| seconds / elapsed * 100.0 / publishers;
+    let packets = grown("ingest_packets_total");
+    let lost = grown("ingest_packets_lost_total");
+    let mb = |bytes: f64| bytes / 1e6 / publishers;
+    ensure!(packets > 0.0, "nothing was received");
+    Ok(Run {
+        publishers: count,
+        cpu_percent: percent(user_end + kernel_end - user - kernel),
+        kernel_percent: percent(kernel_end - kernel),
+        rss_mb: mb((rss - before) as f64 - media),
+        media_mb: mb(media),
+        added_ms: last.quantiles("ingest_frame_added_ms", &first),
+        worked_ms: last.quantiles("ingest_frame_worked_ms", &first),
+        lost_percent: 100.0 * lost / (packets + lost),
+        dropped: (grown("ingest_frames_dropped_total") + grown("ingest_inputs_refused_total")) as u64,
+        refused: grown("ingest_datagrams_refused_total") as u64,
+        overrun: overruns()? - overrun,
+    })
+}
+
+/// Waits for the server to say where it is.
+fn port(server: &mut Child) -> Result<u16> {
+    let stdout = server.stdout.take().context("its output is piped")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line.context("read from shoal serve")?;
+        let tail = line.split_once("publish  http://").and_then(|(_, tail)| tail.split('/').next());
+        if let Some(port) = tail.and_then(|host| host.rsplit(':').next()?.parse().ok()) {
+            return Ok(port);
+        }
+    }
+    bail!("shoal serve ended before it was ready")
+}
+
+/// Processor time in user and kernel mode.
+fn cpu_seconds(pid: u32) -> Result<(f64, f64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("shoal serve is gone")?;
+    // The name, in parentheses, may have spaces; utime and stime are the 14th and 15th field.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
+    let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
+    Ok((ticks(11) / TICKS_PER_SECOND, ticks(12) / TICKS_PER_SECOND))
+}
+
+/// Datagrams that found a full receive buffer, of all sockets of this machine.
+fn overruns() -> Result<u64> {
+    let text = fs::read_to_string("/proc/net/snmp").context("read /proc/net/snmp")?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = (lines.next().unwrap_or(""), lines.next().unwrap_or(""));
+    let mut columns = names.split(' ').zip(values.split(' '));
+    let found = columns.find(|(name, _)| *name == "RcvbufErrors").and_then(|(_, value)| value.parse().ok());
+    found.context("no RcvbufErrors")
+}
+
+fn rss_bytes(pid: u32) -> Result<i64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).context("shoal serve is gone")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kilobytes: i64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
+    Ok(kilobytes * 1024)
+}
+
+/// `/metrics` at one moment, by line.
+struct Metrics(BTreeMap<String, f64>);
+
+fn scrape(port: u16) -> Result<Metrics> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).context("connect to shoal serve")?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).context("read /metrics")?;
+    let values = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
+        let (name, value) = line.rsplit_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    });
+    Ok(Metrics(values.collect()))
+}
+
+impl Metrics {
+    fn of(&self, name: &str) -> impl Iterator<Item = (&str, f64)> {
+        let is_it = move |line: &str| {
+            line.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('{'))
+        };
+        self.0.iter().filter(move |(line, _)| is_it(line)).map(|(line, value)| (line.as_str(), *value))
+    }
+
+    fn sum(&self, name: &str) -> f64 {
+        self.of(name).map(|(_, value)| value).sum()
+    }
+
+    fn lines(&self, name: &str) -> usize {
+        self.of(name).count()
+    }
+
+    /// A histogram's median and 99th percentile since an earlier moment, interpolated within its buckets.
+    fn quantiles(&self, name: &str, since: &Self) -> (f64, f64) {
+        let bucket = format!("{name}_bucket");
+        let mut counts: Vec<(f64, f64)> = self
+            .of(&bucket)
+            .filter_map(|(line, count)| {
+                let bound = line.split("le=\"").nth(1)?.split('"').next()?.parse().ok()?;
+                Some((bound, count - since.0.get(line).copied().unwrap_or(0.0)))
+            })
+            .collect();
+        counts.sort_by(|a, b| a.0.total_cmp(&b.0));
+        (quantile(&counts, 0.5), quantile(&counts, 0.99))
+    }
+}
+
+/// The value below which this share of cumulative bucket counts lies.
+fn quantile(counts: &[(f64, f64)], share: f64) -> f64 {
+    let Some(&(_, all)) = counts.last().filter(|(_, all)| *all > 0.0) else { return f64::NAN };
+    let wanted = all * share;
+    let (mut lower, mut below) = (0.0, 0.0);
+    for &(bound, count) in counts {
+        if count >= wanted {
+            let inside = if count > below { (wanted - below) / (count - below) } else { 1.0 };
+            return if bound.is_finite() { lower + (bound - lower) * inside } else { lower };
+        }
+        (lower, below) = (bound, count);
+    }
+    lower
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_interpolated_within_their_bucket() {
+        let counts = [(1.0, 10.0), (2.0, 60.0), (5.0, 100.0), (f64::INFINITY, 100.0)];
+        assert!((quantile(&counts, 0.5) - 1.8).abs() < 1e-9);
+        assert!((quantile(&counts, 0.99) - 4.925).abs() < 1e-9);
+        assert!(quantile(&[], 0.5).is_nan());
+        assert!((quantile(&[(1.0, 0.0), (f64::INFINITY, 4.0)], 0.5) - 1.0).abs() < 1e-9);
+    }
+}

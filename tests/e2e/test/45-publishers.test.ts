@@ -1,0 +1,198 @@
+/** Publishers that are not ours: browsers with every codec, aiortc; what comes out is decoded by ffmpeg and played. */
+
+import assert from 'node:assert/strict';
+import { after, before, describe, test } from 'node:test';
+
+import { startChromium, startFirefox } from '../src/browsers.ts';
+import type { Browser } from '../src/browsers.ts';
+import { assertClockRuns, decode } from '../src/decoded.ts';
+import { Program, Server } from '../src/program.ts';
+import { Studio } from '../src/studio.ts';
+import { Viewer } from '../src/viewer.ts';
+import { until } from '../src/wait.ts';
+
+const SECONDS = 5;
+let server: Server;
+
+before(async () => {
+  server = await Server.start();
+});
+after(async () => {
+  await server?.stop();
+});
+
+/** What the multivariant playlist says of the first video. */
+async function codecsOf(stream: string): Promise<string> {
+  const text = await (await fetch(`${server.url}/live/${stream}/index.m3u8`)).text();
+  return /CODECS="([^"]+)"/.exec(text)?.[1] ?? '';
+}
+
+/** Checks what viewers get of a stream that is live. */
+async function checkOutput(stream: string, codecs: RegExp): Promise<void> {
+  await server.untilLive(stream);
+  assert.match(await codecsOf(stream), codecs);
+  assertClockRuns(await decode(`${server.url}/live/${stream}/index.m3u8`, SECONDS), SECONDS);
+}
+
+/** What each codec becomes. */
+const CODECS: [string, RegExp][] = [
+  ['H264', /^avc1\.[0-9a-f]{6},mp4a\.40\.2$/],
+  // Transcoded: no HLS player takes it.
+  ['VP8', /^avc1\.[0-9a-f]{6},mp4a\.40\.2$/],
+  ['VP9', /^vp09\.00\.\d\d\.08,mp4a\.40\.2$/],
+  ['AV1', /^av01\.0\.\d\dM\.08,mp4a\.40\.2$/],
+];
+
+describe('Chromium', () => {
+  let browser: Browser;
+  before(async () => {
+    browser = await startChromium();
+  });
+  after(async () => {
+    await browser?.close();
+  });
+
+  for (const [codec, codecs] of CODECS) {
+    test(`publishes ${codec}, and the output decodes and plays`, async () => {
+      const stream = `chromium-${codec}`;
+      const studio = await Studio.publish(browser, server.url, stream, { codec });
+      try {
+        await checkOutput(stream, codecs);
+        const viewer = await Viewer.open(browser, server.url, stream);
+        await viewer.untilPlaying();
+        const played = await viewer.decodedFrames();
+        await until('it goes on playing', async () => (await viewer.decodedFrames()) > played + 15);
+        await until('sound is not silence', async () => (await viewer.audioLevel()) > 0.01);
+        await viewer.close();
+      } finally {
+        await studio.stop();
+      }
+      await until('the stream has ended', async () =>
+        (await server.streams()).every(({ name, state }) => name !== stream || state === 'ended'),
+      );
+    });
+  }
+
+  test('publishes two simulcast layers that become renditions with common segments', async () => {
+    const stream = 'simulcast';
+    const studio = await Studio.publish(browser, server.url, stream, { codec: 'H264', simulcast: true });
+    try {
+      await server.untilLive(stream);
+      const text = await until('both layers are listed', async () => {
+        const playlist = await (await fetch(`${server.url}/live/${stream}/index.m3u8`)).text();
+        return [...playlist.matchAll(/RESOLUTION=(\d+x\d+)/g)].length === 2 && playlist;
+      });
+      assert.deepEqual([...text.matchAll(/RESOLUTION=(\d+x\d+)/g)].map(([, size]) => size), ['640x360', '320x180']);
+      const [high = '', low = ''] = await server.mediaPlaylists(stream);
+      // Segments of the same number are the same stretch of time, within a frame and a bit.
+      const starts = async (url: string): Promise<Map<number, number>> => {
+        const lines = (await (await fetch(url)).text()).split('\n');
+        let number = Number(lines.find((line) => line.startsWith('#EXT-X-MEDIA-SEQUENCE:'))?.split(':')[1]);
+        const found = new Map<number, number>();
+        let at = Number.NaN;
+        for (const line of lines) {
+          if (line.startsWith('#EXT-X-PROGRAM-DATE-TIME:')) at = Date.parse(line.slice(25));
+          else if (line.endsWith('.m4s') && !line.startsWith('#')) found.set(number++, at);
+        }
+        return found;
+      };
+      const common = await until('four segments of each', async () => {
+        const [one, other] = [await starts(high), await starts(low)];
+        const both = [...one].flatMap(([number, at]) => (other.has(number) ? [[at, other.get(number) ?? 0] as const] : []));
+        return both.length >= 4 && both;
+      });
+      for (const [one, other] of common) assert.ok(Math.abs(one - other) <= 100, `segments begin ${one - other} ms apart`);
+      for (const url of [high, low]) assertClockRuns(await decode(url, SECONDS), SECONDS);
+    } finally {
+      await studio.stop();
+    }
+  });
+
+  test('changes its size twice and comes back after a crash, and player and ffmpeg go on', async () => {
+    const stream = 'changing';
+    const options = { codec: 'H264', width: 1280, height: 720, framesPerSecond: 12 };
+    let studio = await Studio.publish(browser, server.url, stream, options);
+    const url = `${server.url}/live/${stream}/index.m3u8`;
+    try {
+      await server.untilLive(stream);
+      const viewer = await Viewer.open(browser, server.url, stream);
+      await viewer.untilPlaying();
+      // Reads all that follows: three sizes and a pause.
+      const reading = decode(url, 24, ['-live_start_index', '-1']);
+      const untilShown = (width: number, height: number): Promise<boolean> =>
+        until(
+          `${width}x${height} is shown`,
+          () => viewer.tab.evaluate<boolean>(`(({ videoWidth, videoHeight }) => videoWidth === ${width} && videoHeight === ${height})(document.querySelector('video'))`),
+          30_000,
+        ).catch(async (error: unknown) => {
+          throw new Error(`${String(error)}\n${await viewer.describe()}`);
+        });
+      await untilShown(1280, 720);
+      await studio.resize(640, 360);
+      await untilShown(640, 360);
+      await studio.resize(720, 1280);
+      await untilShown(720, 1280);
+      await studio.vanish();
+      // The server has to notice first that the tab is gone: three seconds of silence.
+      const small = { ...options, width: 640, height: 360 };
+      studio = await until('the publisher is let in again', () => Studio.publish(browser, server.url, stream, small), 15_000);
+      await untilShown(640, 360);
+      const shown = await viewer.decodedFrames();
+      await until('it goes on playing', async () => (await viewer.decodedFrames()) > shown + 20);
+      const { frames, clocks } = await reading;
+      assert.ok(frames > 100 && clocks.length >= frames * 0.9, `ffmpeg: ${clocks.length} clocks in ${frames} frames`);
+      const steps = clocks.slice(1).map((clock, index) => clock - (clocks[index] ?? 0));
+      assert.ok(steps.every((step) => step >= 0), 'ffmpeg sees no time twice');
+      await viewer.close();
+    } finally {
+      await studio.stop();
+    }
+  });
+});
+
+describe('Firefox', () => {
+  let browser: Browser;
+  before(async () => {
+    browser = await startFirefox();
+  });
+  after(async () => {
+    await browser?.close();
+  });
+
+  for (const [codec, codecs] of CODECS.slice(1)) {
+    test(`publishes ${codec}, and the output decodes`, async () => {
+      const stream = `firefox-${codec}`;
+      const studio = await Studio.publish(browser, server.url, stream, { codec, framesPerSecond: 15 });
+      try {
+        await checkOutput(stream, codecs);
+      } finally {
+        await studio.stop();
+      }
+    });
+  }
+});
+
+describe('aiortc', () => {
+  const python = process.env['SHOAL_PYTHON'] ?? '';
+  const script = new URL('../publishers/aiortc_publish.py', import.meta.url).pathname;
+
+  for (const [codec, codecs] of CODECS.slice(0, 2)) {
+    test(`publishes ${codec} and Opus, and the output decodes`, async () => {
+      const stream = `aiortc-${codec}`;
+      assert.notEqual(python, '', 'SHOAL_PYTHON is not set: run this with `cargo xtask test e2e`');
+      const publisher = new Program(python, [script, `${server.url}/whip/${stream}`, codec]);
+      try {
+        await until('aiortc is connected', () => {
+          if (!publisher.isRunning) throw new Error(publisher.stderr);
+          return publisher.stdout.includes('live');
+        });
+        await checkOutput(stream, codecs);
+      } finally {
+        await publisher.stop();
+      }
+      await until('its DELETE has ended the stream', async () =>
+        (await server.streams()).every(({ name, state }) => name !== stream || state === 'ended'),
+      );
+    });
+  }
+});
