@@ -59,6 +59,9 @@ pub struct Config {
     pub resume_within_ms: u32,
     /// Neighbors of one viewer.
     pub neighbors_max: u32,
+    /// Viewers of one stream that are planned together; more are dealt to several groups, by country and by what they
+    /// play. Each group costs one more copy of every piece.
+    pub group_viewers_max: u32,
     /// Viewers are asked to upload at most this many times the stream's rate, in percent.
     pub upload_ratio_max_percent: u32,
     /// Viewers that may use peers when the program starts, in percent.
@@ -77,6 +80,9 @@ pub struct Config {
     pub neighbors_per_network_max: u32,
     /// Viewers of different networks that must accuse a peer before it is no longer introduced.
     pub accusers_min: u32,
+    /// MMDB files (MaxMind's format) with the autonomous system or the country of addresses: viewers near each other are
+    /// introduced first, and large swarms are split by country. Read at the start.
+    pub mmdb_files: Vec<String>,
     /// STUN and TURN servers of the operator that viewers are told, as RTCIceServer has them.
     pub ice_servers: Vec<IceServer>,
     /// UDP address of the program's own STUN server, like `[::]:3478`, which viewers behind different NATs need to find
@@ -92,6 +98,13 @@ pub struct Config {
     pub announce: bool,
     /// WebTorrent clients are asked to announce this often, in seconds.
     pub announce_interval_s: u32,
+    /// Messages a second from one WebTorrent client, in the long run. Clients announce every minute and answer up to ten
+    /// offers in between.
+    pub announce_messages_per_s_max: u32,
+    /// Messages that one WebTorrent client may send at once.
+    pub announce_messages_burst: u32,
+    /// Swarms that one WebTorrent client may be in: for p2p-media-loader each rendition is one.
+    pub announce_swarms_max: u32,
     /// When the program stops, viewers are told to come back within this time, in milliseconds.
     pub reconnect_within_ms: u32,
     /// When the program stops, connections stay this long after viewers were told, in milliseconds.
@@ -118,11 +131,12 @@ impl Default for Config {
             messages_burst: swarm.messages_burst,
             queue_messages_max: 512,
             write_stall_max_ms: 5_000,
-            read_buffer_bytes: 4 * 1024,
+            read_buffer_bytes: 2 * 1024,
             report_interval_ms: swarm.report_interval_ms,
             silence_max_ms: swarm.silence_max_ms,
             resume_within_ms: swarm.resume_within_ms,
             neighbors_max: swarm.neighbors_max,
+            group_viewers_max: swarm.group_viewers_max,
             upload_ratio_max_percent: swarm.upload_ratio_max_percent,
             sharing_percent: 100,
             relay_only: false,
@@ -132,6 +146,7 @@ impl Default for Config {
             introductions_per_hour: swarm.introductions_per_hour,
             neighbors_per_network_max: swarm.neighbors_per_network_max,
             accusers_min: swarm.accusers_min,
+            mmdb_files: Vec::new(),
             ice_servers: Vec::new(),
             stun_listen: String::new(),
             turn_urls: Vec::new(),
@@ -139,6 +154,9 @@ impl Default for Config {
             turn_credential_s: 6 * 3_600,
             announce: true,
             announce_interval_s: 60,
+            announce_messages_per_s_max: 5,
+            announce_messages_burst: 100,
+            announce_swarms_max: 16,
             reconnect_within_ms: 10_000,
             drain_ms: 1_000,
         }
@@ -177,6 +195,9 @@ impl Config {
             ("read_buffer_bytes", self.read_buffer_bytes, 1024, 1024 * 1024),
             ("reconnect_within_ms", self.reconnect_within_ms, 0, 600_000),
             ("turn_credential_s", self.turn_credential_s, 60, 30 * 24 * 3_600),
+            ("announce_messages_per_s_max", self.announce_messages_per_s_max, 1, 1_000_000),
+            ("announce_messages_burst", self.announce_messages_burst, 10, 1_000_000),
+            ("announce_swarms_max", self.announce_swarms_max, 1, 1_000_000),
             ("announce_interval_s", self.announce_interval_s, 5, 3_600),
             ("drain_ms", self.drain_ms, 0, 600_000),
             ("sharing_percent", self.sharing_percent.into(), 0, 100),
@@ -218,6 +239,7 @@ impl Config {
             silence_max_ms: self.silence_max_ms,
             resume_within_ms: self.resume_within_ms,
             neighbors_max: self.neighbors_max,
+            group_viewers_max: self.group_viewers_max,
             upload_ratio_max_percent: self.upload_ratio_max_percent,
             messages_per_s_max: self.messages_per_s_max,
             messages_burst: self.messages_burst,

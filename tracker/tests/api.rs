@@ -117,3 +117,41 @@ async fn sharing_is_switched_live_for_a_stream_and_for_all() {
         assert_eq!(call(&server.tracker, "PUT", path, "s3cret", body).await.0, expected, "{path} {body}");
     }
 }
+
+/// Paths and methods, from the source of the router.
+fn served() -> Vec<(String, String)> {
+    let source = include_str!("../src/service/api.rs");
+    let routes = source.split(".route(\"").skip(1).map(|rest| {
+        let (path, rest) = rest.split_once("\", ").unwrap();
+        let method = rest.split_once('(').unwrap().0;
+        (path.to_owned(), method.to_owned())
+    });
+    let mut routes: Vec<_> = routes.collect();
+    routes.sort();
+    routes
+}
+
+#[tokio::test]
+async fn every_route_is_documented_and_every_documented_route_is_served() {
+    let server = Server::live(config()).await;
+    let (_, description) = call(&server.tracker, "GET", "/api/tracker/openapi.json", "", "").await;
+    let description: serde_json::Value = serde_json::from_str(&description).unwrap();
+    let mut documented = Vec::new();
+    for (path, methods) in description["paths"].as_object().unwrap() {
+        for (method, operation) in methods.as_object().unwrap().iter().filter(|(key, _)| *key != "parameters")
+        {
+            documented.push((path.clone(), method.clone()));
+            // An empty body is wrong where one is wanted, but the route and the method are there.
+            let (status, _) =
+                call(&server.tracker, &method.to_uppercase(), &path.replace("{name}", "demo"), "s3cret", "")
+                    .await;
+            assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+            assert_ne!(status, StatusCode::NOT_FOUND, "{method} {path}");
+            let wants_body = operation.get("requestBody").is_some();
+            assert_eq!(status == StatusCode::OK, !wants_body, "{method} {path}: {status}");
+        }
+    }
+    documented.sort();
+    assert!(documented.len() >= 6);
+    assert_eq!(documented, served());
+}

@@ -1,7 +1,7 @@
 //! Measurements. Each prints a table, and one JSON object on its last line.
 
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
@@ -42,10 +42,30 @@ enum Bench {
         #[arg(long)]
         program: Option<PathBuf>,
     },
+    /// The tracker: memory of each viewer, joins, introductions, a restart under viewers, and `aquatic_ws` beside it.
+    Tracker {
+        /// How many viewers.
+        #[arg(long, default_value_t = 10_000)]
+        viewers: u32,
+        /// How many of them come each second.
+        #[arg(long, default_value_t = 2_200)]
+        rate: u32,
+        /// How many viewers the tracker is killed under; 0 leaves this part out.
+        #[arg(long, default_value_t = 2_000)]
+        restart_viewers: u32,
+        /// Leave out the comparison with `aquatic_ws`, which takes some minutes to install the first time.
+        #[arg(long)]
+        no_aquatic: bool,
+    },
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     match &options.bench {
+        Bench::Tracker { viewers, rate, restart_viewers, no_aquatic } => {
+            let numbers =
+                [("--viewers", *viewers), ("--rate", *rate), ("--restart-viewers", *restart_viewers)];
+            run_tracker(workspace, numbers, !no_aquatic)
+        }
         Bench::Viewers { viewers, seconds } => run_viewers(workspace, *viewers, *seconds),
         Bench::Ingest { publishers, seconds, program } => {
             bench_ingest::run(workspace, publishers, *seconds, program.as_deref())
@@ -71,4 +91,37 @@ fn run_viewers(workspace: &Workspace, viewers: u32, seconds: u32) -> Result<()> 
         bail!("the bench failed ({status})");
     }
     Ok(())
+}
+
+fn run_tracker(workspace: &Workspace, numbers: [(&str, u32); 3], with_aquatic: bool) -> Result<()> {
+    let mut build = workspace.cargo();
+    let build =
+        build.args(["build", "--locked", "--release", "--package", "shoal-tracker", "--example", "crowd"]);
+    process::run("build the crowd", build)?;
+    let mut crowd = Command::new(workspace.target("release/examples/crowd"));
+    for (name, number) in numbers {
+        crowd.arg(name).arg(number.to_string());
+    }
+    if with_aquatic {
+        crowd.arg("--aquatic").arg(install_aquatic(workspace)?);
+    }
+    process::run("bench tracker", &mut crowd)
+}
+
+/// Installs another WebTorrent tracker and its load generator beside the build's output; returns their folder.
+fn install_aquatic(workspace: &Workspace) -> Result<PathBuf> {
+    let root = workspace.target("tools");
+    // Without its metrics exporter: a version of that dependency does not build with newer compilers.
+    let programs: [(&str, &[&str]); 2] =
+        [("aquatic_ws", &["--no-default-features", "--features", "mimalloc"]), ("aquatic_ws_load_test", &[])];
+    for (name, features) in programs {
+        if root.join("bin").join(name).is_file() {
+            continue;
+        }
+        let mut cargo = workspace.cargo();
+        cargo.args(["install", "--locked", "--version", "0.9.0", "--root"]).arg(&root);
+        cargo.arg("--target-dir").arg(root.join("build")).args(features).arg(name);
+        process::run_quietly(workspace, &format!("install {name}"), &mut cargo)?;
+    }
+    Ok(root.join("bin"))
 }

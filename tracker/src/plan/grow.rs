@@ -200,9 +200,15 @@ impl Forest {
         }
         let index = if is_top { &self.for_tops } else { &self.for_leaves };
         let index = index[usize::from(stripe)].iter().take(CANDIDATES_MAX).map(|(_, other)| *other);
-        let best = index.filter(|other| can_meet(*other)).filter_map(|other| {
+        // Somebody near may be a good parent without being among the first of all: only those who are at home here, or
+        // every stripe would find a further one.
+        let near = links
+            .near(viewer)
+            .into_iter()
+            .filter(|other| self.nodes.get(other).is_some_and(|node| node.has_home(stripe)));
+        let best = index.chain(near).filter(|other| can_meet(*other)).filter_map(|other| {
             let unreachable = 100 - links.reachable_percent(other);
-            Some((offer(other)? + 4 * unreachable, other))
+            Some((offer(other)? + 4 * unreachable + links.distance_ms(viewer, other), other))
         });
         if let Some((_, parent)) = best.min() {
             return Found::Unlinked(parent);

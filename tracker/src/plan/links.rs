@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_tracker_protocol::PeerId;
 
+use super::locality::Locality;
 use super::{Ms, Settings};
 
 /// An introduction that neither worked nor failed for this long is counted as failed. ICE gives up after about 10 s
@@ -19,6 +20,9 @@ const FAILED_PAIR_MS: Ms = 300_000;
 const BROKEN_PAIR_MS: Ms = 15_000;
 /// Failed pairs remembered for each viewer; the oldest is forgotten beyond it.
 const FAILED_PAIRS_MAX: usize = 64;
+/// Viewers of one place that are looked at when somebody near is wanted. Those behind them get their turn from others:
+/// everybody starts to look at his own id.
+const NEAR_MAX: usize = 8;
 
 /// The state of a pair, as seen from one of the two.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +44,7 @@ struct Ends {
     /// Attempts that worked and that failed, for guessing how reachable the viewer is.
     worked: u32,
     failed: u32,
+    locality: Locality,
 }
 
 /// All links of a swarm. Kept symmetric: both ends of a pair always hold the same state.
@@ -48,6 +53,8 @@ pub(super) struct Links {
     ends: BTreeMap<PeerId, Ends>,
     /// Introductions under way, by when they are given up.
     expiries: BTreeSet<(Ms, PeerId, PeerId)>,
+    /// Viewers of whom something is known of where they are, those near each other side by side.
+    places: BTreeSet<(Locality, PeerId)>,
 }
 
 impl Links {
@@ -58,6 +65,7 @@ impl Links {
     /// Forgets a viewer; returns those who were connected to it or being introduced.
     pub(super) fn remove(&mut self, viewer: PeerId) -> Vec<PeerId> {
         let Some(ends) = self.ends.remove(&viewer) else { return Vec::new() };
+        self.places.remove(&(ends.locality, viewer));
         let mut others = Vec::with_capacity(ends.links.len());
         for (other, link) in ends.links {
             self.unlist(viewer, other, link);
@@ -70,6 +78,43 @@ impl Links {
             }
         }
         others
+    }
+
+    pub(super) fn locate(&mut self, viewer: PeerId, locality: Locality) {
+        let Some(ends) = self.ends.get_mut(&viewer) else { return };
+        let old = std::mem::replace(&mut ends.locality, locality);
+        self.places.remove(&(old, viewer));
+        if locality.is_known() {
+            self.places.insert((locality, viewer));
+        }
+    }
+
+    /// What it costs, in milliseconds, that the two are not at the same place.
+    pub(super) fn distance_ms(&self, a: PeerId, b: PeerId) -> u32 {
+        match (self.ends.get(&a), self.ends.get(&b)) {
+            (Some(a), Some(b)) => a.locality.distance_ms(b.locality),
+            _ => Locality::default().distance_ms(Locality::default()),
+        }
+    }
+
+    /// Some viewers of the same network as `viewer`, or if it has none there, of the same country. Nobody for a viewer
+    /// of whom nothing is known.
+    pub(super) fn near(&self, viewer: PeerId) -> Vec<PeerId> {
+        let Some(mine) = self.ends.get(&viewer).map(|ends| ends.locality).filter(|mine| mine.is_known())
+        else {
+            return Vec::new();
+        };
+        for (first, last) in mine.surroundings() {
+            // Onward from its own id, and around: so that all are found by somebody.
+            let onward = self.places.range((mine, viewer)..=(last, PeerId::MAX));
+            let around = self.places.range((first, 0)..(mine, viewer));
+            let others = onward.chain(around).map(|(_, other)| *other).filter(|other| *other != viewer);
+            let others: Vec<PeerId> = others.take(NEAR_MAX).collect();
+            if !others.is_empty() {
+                return others;
+            }
+        }
+        Vec::new()
     }
 
     pub(super) fn get(&self, a: PeerId, b: PeerId) -> Option<Link> {

@@ -16,6 +16,9 @@ use shoal_tracker_protocol::{PeerId, Place};
 mod forest;
 mod grow;
 mod links;
+mod locality;
+
+pub use locality::Locality;
 
 use forest::{Forest, Source};
 use links::Links;
@@ -219,6 +222,11 @@ impl Planner {
         self.lonely.insert(id);
     }
 
+    /// Where a viewer is, if anything is known of it: viewers near each other are introduced first.
+    pub fn viewer_is_at(&mut self, id: PeerId, locality: Locality) {
+        self.links.locate(id, locality);
+    }
+
     /// A viewer went, with or without goodbye.
     pub fn viewer_left(&mut self, now: Ms, id: PeerId) {
         if self.viewers.remove(&id).is_none() {
@@ -346,6 +354,40 @@ impl Planner {
         self.links.connected(id).map(|(other, _)| other)
     }
 
+    /// All viewers.
+    pub fn viewers(&self) -> impl Iterator<Item = PeerId> + '_ {
+        self.viewers.keys().copied()
+    }
+
+    /// Those to whom a viewer is connected, and the round trips in milliseconds.
+    pub fn links(&self, id: PeerId) -> impl Iterator<Item = (PeerId, u32)> + '_ {
+        self.links.connected(id)
+    }
+
+    /// Whether a viewer gives, and its uplink as far as it is known.
+    #[must_use]
+    pub fn gives(&self, id: PeerId) -> (bool, Option<u32>) {
+        self.viewers.get(&id).map_or((false, None), |viewer| (viewer.shares, viewer.uplink_kbps))
+    }
+
+    /// What a viewer plays.
+    #[must_use]
+    pub fn plays(&self, id: PeerId) -> Vec<u8> {
+        self.viewers.get(&id).map_or_else(Vec::new, |viewer| viewer.renditions.iter().copied().collect())
+    }
+
+    /// What takes a viewer's places back, for one that another planner takes over.
+    #[must_use]
+    pub fn nowhere(&self, id: PeerId) -> Vec<Output> {
+        let is_in = |forest: &&Forest| forest.nodes.contains_key(&id);
+        let taken_back =
+            self.forests.iter().filter(|(_, forest)| is_in(forest)).map(|(rendition, forest)| {
+                let places = (0..forest.stripes).map(nowhere).collect();
+                Output::Plan { viewer: id, rendition: *rendition, stripes: forest.stripes, places }
+            });
+        taken_back.collect()
+    }
+
     /// Viewers in this planner.
     #[must_use]
     pub fn viewer_count(&self) -> usize {
@@ -438,6 +480,16 @@ impl Planner {
             // Ids are random, so the next one after a random number is nearly fair; and in a small swarm the walk meets
             // everybody.
             let mut at = self.next_random();
+            // Half of them near, if there are such; the others anywhere, so that no place is cut off from the rest.
+            for other in self.links.near(id) {
+                if self.links.count(id) >= wanted.div_ceil(2) {
+                    break;
+                }
+                if self.links.can_introduce(now, id, other, &self.settings) {
+                    self.links.introduce(now, id, other);
+                    self.introduce(id, other);
+                }
+            }
             for _ in 0..4 * wanted {
                 if self.links.count(id) >= wanted {
                     break;

@@ -298,3 +298,32 @@ fn same_events_give_the_same_plan() {
     };
     assert_eq!(run(), run());
 }
+
+/// The part of the tree's edges, in percent, whose ends are in the same one of eight networks.
+fn near_edges_percent(is_known: bool) -> usize {
+    let network = |viewer: PeerId| viewer % 8;
+    let mut world = World::new();
+    for index in 1..=400 {
+        let viewer = id(index);
+        world.join(viewer, 8_000);
+        if is_known {
+            let locality = Locality { country: 1, asn: 1 + network(viewer), subnet: u64::from(viewer) };
+            world.planner.viewer_is_at(viewer, locality);
+        }
+        if index % 20 == 0 {
+            world.run(250);
+        }
+    }
+    world.run(60_000);
+    let edges: Vec<(PeerId, PeerId)> =
+        world.places.iter().filter_map(|((viewer, _), place)| Some((*viewer, place.parent?))).collect();
+    assert!(edges.len() > 4_000, "{}", edges.len());
+    100 * edges.iter().filter(|(a, b)| network(*a) == network(*b)).count() / edges.len()
+}
+
+#[test]
+fn viewers_of_one_network_feed_each_other_where_networks_are_known() {
+    let (known, unknown) = (near_edges_percent(true), near_edges_percent(false));
+    assert!((5..=25).contains(&unknown), "one of eight by chance: {unknown} %");
+    assert!(known >= 2 * unknown, "{known} % instead of {unknown} %");
+}

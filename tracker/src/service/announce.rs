@@ -26,11 +26,7 @@ use crate::webtorrent::{Connection, Registry, Replies, Settings};
 /// As many as keep a dozen processors from waiting for each other.
 const SHARDS: usize = 16;
 /// Messages that wait for one client to read them.
-const QUEUE_MAX: usize = 128;
-/// Clients announce every minute and answer up to ten offers in between.
-const MESSAGES: Rate = Rate { per_hour: 5 * 3_600, burst: 100 };
-/// Swarms that one page may be in: each rendition is one for p2p-media-loader.
-const SWARMS_PER_CONNECTION_MAX: usize = 16;
+const QUEUE_MAX: usize = 32;
 
 /// All swarms of the WebTorrent protocol and the connections of their peers.
 #[derive(Debug)]
@@ -38,6 +34,7 @@ pub(super) struct Announces {
     shards: Vec<Mutex<Registry>>,
     queues: DashMap<Connection, mpsc::Sender<Utf8Bytes>>,
     next: AtomicU64,
+    messages: Rate,
     silence_max: Duration,
     stall_max: Duration,
 }
@@ -46,7 +43,7 @@ impl Announces {
     pub(super) fn new(config: &Config) -> Self {
         let settings = Settings {
             interval_s: config.announce_interval_s,
-            swarms_per_connection_max: SWARMS_PER_CONNECTION_MAX,
+            swarms_per_connection_max: config.announce_swarms_max as usize,
             description_bytes_max: config.swarm_settings().description_bytes_max as usize,
             check_candidates: config.check_candidates,
         };
@@ -54,6 +51,7 @@ impl Announces {
             shards: (0..SHARDS).map(|_| Mutex::new(Registry::new(settings, rand::random()))).collect(),
             queues: DashMap::new(),
             next: AtomicU64::new(0),
+            messages: Rate::per_second(config.announce_messages_per_s_max, config.announce_messages_burst),
             silence_max: Duration::from_secs(3 * u64::from(config.announce_interval_s)),
             stall_max: Duration::from_millis(config.write_stall_max_ms.into()),
         }
@@ -70,11 +68,10 @@ impl Announces {
         let connection = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, mut queue) = mpsc::channel(QUEUE_MAX);
         self.queues.insert(connection, sender);
-        let mut messages = Bucket::full(MESSAGES, clock.now_ms());
+        let mut messages = Bucket::full(self.messages, clock.now_ms());
         loop {
             tokio::select! {
                 text = queue.recv() => {
-                    // The queue is closed when it was full.
                     let Some(text) = text else { break };
                     let write = async {
                         socket.feed(Message::Text(text)).await?;
@@ -89,7 +86,7 @@ impl Announces {
                 }
                 received = timeout(self.silence_max, socket.next()) => {
                     let Ok(Some(Ok(message))) = received else { break };
-                    if !messages.take(MESSAGES, clock.now_ms(), 1) {
+                    if !messages.take(self.messages, clock.now_ms(), 1) {
                         counter!("tracker_announces_limited_total").increment(1);
                         break;
                     }
@@ -147,13 +144,12 @@ impl Announces {
         for (to, message) in replies {
             let text =
                 serde_json::to_string(&message).expect("messages have string keys and no failing parts");
-            let is_full = match self.queues.get(&to) {
-                Some(queue) => queue.try_send(text.into()).is_err(),
-                None => false,
-            };
-            if is_full {
-                // Its task ends when its queue does.
-                self.queues.remove(&to);
+            // Offers are worth nothing when they are late, and the client will announce again: what a slow one has no
+            // room for is dropped. One that takes nothing at all is closed when writing stalls.
+            if let Some(queue) = self.queues.get(&to)
+                && queue.try_send(text.into()).is_err()
+            {
+                counter!("tracker_announces_dropped_total").increment(1);
             }
         }
     }

@@ -7,6 +7,7 @@ mod announce;
 mod api;
 mod gate;
 mod ice;
+mod locate;
 mod room;
 mod socket;
 mod stun;
@@ -39,6 +40,7 @@ use crate::swarm::{Credential, Published, Secret, Swarm, Switch};
 use crate::{Config, Error, plan};
 use announce::Announces;
 use gate::{Closed, Gate, Place};
+use locate::Atlas;
 use room::{Control, Room};
 use token::{Refused, Tokens};
 
@@ -46,7 +48,7 @@ pub(crate) use gate::Proxies;
 
 /// What is written at once to a socket. Longer messages grow the buffer for as long as the connection lives, and it
 /// is held for every idle viewer.
-const WRITE_BUFFER_BYTES: usize = 2 * 1024;
+const WRITE_BUFFER_BYTES: usize = 1024;
 /// What may wait in a socket's write buffer. The queue in front of it holds messages in a smaller form.
 const WRITE_BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// The longest announce: ten offers of 3 KiB and what belongs to them.
@@ -88,6 +90,7 @@ struct Shared {
     /// None where no secret for tokens is set.
     tokens: Option<Tokens>,
     announces: Arc<Announces>,
+    atlas: Atlas,
     /// The STUN socket until [`Tracker::run`] takes it, and its port.
     stun: Mutex<Option<std::net::UdpSocket>>,
     stun_port: Option<u16>,
@@ -123,6 +126,7 @@ impl Tracker {
             stun.as_ref().and_then(|socket| socket.local_addr().ok()).map(|address| address.port());
         let stun = Mutex::new(stun);
         let announces = Arc::new(Announces::new(&config));
+        let atlas = Atlas::open(&config.mmdb_files)?;
         let shared = Shared {
             config,
             secret,
@@ -132,6 +136,7 @@ impl Tracker {
             percent,
             tokens,
             announces,
+            atlas,
             stun,
             stun_port,
         };

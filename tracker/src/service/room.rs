@@ -66,6 +66,7 @@ pub(super) enum Event {
 #[derive(Debug)]
 pub(super) struct Join {
     pub(super) address: IpAddr,
+    pub(super) locality: plan::Locality,
     pub(super) shares: bool,
     pub(super) renditions: Vec<u8>,
     pub(super) resume: Option<String>,
@@ -90,6 +91,7 @@ pub(super) enum Control {
 pub(super) struct Snapshot {
     pub(super) viewers: usize,
     pub(super) pairs: usize,
+    pub(super) groups: usize,
     pub(super) switch: Switch,
     pub(super) counters: Counters,
     pub(super) plans: Vec<(u8, plan::Summary)>,
@@ -215,6 +217,7 @@ impl Task {
             Event::Join(join) => {
                 let joining = Joining {
                     address: join.address,
+                    locality: join.locality,
                     shares: join.shares,
                     renditions: &join.renditions,
                     resume: join.resume.as_deref(),
@@ -260,6 +263,7 @@ impl Task {
                 let snapshot = Snapshot {
                     viewers: self.swarm.viewers(),
                     pairs: self.swarm.pairs(),
+                    groups: self.swarm.groups(),
                     switch: self.swarm.switch(),
                     counters: self.swarm.counters(),
                     plans: self.swarm.plans(),
@@ -345,6 +349,10 @@ impl Task {
             ),
             ("tracker_introductions_withheld_total", now.introductions_withheld - old.introductions_withheld),
             ("tracker_connections_total", now.connections - old.connections),
+            (
+                "tracker_connections_cross_network_total",
+                now.connections_cross_network - old.connections_cross_network,
+            ),
             ("tracker_unreachable_total", now.unreachable - old.unreachable),
             ("tracker_signals_total", now.signals - old.signals),
             ("tracker_signals_refused_total", now.signals_refused - old.signals_refused),

@@ -126,7 +126,8 @@ async fn join(
         return Err(Some(refusal));
     };
     let (queue, frames) = mpsc::channel(shared.config.queue_messages_max as usize);
-    let join = Join { address, shares, renditions, resume, credential, ice_servers, queue };
+    let locality = shared.atlas.locate(address);
+    let join = Join { address, locality, shares, renditions, resume, credential, ice_servers, queue };
     match room.inbox.send(Event::Join(Box::new(join))).await {
         Ok(()) => Ok((room, frames)),
         Err(_) => Err(Some(refusal(ErrorCode::UnknownStream, "the stream has just ended", Some(RETRY_MS)))),

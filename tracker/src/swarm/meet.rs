@@ -152,7 +152,12 @@ impl Swarm {
             return;
         }
         let is_news = self.pairs.connected(from, to);
-        self.counters.connections += u64::from(is_news);
+        if is_news {
+            let across = (self.members.get(&from), self.members.get(&to));
+            let is_across = matches!(across, (Some(one), Some(other)) if one.is_across(other));
+            self.counters.connections += 1;
+            self.counters.connections_cross_network += u64::from(is_across);
+        }
         // One side's word is not enough: a viewer could make itself the parent of others that never heard of it.
         if self.pairs.is_connected(from, to) {
             self.seeding.connected(now_ms, from, to, rtt_ms.min(RTT_MS_MAX));

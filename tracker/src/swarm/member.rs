@@ -7,12 +7,16 @@ use shoal_tracker_protocol::PeerId;
 use super::bucket::Bucket;
 use super::network::Network;
 use super::output::Session;
+use super::seeding::Newcomer;
+use crate::plan::Locality;
 
 /// A viewer asks to be taken in; the service has checked its token and its stream.
 #[derive(Clone, Debug)]
 pub struct Joining<'a> {
     /// From where the tracker sees it.
     pub address: IpAddr,
+    /// Where that is, as far as it is known.
+    pub locality: Locality,
     /// Whether it gives.
     pub shares: bool,
     /// What it is about to play; empty when not known.
@@ -74,6 +78,7 @@ pub(super) struct Member {
     /// When its connection broke, if it did.
     pub(super) away_since_ms: Option<u64>,
     pub(super) address: IpAddr,
+    pub(super) locality: Locality,
     pub(super) account: Account,
     /// The only DTLS fingerprint that it may use, if its token names one.
     pub(super) fingerprint: Option<Box<str>>,
@@ -116,6 +121,24 @@ impl Member {
             (false, _) => Some(0),
             (true, 0) => None,
             (true, kbps) => Some(kbps),
+        }
+    }
+
+    pub(super) fn newcomer(&self) -> Newcomer<'_> {
+        Newcomer {
+            peer: self.session.peer,
+            kbps: self.usable_kbps(),
+            renditions: &self.renditions,
+            locality: self.locality,
+        }
+    }
+
+    /// Whether traffic between the two leaves a network: by their autonomous systems if both are known, else by their
+    /// addresses.
+    pub(super) fn is_across(&self, other: &Self) -> bool {
+        match (self.locality.asn, other.locality.asn) {
+            (0, _) | (_, 0) => self.network() != other.network(),
+            (mine, theirs) => mine != theirs,
         }
     }
 

@@ -12,6 +12,7 @@ mod bucket;
 mod candidate;
 mod description;
 mod evidence;
+mod groups;
 mod id;
 mod meet;
 mod member;
@@ -144,6 +145,12 @@ impl Swarm {
         self.seeding.summaries()
     }
 
+    /// How many groups the viewers are dealt to; they meet within their group only.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.seeding.groups()
+    }
+
     /// What was counted since the swarm began.
     #[must_use]
     pub fn counters(&self) -> Counters {
@@ -217,6 +224,7 @@ impl Swarm {
             session,
             away_since_ms: None,
             address: canonical(joining.address),
+            locality: joining.locality,
             account,
             fingerprint: joining
                 .credential
@@ -325,7 +333,7 @@ impl Swarm {
                 // The planner meets it anew, so that its children don't wait under one who gives nothing any more.
                 if std::mem::replace(&mut member.shares, shares) != shares && member.is_seeded {
                     self.seeding.leave(now_ms, session.peer);
-                    self.seeding.join(now_ms, session.peer, member.usable_kbps(), &member.renditions);
+                    self.seeding.join(now_ms, &member.newcomer());
                     self.reopen(now_ms, session.peer);
                 }
             }
@@ -473,6 +481,7 @@ impl Swarm {
     fn forget(&mut self, now_ms: u64, peer: PeerId, out: &mut Vec<Output>) {
         self.part_from_all(peer, out);
         self.seeding.leave(now_ms, peer);
+        self.seeding.forget(peer);
         if let Some(member) = self.members.remove(&peer) {
             self.checks.remove(&(member.check_ms, peer));
         }
@@ -490,7 +499,7 @@ impl Swarm {
             out.push(send(peer, TrackerMessage::Sharing { on: sharing }));
         }
         if belongs && !was_seeded {
-            self.seeding.join(now_ms, peer, member.usable_kbps(), &member.renditions);
+            self.seeding.join(now_ms, &member.newcomer());
             self.reopen(now_ms, peer);
         } else if was_seeded && !belongs {
             self.seeding.leave(now_ms, peer);

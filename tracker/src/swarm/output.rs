@@ -88,6 +88,9 @@ pub struct Counters {
     pub introductions_cross_network: u64,
     /// Pairs that reported an open data channel.
     pub connections: u64,
+    /// Of these, pairs whose traffic leaves a network: of different autonomous systems, or of different networks where
+    /// the systems are not known.
+    pub connections_cross_network: u64,
     /// Pairs that could not connect.
     pub unreachable: u64,
     /// Introductions not made because a viewer's network had had its share.

@@ -1,15 +1,19 @@
-//! Feeds the planner what it needs to know, and says when it wants to work.
+//! Feeds the planners what they need to know, and says when they want to work.
 //!
-//! Pure. The planner (`../plan`) decides; this module measures what a rendition's rate is, guesses what a viewer plays
-//! before it says so, and spaces the planner's rounds: soon after something happened in a small swarm, where a joiner
-//! waits for its first plan, and seldom in a large one, where many changes in one message cost less.
+//! Pure. A planner (`../plan`) decides; this module measures what a rendition's rate is, guesses what a viewer plays
+//! before it says so, and spaces the planners' rounds: soon after something happened in a small swarm, where a joiner
+//! waits for its first plan, and less soon in a large one, where many changes in one message cost less.
+//!
+//! A swarm has one planner until it gets unwieldy; then viewers are dealt to several groups (`groups.rs`), so that no
+//! round's work grows with the swarm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shoal_tracker_protocol::{PeerId, Piece};
 
+use super::groups::Groups;
 use super::settings::Settings;
-use crate::plan::{self, Planner};
+use crate::plan::{self, Locality};
 
 /// What a block holds: `shoal_digest::BLOCK_BYTES`, which the tracker does not import.
 const BLOCK_BYTES: u64 = 16 * 1024;
@@ -19,18 +23,6 @@ const RATE_WINDOW_MS: u64 = 8_000;
 const RATE_INTERVAL_MS: u64 = 4_000;
 /// What the first piece of a rendition is taken to last, until a second one tells.
 const PIECE_MS_ASSUMED: u64 = 500;
-/// The planner's rounds when nothing happens.
-const ROUND_MS: u64 = 500;
-/// After something happened: in a small swarm a burst of reports from one pair of viewers comes within this time.
-const ROUND_SOON_MS: u64 = 20;
-/// The same from [`SMALL_SWARM`] viewers on.
-const ROUND_LATER_MS: u64 = 100;
-/// The same from [`LARGE_SWARM`] viewers on, where a round of a crowd that joins takes tens of milliseconds.
-const ROUND_LARGE_MS: u64 = 400;
-/// Below this number of viewers a round costs less than a millisecond.
-const SMALL_SWARM: usize = 100;
-/// From this number of viewers on rounds are seldom.
-const LARGE_SWARM: usize = 1_000;
 /// A viewer that has not said what it plays is taken to play everything, in streams of up to this many renditions:
 /// one video and one audio.
 const GUESSED_RENDITIONS_MAX: usize = 2;
@@ -43,101 +35,110 @@ struct Rendition {
     told_ms: Option<u64>,
 }
 
-/// The planner and what it lives on.
+/// What a joining viewer is to the planner.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Newcomer<'a> {
+    pub(super) peer: PeerId,
+    /// What it can give: none when not known, nothing when it does not give.
+    pub(super) kbps: Option<u32>,
+    pub(super) renditions: &'a [u8],
+    pub(super) locality: Locality,
+}
+
+/// The planners and what they live on.
 #[derive(Debug)]
 pub(super) struct Seeding {
-    planner: Planner,
+    groups: Groups,
     renditions: BTreeMap<u8, Rendition>,
-    /// Viewers in the planner that have not said what they play.
+    /// Viewers in a planner that have not said what they play.
     guessed: BTreeSet<PeerId>,
-    last_round_ms: u64,
-    next_round_ms: Option<u64>,
 }
 
 impl Seeding {
     pub(super) fn new(mut plan: plan::Settings, settings: &Settings, seed: u64) -> Self {
         plan.neighbors_max = settings.neighbors_max;
         Self {
-            planner: Planner::new(plan, seed),
+            groups: Groups::new(plan, settings.group_viewers_max, seed),
             renditions: BTreeMap::new(),
             guessed: BTreeSet::new(),
-            last_round_ms: 0,
-            next_round_ms: None,
         }
     }
 
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        self.next_round_ms
+        self.groups.next_deadline()
     }
 
-    /// Has the planner work soon.
-    fn hurry(&mut self, now_ms: u64) {
-        let spacing_ms = match self.planner.viewer_count() {
-            ..SMALL_SWARM => ROUND_SOON_MS,
-            SMALL_SWARM..LARGE_SWARM => ROUND_LATER_MS,
-            _ => ROUND_LARGE_MS,
-        };
-        let at_ms = (self.last_round_ms + spacing_ms).max(now_ms);
-        self.next_round_ms = Some(self.next_round_ms.map_or(at_ms, |next| next.min(at_ms)));
-    }
-
-    /// The planner's round, if it is time.
+    /// The rounds that are due.
     pub(super) fn round(&mut self, now_ms: u64) -> Vec<plan::Output> {
-        if self.next_round_ms.is_none_or(|at| at > now_ms) {
-            return Vec::new();
-        }
-        self.last_round_ms = now_ms;
-        self.next_round_ms = (self.planner.viewer_count() > 0).then_some(now_ms + ROUND_MS);
-        self.planner.tick(now_ms)
+        self.groups.round(now_ms)
     }
 
-    pub(super) fn join(&mut self, now_ms: u64, peer: PeerId, kbps: Option<u32>, renditions: &[u8]) {
-        self.planner.viewer_joined(peer, kbps != Some(0));
+    /// How many groups the swarm is split into.
+    pub(super) fn groups(&self) -> usize {
+        self.groups.len()
+    }
+
+    pub(super) fn join(&mut self, now_ms: u64, newcomer: &Newcomer<'_>) {
+        let Newcomer { peer, kbps, renditions, locality } = *newcomer;
+        let group = self.groups.enter(peer, locality, renditions);
+        group.planner.viewer_joined(peer, kbps != Some(0));
+        group.planner.viewer_is_at(peer, locality);
         if renditions.is_empty() {
             self.guessed.insert(peer);
             self.guess(now_ms, peer);
         } else {
-            self.planner.viewer_plays(now_ms, peer, renditions);
+            group.planner.viewer_plays(now_ms, peer, renditions);
         }
         self.uplink(now_ms, peer, kbps);
-        self.hurry(now_ms);
+        self.groups.hurry(now_ms, peer);
     }
 
+    /// A viewer is out of the plan. It comes back into its old group unless it is forgotten.
     pub(super) fn leave(&mut self, now_ms: u64, peer: PeerId) {
         self.guessed.remove(&peer);
-        self.planner.viewer_left(now_ms, peer);
-        self.hurry(now_ms);
+        self.groups.leave(now_ms, peer);
+    }
+
+    pub(super) fn forget(&mut self, peer: PeerId) {
+        self.groups.forget(peer);
     }
 
     /// What a viewer can give: none when not known, nothing when it does not give.
     pub(super) fn uplink(&mut self, now_ms: u64, peer: PeerId, kbps: Option<u32>) {
-        self.planner.viewer_shares(now_ms, peer, kbps != Some(0));
+        let Some(group) = self.groups.of(peer) else { return };
+        group.planner.viewer_shares(now_ms, peer, kbps != Some(0));
         if let Some(kbps) = kbps {
-            self.planner.viewer_uplink(now_ms, peer, kbps);
+            group.planner.viewer_uplink(now_ms, peer, kbps);
         }
     }
 
     pub(super) fn plays(&mut self, now_ms: u64, peer: PeerId, renditions: &[u8]) {
-        if !renditions.is_empty() {
-            self.guessed.remove(&peer);
-            self.planner.viewer_plays(now_ms, peer, renditions);
-            self.hurry(now_ms);
+        if renditions.is_empty() {
+            return;
+        }
+        self.guessed.remove(&peer);
+        if let Some(group) = self.groups.of(peer) {
+            group.planner.viewer_plays(now_ms, peer, renditions);
+            self.groups.hurry(now_ms, peer);
         }
     }
 
     pub(super) fn connected(&mut self, now_ms: u64, a: PeerId, b: PeerId, rtt_ms: u32) {
-        self.planner.link_connected(now_ms, a, b, rtt_ms);
-        self.hurry(now_ms);
+        self.groups.connected(now_ms, a, b, rtt_ms);
     }
 
     pub(super) fn lost(&mut self, now_ms: u64, a: PeerId, b: PeerId) {
-        self.planner.link_lost(now_ms, a, b);
-        self.hurry(now_ms);
+        if let Some(group) = self.groups.of(a) {
+            group.planner.link_lost(now_ms, a, b);
+            self.groups.hurry(now_ms, a);
+        }
     }
 
     pub(super) fn silent(&mut self, now_ms: u64, child: PeerId, parent: PeerId, rendition: u8, stripe: u8) {
-        self.planner.parent_silent(now_ms, child, parent, rendition, stripe);
-        self.hurry(now_ms);
+        if let Some(group) = self.groups.of(child) {
+            group.planner.parent_silent(now_ms, child, parent, rendition, stripe);
+            self.groups.hurry(now_ms, child);
+        }
     }
 
     pub(super) fn published(&mut self, now_ms: u64, piece: Piece, length: u32) {
@@ -154,25 +155,30 @@ impl Seeding {
         if is_due {
             rendition.told_ms = Some(now_ms);
             let (rate_kbps, blocks) = rendition.measure();
-            self.planner.set_rendition(now_ms, piece.rendition, rate_kbps, blocks);
+            self.groups.set_rendition(now_ms, piece.rendition, rate_kbps, blocks);
         }
         if is_new {
             let guessed: Vec<PeerId> = self.guessed.iter().copied().collect();
-            guessed.into_iter().for_each(|peer| self.guess(now_ms, peer));
-            self.hurry(now_ms);
+            guessed.into_iter().for_each(|peer| {
+                self.guess(now_ms, peer);
+                self.groups.hurry(now_ms, peer);
+            });
+            self.groups.hurry_all(now_ms);
         }
     }
 
     fn guess(&mut self, now_ms: u64, peer: PeerId) {
         if self.renditions.len() <= GUESSED_RENDITIONS_MAX {
             let all: Vec<u8> = self.renditions.keys().copied().collect();
-            self.planner.viewer_plays(now_ms, peer, &all);
+            if let Some(group) = self.groups.of(peer) {
+                group.planner.viewer_plays(now_ms, peer, &all);
+            }
         }
     }
 
     /// Counts for metrics: over all renditions of the stream, by number.
     pub(super) fn summaries(&self) -> Vec<(u8, plan::Summary)> {
-        self.renditions.keys().map(|number| (*number, self.planner.summary(*number))).collect()
+        self.renditions.keys().map(|number| (*number, self.groups.summary(*number))).collect()
     }
 }
 

@@ -20,6 +20,9 @@ pub struct Settings {
     /// Neighbors of one viewer. Each costs its browser a peer connection; a strong viewer that feeds 24 children in
     /// some stripes and has 12 parents needs about 40.
     pub neighbors_max: u32,
+    /// Viewers of one swarm that are planned together; more are dealt to several groups by country and renditions. Each
+    /// group costs one more copy of every piece; a larger one makes the others wait longer while it is planned.
+    pub group_viewers_max: u32,
     /// Viewers are asked to upload at most this many times the stream's rate, in percent. 200 is the smallest
     /// cap of those examined that still carries a swarm in which a third never uploads.
     pub upload_ratio_max_percent: u32,
@@ -64,6 +67,7 @@ impl Default for Settings {
             silence_max_ms: 30_000,
             resume_within_ms: 15_000,
             neighbors_max: 48,
+            group_viewers_max: 2_500,
             upload_ratio_max_percent: 200,
             recent_ms: 6_000,
             messages_per_s_max: 30,
@@ -95,6 +99,7 @@ impl Settings {
         check("silence_max_ms", self.silence_max_ms, 2 * self.report_interval_ms, 600_000)?;
         check("resume_within_ms", self.resume_within_ms, 0, 120_000)?;
         check("neighbors_max", self.neighbors_max, 2, 200)?;
+        check("group_viewers_max", self.group_viewers_max, 10, 1_000_000)?;
         check("upload_ratio_max_percent", self.upload_ratio_max_percent, 0, 1_000)?;
         check("recent_ms", self.recent_ms, 0, 60_000)?;
         check("messages_per_s_max", self.messages_per_s_max, 1, 100_000)?;

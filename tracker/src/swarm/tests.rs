@@ -28,6 +28,8 @@ struct World {
     /// Whether introduced viewers connect by themselves.
     connects: bool,
     msn: u64,
+    /// Where those who join are.
+    locality: crate::plan::Locality,
 }
 
 impl World {
@@ -35,7 +37,14 @@ impl World {
         let secret = Secret::new([9; 32]);
         let id = secret.swarm_id("demo", &[1; 16], 0);
         let swarm = Swarm::new(id, secret, [7; 32], settings, crate::plan::Settings::default());
-        let mut world = Self { swarm, now_ms: 1_000, viewers: BTreeMap::new(), connects: true, msn: 1 };
+        let mut world = Self {
+            swarm,
+            now_ms: 1_000,
+            viewers: BTreeMap::new(),
+            connects: true,
+            msn: 1,
+            locality: crate::plan::Locality::default(),
+        };
         world.publish();
         world
     }
@@ -45,8 +54,14 @@ impl World {
     }
 
     fn join(&mut self, address: &str, resume: Option<&str>, shares: bool) -> PeerId {
-        let joining =
-            Joining { address: address.parse().unwrap(), shares, renditions: &[0], resume, credential: None };
+        let joining = Joining {
+            address: address.parse().unwrap(),
+            locality: self.locality,
+            shares,
+            renditions: &[0],
+            resume,
+            credential: None,
+        };
         let mut out = Vec::new();
         let session = self.swarm.handle_join(self.now_ms, &joining, Vec::new(), &mut out);
         let viewer = self.viewers.entry(session.peer).or_default();
@@ -435,3 +450,36 @@ fn the_same_seed_and_events_give_the_same_outputs() {
 }
 
 mod attacks;
+
+#[test]
+fn a_viewer_that_complains_of_a_silent_parent_gets_another() {
+    let mut world = World::new(Settings::default());
+    let viewers: Vec<PeerId> = (1..=8).map(|last| world.join_from(&format!("5.6.7.{last}"))).collect();
+    viewers.iter().for_each(|viewer| world.report(*viewer, 20_000));
+    world.run_for(10_000);
+    let fed = viewers.iter().find_map(|viewer| {
+        let places = &world.viewers[viewer].places;
+        places.iter().find_map(|((_, stripe), place)| Some((*viewer, *stripe, place.parent?)))
+    });
+    let (child, stripe, parent) = fed.expect("somebody is fed by a peer");
+    let stranger = viewers.iter().find(|viewer| **viewer != child && **viewer != parent).unwrap();
+    let complaint = |peer| ViewerMessage::Silent { peer, rendition: 0, stripe };
+    world.say(child, complaint(*stranger));
+    world.run_for(3_000);
+    assert_eq!(world.viewers[&child].places[&(0, stripe)].parent, Some(parent), "it is not about its parent");
+    world.say(child, complaint(parent));
+    world.run_for(5_000);
+    assert_ne!(world.viewers[&child].places[&(0, stripe)].parent, Some(parent));
+}
+
+#[test]
+fn the_share_of_connections_across_networks_is_counted() {
+    let mut world = World::new(Settings::default());
+    for asn in [1, 1, 2] {
+        world.locality = crate::plan::Locality { country: 1, asn, subnet: u64::from(asn) };
+        world.join_from(&format!("5.{asn}.7.8"));
+    }
+    world.run_for(3_000);
+    let counters = world.swarm.counters();
+    assert_eq!((counters.connections, counters.connections_cross_network), (3, 2));
+}
