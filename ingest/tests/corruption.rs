@@ -23,7 +23,7 @@ type Unit = (Vec<u8>, bool);
 
 fn run(seed: u64, link: Link, seconds: u64) -> World {
     let mut world = World::new(seed, link);
-    world.publisher.media = Media::Camera(Camera::new(320, 180));
+    world.publisher.media = Media::Camera(Camera::new(640, 360));
     world.connect();
     world.run_for(Duration::from_secs(seconds));
     world

@@ -329,7 +329,8 @@ fn offers() {
         let again =
             Offer::parse(&reduced).unwrap_or_else(|error| panic!("{error} of what we wrote:\n{reduced}"));
         assert_eq!(again.tracks(), offer.tracks());
-        assert!(!reduced.contains("a=candidate:"), "candidates of an offer are dropped");
+        let has_candidate = reduced.lines().any(|line| line.starts_with("a=candidate:"));
+        assert!(!has_candidate, "candidates of an offer are dropped");
     });
     assert!(taken > 20, "{taken} offers were read");
 }

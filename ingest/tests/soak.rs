@@ -44,4 +44,9 @@ fn a_long_session_needs_no_more_memory_than_a_short_one() {
     println!("{frames} frames in {minutes} minutes; {growth} bytes more than after four");
     assert!(frames as u64 > minutes * 60 * 70, "{frames} frames");
     assert!(growth < GROWTH_MAX, "{growth} bytes more after {minutes} minutes than after four");
+    // The control: two minutes of pictures that somebody keeps are seen.
+    let before = resident_bytes();
+    world.run_for(Duration::from_secs(120));
+    let kept = resident_bytes() - before;
+    assert!(kept > GROWTH_MAX, "{} frames were kept in {kept} bytes", world.inputs.len());
 }

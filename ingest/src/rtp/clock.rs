@@ -106,6 +106,11 @@ pub struct Clock {
 impl Clock {
     /// Adds a track; `rate` is its timestamps' in Hz.
     pub fn add(&mut self, ssrc: u32, rate: u32) {
+        self.add_after(ssrc, rate, None);
+    }
+
+    /// Adds a track that continues another, whose last frame had this time.
+    pub fn add_after(&mut self, ssrc: u32, rate: u32, last_us: Option<i64>) {
         self.tracks.entry(ssrc).or_insert(TrackClock {
             rate: i64::from(rate.max(1)),
             timestamps: TimestampUnwrapper::default(),
@@ -113,13 +118,13 @@ impl Clock {
             own: Minimum::default(),
             sender: None,
             last_media: 0,
-            last_pts: i64::MIN,
+            last_pts: last_us.unwrap_or(i64::MIN),
         });
     }
 
-    /// Removes a track.
-    pub fn remove(&mut self, ssrc: u32) {
-        self.tracks.remove(&ssrc);
+    /// Removes a track; gives the time of its last frame.
+    pub fn remove(&mut self, ssrc: u32) -> Option<i64> {
+        self.tracks.remove(&ssrc).map(|track| track.last_pts)
     }
 
     /// Takes a sender report: at `ntp_us` of the publisher's wall clock, its timestamps said `timestamp`.
@@ -158,11 +163,13 @@ impl Clock {
         let media = track.media_us(extended);
         let sample = arrival_us - media;
         let Some(offset) = track.offset else {
-            track.offset = Some(sample);
+            // What it continues may have been ahead of its arrivals.
+            let pts_us = arrival_us.max(track.last_pts.saturating_add(1));
+            track.offset = Some(pts_us - media);
             track.own.add(arrival_us, sample);
             track.last_media = media;
-            track.last_pts = arrival_us;
-            return Some(Stamp { pts_us: arrival_us, is_discontinuous: false });
+            track.last_pts = pts_us;
+            return Some(Stamp { pts_us, is_discontinuous: false });
         };
         // A frame can't arrive before it was taken: its timestamps jumped forward. The other direction is lateness
         // unless it lasts, or a whole jump back.

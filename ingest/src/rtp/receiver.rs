@@ -223,17 +223,17 @@ impl Receiver {
         // A publisher that changes its SSRC ends the old stream of that track.
         let replaced: Vec<u32> =
             self.sources.iter().filter(|(_, source)| source.role.id == id).map(|(ssrc, _)| *ssrc).collect();
-        let mut counters = Counters::default();
+        let (mut counters, mut last_us) = (Counters::default(), None);
         for ssrc in replaced {
             counters = self.sources.remove(&ssrc).expect("it was listed").track.counters;
-            self.clock.remove(ssrc);
+            last_us = self.clock.remove(ssrc).max(last_us);
         }
         let (mut track, rate) = match codec {
             Codec::Opus => (Track::opus(self.is_stereo), 48_000),
             Codec::Video(codec) => (Track::video(codec, self.limits.hold), 90_000),
         };
         track.counters = counters;
-        self.clock.add(packet.ssrc, rate);
+        self.clock.add_after(packet.ssrc, rate, last_us);
         let role = Role { id, codec, rid };
         self.sources.insert(packet.ssrc, Source { role, track, asked_at: None, is_wanted: false });
         true
@@ -413,6 +413,28 @@ mod tests {
         let frames = std::iter::from_fn(|| receiver.poll_input()).filter(|i| matches!(i, Input::Frame(_)));
         assert_eq!(frames.count(), 2);
         assert_eq!((receiver.tracks().len(), receiver.tracks()[0].counters.frames), (1, 2));
+    }
+
+    #[test]
+    fn a_new_ssrc_continues_behind_what_was_ahead_of_its_arrival() {
+        let start = Instant::now();
+        let mut receiver = receiver(start);
+        // A burst: 100 ms of video in every 10 ms.
+        for frame in 0..4u16 {
+            let now = start + Duration::from_millis(u64::from(frame) * 10);
+            receiver.handle_event(now, video(frame, u32::from(frame) * 9000, &keyframe()));
+        }
+        let Event::Rtp(mut packet) = video(900, 5_000_000, &keyframe()) else { unreachable!() };
+        packet.ssrc = 4444;
+        receiver.handle_event(start + Duration::from_millis(50), Event::Rtp(packet));
+        let times: Vec<i64> = std::iter::from_fn(|| receiver.poll_input())
+            .filter_map(|input| match input {
+                Input::Frame(frame) => Some(frame.pts.0),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(times.len(), 5);
+        assert!(times.windows(2).all(|pair| pair[0] < pair[1]), "{times:?}");
     }
 
     proptest! {

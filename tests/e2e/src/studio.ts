@@ -86,6 +86,9 @@ window.studio = (() => {
       Object.assign(canvas, { width, height });
       draw();
     },
+    /** For whoever asks why it does not connect. */
+    candidates: () => [connection?.localDescription, connection?.remoteDescription]
+      .map((description) => (description?.sdp ?? '').match(/a=candidate[^\\r\\n]*/g)?.join('; ')).join(' | '),
     state: () => connection?.connectionState + ', ICE ' + connection?.iceConnectionState,
     async status() { return (await fetch(session + '/stats')).text(); },
     async stop() {
@@ -126,7 +129,7 @@ export class Studio {
       await tab.evaluate(`window.studio.publish(${url}, ${JSON.stringify(settings)})`);
       await until('the publisher is connected', async () => {
         const state = await tab.evaluate<string>('window.studio.state()');
-        if (!state.startsWith('connected')) throw new Error(state);
+        if (!state.startsWith('connected')) throw new Error(`${state}: ${await tab.evaluate<string>('window.studio.candidates()')}`);
         return true;
       });
     } catch (error) {
