@@ -39,6 +39,10 @@ pub struct Serve {
     /// The HTTP address and port (http.listen).
     #[arg(long, value_name = "ADDRESS")]
     pub listen: Option<String>,
+    /// Also listen on port 8443 with TLS and HTTP/2, with a certificate made now that browsers warn of
+    /// (http.tls_self_signed).
+    #[arg(long)]
+    pub tls_self_signed: bool,
     /// An IP address or DNS name under which publishers reach the media port, when it is not this machine's own; may be
     /// given several times (ingest.public_ips).
     #[arg(long, value_name = "ADDRESS")]

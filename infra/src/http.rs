@@ -17,8 +17,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use metrics::{counter, gauge};
 use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
@@ -34,18 +36,42 @@ const HTTP2_STREAMS_MAX: u32 = 250;
 /// only burn the processor.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Opens the HTTP port.
+/// An open port.
+pub(crate) struct Port {
+    pub(crate) address: SocketAddr,
+    listener: TcpListener,
+    /// None in clear.
+    tls: Option<TlsAcceptor>,
+}
+
+/// Opens a port.
 ///
 /// # Errors
 /// [`Error::Port`] if it is taken or not allowed.
-pub(crate) async fn bind(settings: &Http) -> Result<TcpListener, Error> {
-    let address = settings.address()?;
-    TcpListener::bind(address).await.map_err(|source| Error::Port { purpose: "HTTP", address, source })
+pub(crate) async fn bind(
+    purpose: &'static str,
+    address: SocketAddr,
+    tls: Option<TlsAcceptor>,
+) -> Result<Port, Error> {
+    let fail = |source| Error::Port { purpose, address, source };
+    let listener = TcpListener::bind(address).await.map_err(fail)?;
+    let address = listener.local_addr().map_err(fail)?;
+    Ok(Port { address, listener, tls })
+}
+
+/// The places for connections, which all ports share.
+pub(crate) fn room(settings: &Http) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(settings.connections_max))
 }
 
 /// Serves until `stop`; then lets requests under way finish, but not longer than the settings say.
-pub(crate) async fn serve(listener: TcpListener, router: Router, settings: &Http, stop: CancellationToken) {
-    let room = Arc::new(Semaphore::new(settings.connections_max));
+pub(crate) async fn serve(
+    Port { listener, tls, .. }: Port,
+    router: Router,
+    settings: &Http,
+    room: Arc<Semaphore>,
+    stop: CancellationToken,
+) {
     let connections = TaskTracker::new();
     // Requests that outlast the grace time are cut off with this.
     let abort = CancellationToken::new();
@@ -63,6 +89,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, settings: &Http
         .keep_alive_interval(Duration::from_millis(settings.header_timeout_ms))
         .keep_alive_timeout(Duration::from_millis(settings.send_timeout_ms));
     let builder = Arc::new(builder);
+    let handshake_max = Duration::from_millis(settings.header_timeout_ms);
 
     loop {
         let (stream, address) = tokio::select! {
@@ -85,7 +112,21 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, settings: &Http
         counter!("http_connections_total").increment(1);
         set_options(&stream, settings);
         let connection = Connection { router: router.clone(), builder: builder.clone(), address, permit };
-        connections.spawn(connection.run(stream, stop.clone(), abort.clone()));
+        let (stop, abort) = (stop.clone(), abort.clone());
+        match tls.clone() {
+            None => connections.spawn(connection.run(stream, stop, abort)),
+            Some(tls) => connections.spawn(async move {
+                // Whoever does not shake hands must not hold a place; one that stops in the middle is cut off too.
+                let accepted = tokio::select! {
+                    accepted = tokio::time::timeout(handshake_max, tls.accept(stream)) => accepted,
+                    () = stop.cancelled() => return,
+                };
+                match accepted {
+                    Ok(Ok(stream)) => connection.run(stream, stop, abort).await,
+                    _ => counter!("http_tls_errors_total").increment(1),
+                }
+            }),
+        };
     }
 
     connections.close();
@@ -114,7 +155,10 @@ struct Connection {
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream, stop: CancellationToken, abort: CancellationToken) {
+    async fn run<S>(self, stream: S, stop: CancellationToken, abort: CancellationToken)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let open = gauge!("http_connections_open");
         open.increment(1);
         let Self { router, builder, address, permit } = self;

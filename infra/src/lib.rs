@@ -16,6 +16,7 @@ pub mod serve;
 pub mod settings;
 mod signals;
 pub mod telemetry;
+mod tls;
 pub mod watch;
 mod wiring;
 

@@ -9,6 +9,7 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -26,7 +27,11 @@ use tracing::{error, info, warn};
 
 use crate::settings::{self, Settings};
 use crate::signals::terminated;
+use crate::tls::Certificates;
 use crate::{Error, api, cli, http as port, keys, pages, publish, telemetry, wiring};
+
+/// Closing recordings may take so long when the program ends: their playlists are written then.
+const RECORDINGS_MAX: Duration = Duration::from_secs(10);
 
 /// Runs `shoal serve` until SIGINT or SIGTERM.
 ///
@@ -40,6 +45,9 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
     let mut settings = Settings::load(flags.config.as_deref(), std::env::vars())?;
     if let Some(listen) = &flags.listen {
         settings.http.listen.clone_from(listen);
+    }
+    if flags.tls_self_signed {
+        settings.http.tls_self_signed = true;
     }
     if !flags.public_ip.is_empty() {
         settings.ingest.public_ips.clone_from(&flags.public_ip);
@@ -78,6 +86,7 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
 #[derive(Debug)]
 pub struct Server {
     address: SocketAddr,
+    tls_address: Option<SocketAddr>,
     media_address: SocketAddr,
     streams: Streams,
     /// Stops what makes media and meetings.
@@ -85,7 +94,7 @@ pub struct Server {
     /// Stops what answers; after the services, so that viewers hear their goodbyes.
     stop_http: CancellationToken,
     services: Vec<JoinHandle<()>>,
-    http: JoinHandle<()>,
+    http: Vec<JoinHandle<()>>,
     upkeep: JoinHandle<()>,
 }
 
@@ -98,13 +107,16 @@ impl Server {
         // First, so that counters which services look up at their start are the exported ones.
         let metrics = telemetry::metrics();
         let key = SigningKey::from_bytes(&keys::load(&settings.keys)?);
-        let listener = port::bind(&settings.http).await?;
-        let address = listener.local_addr().map_err(|source| Error::Port {
-            purpose: "HTTP",
-            address: ([0, 0, 0, 0], 0).into(),
-            source,
-        })?;
-        let streams = Streams::new(settings.segmenter.clone(), key);
+        let certificates = Certificates::load(&settings.http)?;
+        let clear = port::bind("HTTP", settings.http.address()?, None).await?;
+        let address = clear.address;
+        let mut ports = vec![clear];
+        if let (Some(certificates), Some(address)) = (&certificates, settings.http.tls_address()?) {
+            ports.push(port::bind("TLS", address, Some(certificates.acceptor())).await?);
+        }
+        let tls_address = ports.get(1).map(|port| port.address);
+        let streams = Streams::open(settings.segmenter.clone(), key)
+            .map_err(|error| Error::service("storage", error))?;
         let tracker =
             Tracker::new(settings.tracker.clone()).map_err(|error| Error::service("tracker", error))?;
         // Before there can be a publisher: an event that nobody hears is lost.
@@ -125,7 +137,7 @@ impl Server {
             .fallback(|| std::future::ready(pages::not_found()));
 
         let (stop_services, stop_http) = (CancellationToken::new(), CancellationToken::new());
-        let services = vec![
+        let mut services = vec![
             tokio::spawn(wiring::run(streams.clone(), events, tracker.clone(), stop_http.clone())),
             tokio::spawn({
                 let stop = stop_services.clone();
@@ -140,18 +152,25 @@ impl Server {
                 }
             }),
         ];
-        let serving = {
+        if let Some(certificates) = certificates {
+            services.push(tokio::spawn(certificates.keep(stop_http.clone())));
+        }
+        let room = port::room(&settings.http);
+        let http = ports.into_iter().map(|open| {
             let (settings, stop) = (settings.http.clone(), stop_http.clone());
-            async move { port::serve(listener, router, &settings, stop).await }
-        };
+            let (router, room) = (router.clone(), room.clone());
+            tokio::spawn(async move { port::serve(open, router, &settings, room, stop).await })
+        });
+        let http = http.collect();
         Ok(Self {
             address,
+            tls_address,
             media_address,
             streams,
             stop_services,
             stop_http,
             services,
-            http: tokio::spawn(serving),
+            http,
             upkeep: tokio::spawn(telemetry::keep_metrics(metrics)),
         })
     }
@@ -160,6 +179,18 @@ impl Server {
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where the port with TLS is, if there is one.
+    #[must_use]
+    pub fn tls_address(&self) -> Option<SocketAddr> {
+        self.tls_address
+    }
+
+    /// The registry of streams, for publishing from within the process, as load tests do.
+    #[must_use]
+    pub fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// Where media from publishers is received.
@@ -177,7 +208,11 @@ impl Server {
             // A panic in there was printed by the runtime already.
             let _ = service.await;
         }
-        let _ = self.http.await;
+        for port in self.http {
+            let _ = port.await;
+        }
+        // Whoever does not want to wait asks twice; the next start then closes what is open.
+        self.streams.recorded(RECORDINGS_MAX).await;
         self.upkeep.abort();
     }
 
@@ -189,10 +224,14 @@ impl Server {
             Some(stream) => format!("{base}/watch/{stream}   (the test pattern)\n  all      {base}/"),
             None => format!("{base}/"),
         };
+        let tls = self.tls_address.map_or_else(String::new, |address| {
+            let note = if settings.http.tls_self_signed { "   (self-signed)" } else { "" };
+            format!("\n  TLS      {}/{note}", local_url("https", address))
+        });
         // In one write, and whether or not anybody reads it: a closed pipe is no reason to end the service.
         let _ = writeln!(
             std::io::stdout(),
-            "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME\n  watch    {watch}"
+            "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME{tls}\n  watch    {watch}"
         );
     }
 }
@@ -202,11 +241,15 @@ fn base_url(public_url: &str, address: SocketAddr) -> String {
     if !public_url.is_empty() {
         return public_url.trim_end_matches('/').to_owned();
     }
+    local_url("http", address)
+}
+
+fn local_url(scheme: &str, address: SocketAddr) -> String {
     // Browsers give camera and microphone to pages from `localhost` without TLS, not to those from other names.
     if address.ip().is_unspecified() || address.ip().is_loopback() {
-        return format!("http://localhost:{}", address.port());
+        return format!("{scheme}://localhost:{}", address.port());
     }
-    format!("http://{address}")
+    format!("{scheme}://{address}")
 }
 
 async fn render_metrics(State(metrics): State<PrometheusHandle>) -> Response {

@@ -1,5 +1,30 @@
 //! The signals that end the program.
 
+/// SIGHUP, which asks a service to read its files again. Where there is no such signal it never comes.
+pub(crate) struct Hangups {
+    #[cfg(unix)]
+    signal: tokio::signal::unix::Signal,
+}
+
+impl Hangups {
+    /// From now on the signal no longer ends the process.
+    pub(crate) fn new() -> Self {
+        Self {
+            #[cfg(unix)]
+            signal: tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())
+                .expect("a handler can be installed inside the runtime"),
+        }
+    }
+
+    pub(crate) async fn next(&mut self) {
+        #[cfg(unix)]
+        if self.signal.recv().await.is_some() {
+            return;
+        }
+        std::future::pending().await
+    }
+}
+
 /// Waits for SIGINT or SIGTERM. The handlers are in place when this returns the future.
 pub(crate) fn terminated() -> impl Future<Output = ()> {
     #[cfg(unix)]

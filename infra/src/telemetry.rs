@@ -86,6 +86,9 @@ pub async fn keep_metrics(handle: PrometheusHandle) {
     let mut interval = tokio::time::interval(UPKEEP_INTERVAL);
     loop {
         interval.tick().await;
+        // Flat while viewers come and go, or something leaks.
+        metrics::gauge!("process_tasks")
+            .set(tokio::runtime::Handle::current().metrics().num_alive_tasks() as f64);
         handle.run_upkeep();
     }
 }

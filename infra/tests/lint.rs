@@ -27,9 +27,16 @@ fn lint(url: &str, flags: &[&str]) -> (Option<i32>, String, String) {
 #[test]
 fn our_own_live_stream_with_a_publisher_that_came_back_breaks_no_rule() {
     let serving = Serving::start(&mut shoal());
-    serving.publish("show", &[]).stop();
-    let _publisher = serving.publish("show", &[]);
-    until("the discontinuity", || serving.playlist("show").filter(|text| text.contains("DISCONTINUITY\n")));
+    // Killed, so that it says no goodbye and the stream waits for it.
+    drop(serving.publish("show", &[]));
+    let mut publisher = serving.start_publisher("show", &[]);
+    until("the discontinuity", || {
+        // Refused until the server has noticed that the first one is gone.
+        if publisher.has_ended() {
+            publisher = serving.start_publisher("show", &[]);
+        }
+        serving.playlist("show").filter(|text| text.contains("DISCONTINUITY\n"))
+    });
     let (code, stdout, stderr) = lint(&serving.url("/watch/show"), &["--seconds", "8", "--json"]);
     assert_eq!(code, Some(0), "{stdout}{stderr}");
     let report: Value = serde_json::from_str(stdout.trim()).unwrap();

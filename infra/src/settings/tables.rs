@@ -16,6 +16,17 @@ pub struct Http {
     /// The address by which browsers reach this server, for the links that are printed, such as
     /// `https://live.example.org`. Empty: derived from `listen`.
     pub public_url: String,
+    /// Also listen here with TLS and HTTP/2, address and port, such as `0.0.0.0:8443`; the port above stays in clear,
+    /// for a CDN's back side. Browsers give camera and microphone only to pages with TLS or from `localhost`, and
+    /// Apple's players want HTTP/2 for low latency. Empty: port 8443 beside the port above if there is a certificate,
+    /// and else no TLS.
+    pub tls_listen: String,
+    /// The certificate for TLS with those that vouch for it, as PEM. Read again when it changes, and on SIGHUP.
+    pub tls_certificate_file: String,
+    /// The certificate's private key, as PEM.
+    pub tls_key_file: String,
+    /// Make a certificate at each start, for trying out: browsers warn, and players refuse it unless told.
+    pub tls_self_signed: bool,
     /// Refuse connections beyond this many. Each viewer keeps one or two for playlists and media and one for the
     /// tracker.
     pub connections_max: usize,
@@ -35,6 +46,10 @@ impl Default for Http {
         Self {
             listen: "0.0.0.0:8080".to_owned(),
             public_url: String::new(),
+            tls_listen: String::new(),
+            tls_certificate_file: String::new(),
+            tls_key_file: String::new(),
+            tls_self_signed: false,
             connections_max: 20_000,
             header_timeout_ms: 30_000,
             header_bytes_max: 32_768,
@@ -50,16 +65,45 @@ impl Http {
     /// # Errors
     /// [`Error::Settings`] if it is none.
     pub fn address(&self) -> Result<SocketAddr, Error> {
-        let value = &self.listen;
-        value.parse().map_err(|_| {
-            Error::Settings(format!(
-                "http.listen = {value:?}: has to be an address and a port, such as 0.0.0.0:8080 or [::]:8080"
-            ))
-        })
+        address("http.listen", &self.listen)
+    }
+
+    /// The address to listen on with TLS; none without.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] if it is none, or there is not exactly one certificate for it.
+    pub fn tls_address(&self) -> Result<Option<SocketAddr>, Error> {
+        let files = [&self.tls_certificate_file, &self.tls_key_file].map(|file| !file.is_empty());
+        let reason = match (files, self.tls_self_signed) {
+            ([true, true], false) | ([false, false], true) => None,
+            ([false, false], false) if self.tls_listen.is_empty() => return Ok(None),
+            ([false, false], false) => Some(
+                "http.tls_listen needs http.tls_certificate_file and http.tls_key_file, or http.tls_self_signed",
+            ),
+            ([true, false] | [false, true], _) => {
+                Some("http.tls_certificate_file and http.tls_key_file need each other")
+            }
+            ([true, true], true) => {
+                Some("http.tls_self_signed: there is a certificate in http.tls_certificate_file")
+            }
+        };
+        if let Some(reason) = reason {
+            return Err(Error::Settings(reason.to_owned()));
+        }
+        if !self.tls_listen.is_empty() {
+            return address("http.tls_listen", &self.tls_listen).map(Some);
+        }
+        let mut beside = self.address()?;
+        // Whoever lets the system choose the one lets it choose the other.
+        if beside.port() != 0 {
+            beside.set_port(TLS_PORT);
+        }
+        Ok(Some(beside))
     }
 
     pub(super) fn validate(&self) -> Result<(), Error> {
         self.address()?;
+        self.tls_address()?;
         let value = &self.public_url;
         if !(value.is_empty() || value.starts_with("http://") || value.starts_with("https://")) {
             return Err(Error::Settings(format!(
@@ -73,6 +117,17 @@ impl Http {
         within("http.send_timeout_ms", self.send_timeout_ms, 1_000..=600_000)?;
         within("http.shutdown_grace_ms", self.shutdown_grace_ms, 0..=600_000)
     }
+}
+
+/// The port for TLS beside 8080.
+const TLS_PORT: u16 = 8443;
+
+fn address(key: &str, value: &str) -> Result<SocketAddr, Error> {
+    value.parse().map_err(|_| {
+        Error::Settings(format!(
+            "{key} = {value:?}: has to be an address and a port, such as 0.0.0.0:8080 or [::]:8080"
+        ))
+    })
 }
 
 /// The origin's identity.

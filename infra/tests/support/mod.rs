@@ -33,6 +33,10 @@ impl Running {
         Self(command.stdin(Stdio::null()).spawn().unwrap_or_else(|error| panic!("{command:?}: {error}")))
     }
 
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.0.try_wait().expect("it can be waited for").is_some()
+    }
+
     /// Sends a signal by its name, such as TERM.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.0.id().to_string();
@@ -110,12 +114,17 @@ impl Serving {
 
     /// Publishes a small test pattern and waits until it is listed.
     pub(crate) fn publish(&self, stream: &str, flags: &[&str]) -> Running {
+        let publisher = self.start_publisher(stream, flags);
+        until("the stream", || self.playlist(stream).filter(|text| text.contains("#EXTINF")));
+        publisher
+    }
+
+    /// The same without waiting. It ends by itself while the server believes that another one is there.
+    pub(crate) fn start_publisher(&self, stream: &str, flags: &[&str]) -> Running {
         let mut command = shoal();
         command.args(["publish", "test-pattern", &self.url(&format!("/whip/{stream}"))]);
         command.args(["--size", "320x180", "--bitrate", "300k"]).args(flags).stderr(Stdio::null());
-        let publisher = Running::start(&mut command);
-        until("the stream", || self.playlist(stream).filter(|text| text.contains("#EXTINF")));
-        publisher
+        Running::start(&mut command)
     }
 
     /// The first rendition's playlist, if there is one.

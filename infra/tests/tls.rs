@@ -1,0 +1,109 @@
+//! TLS and HTTP/2 from outside: what is negotiated, which certificate, and that it can be renewed.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use reqwest::{Certificate, Client, StatusCode, Version};
+use support::{Serving, shoal, until};
+
+fn client(root: Option<&str>) -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder = Client::builder().pool_max_idle_per_host(0);
+    if let Some(root) = root {
+        builder = builder.tls_certs_only([Certificate::from_pem(root.as_bytes()).expect("it is PEM")]);
+    }
+    builder.build().expect("a client can be made")
+}
+
+fn any_certificate() -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::builder().danger_accept_invalid_certs(true).build().expect("a client can be made")
+}
+
+/// Makes a certificate for localhost and writes it with its key. Gives the certificate.
+fn write_certificate(folder: &Path) -> String {
+    let made =
+        rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate can be made");
+    fs::write(folder.join("key.pem"), made.signing_key.serialize_pem()).expect("the folder is ours");
+    fs::write(folder.join("certificate.pem"), made.cert.pem()).expect("the folder is ours");
+    made.cert.pem()
+}
+
+fn with_files(folder: &Path) -> Command {
+    let mut command = shoal();
+    command.env("SHOAL_HTTP_TLS_CERTIFICATE_FILE", folder.join("certificate.pem"));
+    command.env("SHOAL_HTTP_TLS_KEY_FILE", folder.join("key.pem"));
+    command
+}
+
+#[tokio::test]
+async fn http2_is_negotiated_over_tls_and_the_clear_port_stays() {
+    let serving = Serving::start(shoal().env("SHOAL_HTTP_TLS_SELF_SIGNED", "true"));
+    let url = format!("https://localhost:{}/healthz", serving.tls_port.unwrap());
+    let answer = any_certificate().get(&url).send().await.unwrap();
+    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_2));
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let old = Client::builder().danger_accept_invalid_certs(true).http1_only().build().unwrap();
+    let answer = old.get(&url).send().await.unwrap();
+    assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_11));
+    assert!(serving.get("/healthz").starts_with("HTTP/1.1 200"));
+    // The control: nobody trusts a self-signed certificate by itself.
+    assert!(client(None).get(&url).send().await.is_err());
+}
+
+#[tokio::test]
+async fn renewed_certificate_is_used_after_sighup_and_a_broken_one_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = write_certificate(folder.path());
+    let serving = Serving::start(&mut with_files(folder.path()));
+    let url = format!("https://localhost:{}/healthz", serving.tls_port.unwrap());
+    let is_trusted = |root: String| {
+        let url = url.clone();
+        async move { client(Some(&root)).get(url).send().await.is_ok() }
+    };
+    assert!(is_trusted(first.clone()).await);
+
+    fs::write(folder.path().join("certificate.pem"), "no certificate").unwrap();
+    serving.process.signal("HUP");
+    assert!(is_trusted(first.clone()).await);
+
+    let second = write_certificate(folder.path());
+    serving.process.signal("HUP");
+    let handle = tokio::runtime::Handle::current();
+    tokio::task::spawn_blocking({
+        let second = second.clone();
+        let url = url.clone();
+        move || {
+            until("the new certificate", || {
+                handle.block_on(client(Some(&second)).get(&url).send()).is_ok().then_some(())
+            });
+        }
+    })
+    .await
+    .unwrap();
+    assert!(!is_trusted(first).await);
+}
+
+#[test]
+fn certificate_that_cannot_be_used_is_one_line_and_exit_code_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |command: &mut Command| {
+        let output = command.arg("serve").output().unwrap();
+        let message = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        message
+    };
+    assert!(refused(&mut with_files(folder.path())).contains("http.tls_certificate_file"));
+    write_certificate(folder.path());
+    let other = rcgen::KeyPair::generate().unwrap();
+    fs::write(folder.path().join("key.pem"), other.serialize_pem()).unwrap();
+    // The key of another certificate.
+    assert!(refused(&mut with_files(folder.path())).contains("http.tls_certificate_file"));
+    assert!(refused(shoal().env("SHOAL_HTTP_TLS_LISTEN", "127.0.0.1:0")).contains("http.tls_listen needs"));
+    let both = refused(with_files(folder.path()).env("SHOAL_HTTP_TLS_SELF_SIGNED", "true"));
+    assert!(both.contains("http.tls_self_signed"), "{both}");
+}
