@@ -1,0 +1,56 @@
+# Varnish (7.1, Debian 12) in front of Shoal: one request to the origin for each playlist revision and each part,
+# however many viewers wait for it. See README.md.
+vcl 4.1;
+
+backend shoal {
+    .host = "127.0.0.1";
+    .port = "8080";
+    # The origin holds a request for what comes next for up to three target durations.
+    .first_byte_timeout = 40s;
+    .between_bytes_timeout = 30s;
+}
+
+sub vcl_recv {
+    # The tracker's socket.
+    if (req.http.Upgrade ~ "(?i)websocket") {
+        return (pipe);
+    }
+    # WHIP, the API, the pages: not for everybody, or small.
+    if (req.url !~ "^/live/" || (req.method != "GET" && req.method != "HEAD")) {
+        return (pass);
+    }
+    # Nothing under /live/ depends on them, and with them nothing would be shared.
+    unset req.http.Cookie;
+    unset req.http.Cache-Control;
+    unset req.http.Pragma;
+    return (hash);
+}
+
+sub vcl_pipe {
+    set bereq.http.Upgrade = req.http.Upgrade;
+    set bereq.http.Connection = req.http.Connection;
+}
+
+sub vcl_backend_response {
+    if (bereq.url !~ "^/live/" || bereq.uncacheable) {
+        return (deliver);
+    }
+    # How long is the origin's word (Cache-Control). An old playlist served in grace would be the latency of all.
+    set beresp.grace = 0s;
+    set beresp.keep = 0s;
+    if (beresp.status >= 400) {
+        # Errors say no-store. One second all the same: else Varnish would remember for two minutes that this URL is
+        # not to be shared, and pass on a whole crowd.
+        set beresp.ttl = 1s;
+    }
+    return (deliver);
+}
+
+sub vcl_deliver {
+    # For looking; players ignore it.
+    if (obj.hits > 0) {
+        set resp.http.X-Cache = "hit";
+    } else {
+        set resp.http.X-Cache = "miss";
+    }
+}
