@@ -30,6 +30,33 @@ pub struct Config {
     /// How many VP8 tracks are transcoded to H.264 at once, each in a thread that needs a fifth of a core at 720p; more
     /// are refused. 0: as many as the machine has cores.
     pub transcodes_max: usize,
+    /// Where media is kept beyond memory: a directory, or `s3://BUCKET/PREFIX`. Empty: nowhere, unless `recording` or
+    /// `dvr_ms` ask for it; then in the directory `recordings`. With an S3 store, name a `signing_key_file` too: by its
+    /// key an origin knows its own recordings after a restart.
+    pub storage: String,
+    /// The address of an S3 service other than Amazon's, such as `http://127.0.0.1:9000`. Empty: Amazon's, or what
+    /// AWS_ENDPOINT_URL says.
+    pub s3_endpoint: String,
+    /// The S3 store's access key. Empty: this, the secret key and the region are taken from the environment
+    /// (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION) or from the machine's role at Amazon's.
+    pub s3_access_key_id: String,
+    /// The S3 store's secret key.
+    pub s3_secret_access_key: Secret,
+    /// Whether each stream is kept as a recording: playable under `/vod/` when it has ended, listed by
+    /// `/api/recordings`.
+    pub recording: bool,
+    /// How far back viewers of a live stream can go, in milliseconds; what exceeds `window_ms` is read from the storage.
+    /// 0: as far as `window_ms`.
+    pub dvr_ms: u32,
+    /// At most this many bytes of a stream's media wait to be stored. More means that the storage can't keep up: the
+    /// recording ends, the stream goes on.
+    pub storage_queue_bytes_max: usize,
+    /// Recordings end, and none begins, when less than this many bytes are free where they are kept. For directories.
+    pub storage_free_bytes_min: u64,
+    /// How many hours recordings are kept after their end. 0: for ever.
+    pub recordings_keep_hours: u32,
+    /// The oldest recordings are deleted when all together take more than this many bytes. 0: no limit.
+    pub recordings_bytes_max: u64,
     /// Where viewers find the tracker: a path on this server, or a `wss://` URL. Empty: they are sent to none and play
     /// from the origin alone.
     pub tracker_url: String,
@@ -49,8 +76,29 @@ impl Default for Config {
             settle_ms: 1_500,
             audio_bps: 128_000,
             transcodes_max: 0,
+            storage: String::new(),
+            s3_endpoint: String::new(),
+            s3_access_key_id: String::new(),
+            s3_secret_access_key: Secret::default(),
+            recording: false,
+            dvr_ms: 0,
+            storage_queue_bytes_max: 32 << 20,
+            storage_free_bytes_min: 1 << 30,
+            recordings_keep_hours: 0,
+            recordings_bytes_max: 0,
             tracker_url: "/tracker".to_owned(),
         }
+    }
+}
+
+/// A setting that logs must not show.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "none" } else { "secret" })
     }
 }
 
@@ -82,6 +130,9 @@ impl Config {
             ("streams_max", self.streams_max as u64, 1, 100_000),
             ("queue_bytes_max", self.queue_bytes_max as u64, 64 << 10, u64::MAX),
             ("transcodes_max", self.transcodes_max as u64, 0, 1_000),
+            // Twelve hours: a playlist of 2 s segments has 2 MB then.
+            ("dvr_ms", u64::from(self.dvr_ms), 0, 12 * 3_600_000),
+            ("storage_queue_bytes_max", self.storage_queue_bytes_max as u64, 1 << 20, u64::MAX),
             ("audio_bps", u64::from(self.audio_bps), 32_000, 320_000),
         ];
         // It stands in quotes in the multivariant playlist.
@@ -110,7 +161,19 @@ impl Config {
             segment_us,
             target_duration_s: (segment_us as u64).div_ceil(1_000_000),
             window_us: i64::from(self.window_ms) * 1000,
+            dvr_us: i64::from(self.dvr_ms.max(self.window_ms)) * 1000,
         }
+    }
+
+    /// Whether the live window is longer than memory holds.
+    pub(crate) fn has_dvr(&self) -> bool {
+        self.dvr_ms > self.window_ms
+    }
+
+    /// Where media is kept beyond memory, if anything is to be.
+    pub(crate) fn storage_target(&self) -> Option<&str> {
+        let target = if self.storage.is_empty() { "recordings" } else { &self.storage };
+        (self.recording || self.has_dvr()).then_some(target)
     }
 }
 
@@ -126,8 +189,10 @@ pub(crate) struct Constants {
     pub(crate) segment_us: i64,
     /// `EXT-X-TARGETDURATION`.
     pub(crate) target_duration_s: u64,
-    /// How much media stays listed.
+    /// How much media stays listed, and in memory.
     pub(crate) window_us: i64,
+    /// How much media stays listed where there is a storage.
+    pub(crate) dvr_us: i64,
 }
 
 impl Constants {
@@ -171,6 +236,22 @@ mod tests {
     fn part_target_holds_whole_audio_frames() {
         let constants = Config::default().constants();
         assert_eq!(constants.part_target_us, 512_000);
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let config = Config { s3_secret_access_key: Secret("hidden".to_owned()), ..Config::default() };
+        assert!(!format!("{config:?}").contains("hidden"));
+    }
+
+    #[test]
+    fn nothing_is_kept_unless_asked_for() {
+        let target = |config: Config| config.storage_target().map(str::to_owned);
+        let store = || "s3://b/p".to_owned();
+        assert_eq!(target(Config::default()), None);
+        assert_eq!(target(Config { storage: store(), ..Config::default() }), None);
+        assert_eq!(target(Config { recording: true, ..Config::default() }).unwrap(), "recordings");
+        assert_eq!(target(Config { dvr_ms: 600_000, storage: store(), ..Config::default() }), Some(store()));
     }
 
     #[test]

@@ -88,6 +88,8 @@ pub struct StreamStats {
     pub blocked_requests: u64,
     /// Media bytes in memory now.
     pub held_bytes: u64,
+    /// Whether all that was published is stored, where it is to be.
+    pub is_stored: bool,
 }
 
 impl Counters {
@@ -152,6 +154,7 @@ impl Counters {
             requests: by_class(&self.requests),
             blocked_requests: self.blocked.load(Ordering::Relaxed),
             held_bytes: live.held_bytes() as u64,
+            is_stored: live.is_stored(),
         }
     }
 }

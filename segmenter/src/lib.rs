@@ -14,20 +14,26 @@ mod cut;
 mod events;
 pub mod frame;
 mod live;
+mod multivariant;
 mod mux;
 pub mod origin;
+mod recording;
 mod rendered;
 mod session;
+mod storage;
 mod streams;
 mod transcode;
 mod window;
 mod worker;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, Secret};
 pub use counters::{ByClass, StreamStats};
 pub use events::{Event, Published, RenditionInfo};
-pub use live::State;
+pub use live::{RecordingStatus, State};
 pub use origin::Origin;
+pub use recording::RecordingInfo;
+pub use recording::layout::RecordingState;
+pub use storage::StorageError;
 pub use streams::{
     KeyframeRequest, Overflow, Publication, PublishError, StreamInfo, Streams, is_stream_name,
 };

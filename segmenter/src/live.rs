@@ -4,9 +4,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
 use shoal_digest::{Epoch, OriginKey, PieceId, Record};
 use shoal_playlist::RenditionReport;
 use tokio::sync::{broadcast, watch};
@@ -14,6 +17,7 @@ use tokio::sync::{broadcast, watch};
 use crate::config::{Config, Constants};
 use crate::counters::Counters;
 use crate::events::{Event, Published, RenditionInfo};
+use crate::recording::{NewRecording, Recorder, Recordings};
 use crate::rendered::{Cached, Text};
 use crate::window::{PartEntry, Progress, Window};
 
@@ -42,7 +46,7 @@ pub(crate) struct Rendition {
 }
 
 /// What the multivariant playlist says about a rendition.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Description {
     pub(crate) codecs: String,
     /// Width and height; none for audio.
@@ -50,6 +54,9 @@ pub(crate) struct Description {
     pub(crate) frame_rate_milli: u64,
     /// The highest bit rate of a segment so far, in bits per second.
     pub(crate) peak_bps: u64,
+    /// Whether a segment of pictures began without a keyframe, because the publisher did not send one.
+    #[serde(default)]
+    pub(crate) has_dependent_segments: bool,
     media_bytes: u64,
     media_us: u64,
     /// Of the segment in the making.
@@ -77,6 +84,11 @@ impl Description {
 
     pub(crate) fn average_bps(&self) -> u64 {
         bits_per_second(self.media_bytes, self.media_us)
+    }
+
+    /// Counts the segment in the making as if it had ended; its bit rate counts only if there is no other.
+    pub(crate) fn end_open_segment(&mut self) {
+        self.end_segment(0);
     }
 
     fn end_segment(&mut self, target_us: u64) {
@@ -160,6 +172,8 @@ pub(crate) struct Live {
     /// Rises with every change of any rendition: playlists report on each other.
     revision: AtomicU64,
     bytes_max: usize,
+    /// Keeps what is published, where something is to be kept.
+    recorder: Option<Recorder>,
     shared: Shared,
 }
 
@@ -168,6 +182,17 @@ pub(crate) struct Live {
 pub(crate) struct Shared {
     pub(crate) signing_key: Arc<SigningKey>,
     pub(crate) events: broadcast::Sender<Event>,
+    /// Where there is a storage.
+    pub(crate) recordings: Option<Arc<Recordings>>,
+}
+
+/// How the recording of a live stream goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RecordingStatus {
+    /// Why it has ended, although the stream goes on; empty if it has not.
+    pub failure: String,
+    /// Where it can be played when the stream has ended.
+    pub url: String,
 }
 
 impl Live {
@@ -179,10 +204,26 @@ impl Live {
         shared: &Shared,
         renditions: Vec<Arc<Rendition>>,
     ) -> Self {
+        let epoch = Epoch(rand::random());
+        let origin_key = OriginKey::of(&shared.signing_key);
+        let describe = |rendition: &Arc<Rendition>| (rendition.name.clone(), rendition.description());
+        let recorder = shared.recordings.as_ref().map(|recordings| {
+            recordings.start(NewRecording {
+                stream: name,
+                epoch: format!("{epoch:?}"),
+                origin_key: STANDARD.encode(origin_key.to_bytes()),
+                started_ms,
+                target_duration_s: config.constants().target_duration_s,
+                renditions: renditions.iter().map(describe).collect(),
+            })
+        });
+        if recorder.is_some() {
+            renditions.iter().for_each(|rendition| rendition.window.lock().watch_changes(config.has_dvr()));
+        }
         let live = Self {
             name: name.clone(),
-            epoch: Epoch(rand::random()),
-            origin_key: OriginKey::of(&shared.signing_key),
+            epoch,
+            origin_key,
             started_ms,
             constants: config.constants(),
             renditions,
@@ -191,6 +232,7 @@ impl Live {
             state: Mutex::new(State::Live),
             revision: AtomicU64::new(0),
             bytes_max: config.stream_bytes_max,
+            recorder,
             shared: shared.clone(),
         };
         live.emit(Event::Started {
@@ -215,6 +257,9 @@ impl Live {
         if state == State::Ended && before != State::Ended {
             for rendition in &self.renditions {
                 self.change(rendition, Window::end);
+            }
+            if let Some(recorder) = &self.recorder {
+                recorder.close();
             }
             self.emit(Event::Ended { stream: self.name.clone(), epoch: self.epoch });
         }
@@ -261,6 +306,7 @@ impl Live {
             let mut description = rendition.description.lock();
             description.open_bytes += length as u64;
             description.open_us += duration_us.unsigned_abs();
+            description.has_dependent_segments |= at.parts == 0 && !is_independent;
             if is_last {
                 description.end_segment(target_us);
             }
@@ -310,13 +356,36 @@ impl Live {
 
     /// Changes a rendition's window and wakes those who wait for it.
     pub(crate) fn change(&self, rendition: &Rendition, change: impl FnOnce(&mut Window)) {
-        let progress = {
+        let (progress, changes) = {
             let mut window = rendition.window.lock();
             change(&mut window);
-            window.progress()
+            if let Some(recorder) = &self.recorder {
+                match recorder.stored_to(rendition.number) {
+                    Some(msn) => window.set_stored(msn),
+                    None => window.lose_storage(),
+                }
+            }
+            (window.progress(), window.take_changes())
         };
         self.revision.fetch_add(1, Ordering::AcqRel);
         rendition.progress.send_replace(progress);
+        if let (Some(recorder), false) = (&self.recorder, changes.is_empty()) {
+            recorder.take(rendition.number, changes, || rendition.description());
+        }
+    }
+
+    /// How its recording goes, if there is to be one.
+    pub(crate) fn recording(&self) -> Option<RecordingStatus> {
+        let recorder = self.recorder.as_ref().filter(|recorder| recorder.is_kept())?;
+        Some(RecordingStatus {
+            failure: recorder.failure().unwrap_or_default(),
+            url: format!("/vod/{}/{}/index.m3u8", self.name, self.epoch_hex()),
+        })
+    }
+
+    /// Whether all that was published is stored.
+    pub(crate) fn is_stored(&self) -> bool {
+        self.recorder.as_ref().is_none_or(Recorder::is_idle)
     }
 
     /// Lets the oldest media go while the stream holds more than its limit.

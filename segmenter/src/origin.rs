@@ -1,11 +1,13 @@
-//! The HTTP origin: playlists and media of all streams under `/live/`.
+//! The HTTP origin: playlists and media of all streams under `/live/`, recordings under `/vod/`.
 //!
 //! It only reads what the workers published. Rules of blocking, caching and errors are those of
 //! draft-pantos-hls-rfc8216bis (section 6.2.5 and appendix B); the table is in `../README.md`.
 
+mod answer;
 mod headers;
 mod media;
 mod playlists;
+mod recordings;
 mod request;
 
 use axum::Router;
@@ -21,7 +23,7 @@ use headers::{Cache, error};
 pub struct Origin;
 
 impl Origin {
-    /// The routes under `/live/`, for merging into the program's router.
+    /// The routes `/live/`, `/vod/` and `/api/recordings`, for merging into the program's router.
     pub fn router(streams: Streams) -> Router {
         let unknown = || async { error(StatusCode::NOT_FOUND, "no such resource", Cache::None) };
         let live = Router::new()
@@ -29,8 +31,12 @@ impl Origin {
             .route("/{stream}/{epoch}/{rendition}/playlist.m3u8", get(playlists::media))
             .route("/{stream}/{epoch}/{rendition}/{file}", get(media::file))
             .fallback(unknown)
-            .with_state(streams)
-            .layer(middleware::from_fn(headers::cross_origin));
-        Router::new().nest("/live", live)
+            .with_state(streams.clone());
+        let vod = Router::new()
+            .route("/vod/{stream}/{epoch}/{file}", get(recordings::top))
+            .route("/vod/{stream}/{epoch}/{rendition}/{file}", get(recordings::file))
+            .route("/api/recordings", get(recordings::list))
+            .with_state(recordings::Shared::new(streams));
+        Router::new().nest("/live", live).merge(vod).layer(middleware::from_fn(headers::cross_origin))
     }
 }

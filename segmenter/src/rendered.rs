@@ -37,7 +37,7 @@ impl Cached {
 }
 
 impl Text {
-    fn new(plain: String) -> Self {
+    pub(crate) fn new(plain: String) -> Self {
         // Level 5 is within 2 % of the best on playlists and takes half the time.
         let mut encoder = GzEncoder::new(Vec::with_capacity(plain.len() / 4), Compression::new(5));
         encoder.write_all(plain.as_bytes()).expect("a Vec takes any bytes");

@@ -5,20 +5,21 @@
 //! clock jumped, a format changed) is a pause: everything is cut at one point, and the next media begins there with
 //! a discontinuity and, where the format is another one, with another initialization section.
 
+mod pause;
+mod stall;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tracing::{debug, warn};
 
 use crate::audio::{self, AUDIO_CONFIG, AudioCutter, AudioError, AudioPart, Transcoder};
 use crate::codecs;
 use crate::config::{Config, Constants};
 use crate::cut::{CutPart, Cutter};
 use crate::frame::{Frame, TrackFormat, TrackId, VideoCodec};
-use crate::live::{Description, Live, NewPart, Rendition, Shared, State};
+use crate::live::{Description, Live, NewPart, Rendition, Shared};
 use crate::mux::{MuxError, Muxer, SampleEntry, VIDEO_TIMESCALE};
-use crate::window::Window;
 
 /// Why a stream cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -264,16 +265,6 @@ impl Session {
         }
     }
 
-    /// A layer that is two segments behind the lead has stopped coming: browsers do that when the uplink gets narrow.
-    fn catch_up_followers(&mut self) -> Result<(), SessionError> {
-        for index in 1..self.videos.len() {
-            while self.videos[index].cutter.segments_behind() >= 2 {
-                self.end_stalled_segment(index)?;
-            }
-        }
-        Ok(())
-    }
-
     fn publish_video(&mut self, index: usize, part: CutPart<Bytes>) -> Result<(), SessionError> {
         let ticks = |us: i64| (us * i64::from(VIDEO_TIMESCALE) + 500_000).div_euclid(1_000_000);
         let video = &mut self.videos[index];
@@ -336,157 +327,11 @@ impl Session {
         self.bridge_stalled_video(end_us)
     }
 
-    /// Audio has come up to `audio_end_us`. Where the video is so far behind that its segment would outgrow the target
-    /// duration, the segment is ended with what there is, and what is missing is said to be a gap.
-    fn bridge_stalled_video(&mut self, audio_end_us: i64) -> Result<(), SessionError> {
-        let patience_us = self.constants.segment_max_us() + VIDEO_LAG_MAX_US;
-        while let Some(lead) = self.videos.first()
-            && audio_end_us - lead.cutter.segment_start_us() > patience_us
-        {
-            warn!(at_us = lead.cutter.part_start_us(), "video has stalled");
-            metrics::counter!("segmenter_video_stalls_total").increment(1);
-            if let Some(end_us) = self.end_stalled_segment(0)? {
-                self.follow(end_us, true)?;
-            }
-            self.lead_followers(1, false);
-            self.catch_up_followers()?;
-        }
-        Ok(())
-    }
-
-    /// Ends a video rendition's segment; returns where, unless [`Self::publish_video`] has told the audio already.
-    fn end_stalled_segment(&mut self, index: usize) -> Result<Option<i64>, SessionError> {
-        let video = &mut self.videos[index];
-        self.keyframe_requests.push(video.track);
-        let due_us = video.cutter.segment_start_us() + self.constants.segment_us;
-        if let Some(part) = video.cutter.finish(due_us) {
-            self.publish_video(index, part)?;
-            return Ok(None);
-        }
-        let at_us = video.cutter.part_start_us();
-        if video.rendition.with_window(Window::progress).parts > 0 {
-            self.live.change(&video.rendition, Window::end_segment);
-            video.cutter.skip_to(at_us);
-            return Ok(Some(at_us));
-        }
-        for start_us in (at_us..due_us).step_by(self.constants.part_us.unsigned_abs() as usize) {
-            let duration_us = self.constants.part_us.min(due_us - start_us);
-            let is_last = start_us + duration_us >= due_us;
-            self.live.publish_gap(&video.rendition, self.zero_ms + start_us / 1000, duration_us, is_last);
-        }
-        video.cutter.skip_to(due_us);
-        Ok(Some(due_us))
-    }
-
     fn publish_audio(&mut self) -> Result<(), SessionError> {
         let Some(audio) = &mut self.audio else { return Ok(()) };
         while let Some(part) = audio.cutter.poll() {
             publish_audio_part(&self.live, audio, &part, self.zero_ms)?;
         }
-        Ok(())
-    }
-
-    /// Cuts everything at one point: the media stops here. Returns at once if it is paused already.
-    pub(crate) fn pause(&mut self) -> Result<(), SessionError> {
-        if self.paused_at_us.is_some() {
-            return Ok(());
-        }
-        let lead_end_us = self.videos.first().map(|video| video.cutter.natural_end_us());
-        for index in 0..self.videos.len() {
-            let video = &mut self.videos[index];
-            let end_us = lead_end_us.unwrap_or(0).max(video.cutter.natural_end_us());
-            if let Some(part) = video.cutter.finish(end_us) {
-                self.publish_video(index, part)?;
-            }
-        }
-        let video_end_us = self.videos.iter().map(|video| video.cutter.part_start_us()).max();
-        if let Some(audio) = &mut self.audio {
-            if let Some(at) = video_end_us.map(audio::samples) {
-                // Neither shorter than the video nor longer: the next media begins for both at the same point.
-                let mut frames = Vec::new();
-                audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
-                frames.into_iter().for_each(|frame| audio.cutter.push(frame));
-                audio.cutter.cut_off(at);
-            }
-            for part in audio.cutter.finish() {
-                publish_audio_part(&self.live, audio, &part, self.zero_ms)?;
-            }
-        }
-        let audio_end = self.audio.as_ref().map(|audio| audio::micros(audio.cutter.part_start()));
-        let end_us = video_end_us.max(audio_end).unwrap_or(0);
-        self.align_segments();
-        self.paused_at_us = Some(end_us);
-        self.gap_parts = 0;
-        self.live.set_state(State::Away);
-        debug!(end_us, "paused");
-        Ok(())
-    }
-
-    /// Ends all open segments, and brings renditions that are behind to the same media sequence number.
-    fn align_segments(&self) {
-        for rendition in &self.live.renditions {
-            self.live.change(rendition, Window::end_segment);
-        }
-        let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
-        let newest = self.live.renditions.iter().map(msn).max().unwrap_or(0);
-        for rendition in &self.live.renditions {
-            while msn(rendition) < newest {
-                warn!(rendition = rendition.name, "a segment is missing");
-                self.live.publish_gap(rendition, self.zero_ms, self.constants.part_us, true);
-            }
-        }
-    }
-
-    /// While the publisher is away, says that there is nothing, part by part as its time passes.
-    pub(crate) fn fill_with_gaps(&mut self, now_ms: i64) {
-        let Some(at_us) = &mut self.paused_at_us else { return };
-        while self.zero_ms + (*at_us + self.constants.part_us) / 1000 <= now_ms {
-            self.gap_parts += 1;
-            let is_last = self.gap_parts * self.constants.part_us % self.constants.segment_us == 0;
-            for rendition in &self.live.renditions {
-                let start_ms = self.zero_ms + *at_us / 1000;
-                self.live.publish_gap(rendition, start_ms, self.constants.part_us, is_last);
-            }
-            *at_us += self.constants.part_us;
-        }
-    }
-
-    /// Media comes again; the lead's first frame has the time `first_us` and arrived at `arrived_ms`.
-    pub(crate) fn resume(
-        &mut self,
-        formats: &BTreeMap<TrackId, TrackFormat>,
-        first_us: i64,
-        arrived_ms: i64,
-    ) -> Result<(), SessionError> {
-        let Some(at_us) = self.paused_at_us.take() else { return Ok(()) };
-        self.offset_us = at_us - first_us;
-        self.end_was_asked = false;
-        // The date of the media that comes, but never before that of the media that was.
-        self.zero_ms = self.zero_ms.max(arrived_ms - at_us / 1000);
-        for (index, video) in self.videos.iter_mut().enumerate() {
-            let Some(format) = formats.get(&video.track) else { continue };
-            let (entry, new) = sample_entry(video.track, format)?;
-            let (muxer, init) = Muxer::open(&entry)?;
-            video.muxer = muxer;
-            video.format = format.clone();
-            video.cutter = cutter(self.constants, at_us, index == 0);
-            video.needs_keyframe = true;
-            video.rendition.describe(|description| {
-                description.codecs = new.codecs;
-                description.resolution = new.resolution;
-            });
-            self.live.change(&video.rendition, |window| window.begin_discontinuity(init));
-        }
-        if let Some(audio) = &mut self.audio {
-            let (muxer, init) = Muxer::open(&audio_entry())?;
-            let start = audio::samples(at_us);
-            audio.muxer = muxer;
-            audio.transcoder = Transcoder::open(start, self.audio_bps)?;
-            audio.cutter = AudioCutter::new(&self.constants, start, self.videos.is_empty());
-            audio.is_silent = false;
-            self.live.change(&audio.rendition, |window| window.begin_discontinuity(init));
-        }
-        self.live.set_state(State::Live);
         Ok(())
     }
 }

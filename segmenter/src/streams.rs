@@ -6,7 +6,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 use parking_lot::Mutex;
 use shoal_digest::OriginKey;
@@ -16,7 +19,9 @@ use crate::config::Config;
 use crate::counters::StreamStats;
 use crate::events::{Event, RenditionInfo};
 use crate::frame::{Input, TrackId};
-use crate::live::{Live, Shared, State};
+use crate::live::{Live, RecordingStatus, Shared, State};
+use crate::recording::{RecordingInfo, Recordings};
+use crate::storage::StorageError;
 use crate::transcode::{Slots, Transcoding};
 use crate::worker::{Message, Worker};
 
@@ -91,6 +96,9 @@ pub struct StreamInfo {
     pub started_ms: u64,
     /// Its renditions.
     pub renditions: Vec<RenditionInfo>,
+    /// How its recording goes, if there is to be one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recording: Option<RecordingStatus>,
 }
 
 /// Whether `name` may be a stream's name.
@@ -101,17 +109,54 @@ pub fn is_stream_name(name: &str) -> bool {
 }
 
 impl Streams {
-    /// Makes an empty registry. Records of all streams are signed with `signing_key`.
-    #[must_use]
-    pub fn new(config: Config, signing_key: SigningKey) -> Self {
+    /// Makes an empty registry. Records of all streams are signed with `signing_key`. Recordings of earlier runs are
+    /// found and closed in the background.
+    ///
+    /// # Errors
+    /// [`StorageError`] if recordings or a long live window are wanted, and the storage for them cannot be used.
+    pub fn open(config: Config, signing_key: SigningKey) -> Result<Self, StorageError> {
         // libavformat and libavcodec would else write to standard error whatever a publisher makes them say.
         ffmpeg_next::log::set_level(ffmpeg_next::log::Level::Fatal);
-        Self(Arc::new(Inner {
+        let key = STANDARD.encode(OriginKey::of(&signing_key).to_bytes());
+        let target = config.storage_target().map(str::to_owned);
+        let recordings = target.map(|target| Recordings::open(&target, &config, key)).transpose()?;
+        Ok(Self(Arc::new(Inner {
             transcodes: Slots::new(config.transcodes_max),
             config,
-            shared: Shared { signing_key: Arc::new(signing_key), events: broadcast::Sender::new(EVENTS_MAX) },
+            shared: Shared {
+                signing_key: Arc::new(signing_key),
+                events: broadcast::Sender::new(EVENTS_MAX),
+                recordings,
+            },
             table: Mutex::default(),
-        }))
+        })))
+    }
+
+    /// [`Self::open`] for configurations that keep nothing, or where a storage that cannot be used is a bug.
+    ///
+    /// # Panics
+    /// If the storage cannot be used.
+    #[must_use]
+    pub fn new(config: Config, signing_key: SigningKey) -> Self {
+        Self::open(config, signing_key).expect("the storage can be used")
+    }
+
+    /// All recordings, newest first: those being made, and those that can be played.
+    #[must_use]
+    pub fn recordings(&self) -> Vec<RecordingInfo> {
+        self.0.shared.recordings.as_ref().map_or_else(Vec::new, |recordings| recordings.list())
+    }
+
+    pub(crate) fn recording_registry(&self) -> Option<&Arc<Recordings>> {
+        self.0.shared.recordings.as_ref()
+    }
+
+    /// Waits until the recordings of ended streams are closed, or `patience` is over. What is not closed then, the next
+    /// start closes.
+    pub async fn recorded(&self, patience: Duration) {
+        if let Some(recordings) = &self.0.shared.recordings {
+            recordings.closed(patience).await;
+        }
     }
 
     /// Takes a publisher for the stream `name`. Within the grace time after another one left, the stream goes on;
@@ -185,6 +230,7 @@ impl Streams {
             state: live.state(),
             started_ms: live.started_ms,
             renditions: live.rendition_infos(),
+            recording: live.recording(),
         };
         let mut list: Vec<_> = self.lives().into_iter().map(info).collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));

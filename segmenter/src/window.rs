@@ -1,14 +1,16 @@
 //! The live window of one rendition: which segments and parts exist, which are listed, and the playlist that says so.
 //!
 //! Pure: no clock, no sockets. `live` wraps it for sharing between the stream's worker, which adds, and the origin's
-//! requests, which read.
+//! requests, which read. Where there is a storage, the window may be longer than memory: [`Window::take_changes`] tells
+//! what happened, [`Window::set_stored`] takes the word that it is kept, and media that is kept is let go from memory
+//! once it is older than the memory's share. What the playlist says is in `window/playlist.rs`.
+
+mod playlist;
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use shoal_playlist::{
-    Head, Hint, HintKind, Map, MediaPlaylist, OpenSegment, Part, RenditionReport, Segment, ServerControl,
-};
+use serde::{Deserialize, Serialize};
 
 use crate::config::Constants;
 
@@ -25,28 +27,69 @@ pub(crate) struct PartEntry {
     pub(crate) is_gap: bool,
 }
 
+/// What a segment's first part settles.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct PartHead {
+    /// The program date time of its first sample.
+    pub(crate) date_time_ms: i64,
+    /// Whether it does not continue the segment before.
+    pub(crate) is_discontinuity: bool,
+    /// The number of its initialization section.
+    pub(crate) init: u32,
+}
+
 /// A segment: complete, or the last one and in the making.
 #[derive(Clone, Debug)]
 pub(crate) struct SegmentEntry {
     pub(crate) msn: u64,
+    head: PartHead,
+    /// Empty once its media is in the storage only.
     pub(crate) parts: Vec<PartEntry>,
-    date_time_ms: i64,
-    is_discontinuity: bool,
-    init: u32,
+    stored: Option<Stored>,
+}
+
+/// What is known of a segment whose media is in the storage only.
+#[derive(Clone, Copy, Debug)]
+struct Stored {
+    duration_us: i64,
+    bytes: u64,
 }
 
 impl SegmentEntry {
     pub(crate) fn duration_us(&self) -> i64 {
-        self.parts.iter().map(|part| part.duration_us).sum()
+        self.stored
+            .map_or_else(|| self.parts.iter().map(|part| part.duration_us).sum(), |stored| stored.duration_us)
     }
 
+    /// Its media in memory.
     pub(crate) fn bytes(&self) -> usize {
         self.parts.iter().map(|part| part.bytes.len()).sum()
     }
 
-    fn is_gap(&self) -> bool {
-        self.parts.iter().all(|part| part.is_gap)
+    /// The length of its media, if that is in the storage only.
+    pub(crate) fn stored_bytes(&self) -> Option<u64> {
+        self.stored.map(|stored| stored.bytes)
     }
+
+    fn is_gap(&self) -> bool {
+        match self.stored {
+            Some(stored) => stored.bytes == 0,
+            None => self.parts.iter().all(|part| part.is_gap),
+        }
+    }
+}
+
+/// Something that happened to a window, for whoever keeps the media.
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    /// Parts may begin with this initialization section from now on.
+    Init { number: u32, bytes: Bytes },
+    /// A part was added.
+    Part { msn: u64, index: u64, head: PartHead, part: PartEntry },
+    /// A segment is complete.
+    SegmentEnded { msn: u64 },
+    /// A segment is not needed any more.
+    Dropped { msn: u64 },
 }
 
 /// How far a rendition is: what a blocked request waits for.
@@ -79,7 +122,16 @@ pub(crate) struct Window {
     init: u32,
     next_is_discontinuity: bool,
     is_ended: bool,
+    /// The media in memory.
     bytes: usize,
+    /// Segments before this one are kept in the storage.
+    stored_to: u64,
+    /// Segments before this one are in the storage only.
+    memory_from: u64,
+    /// What happened since [`Self::take_changes`]; none where nobody asks.
+    changes: Option<Vec<Change>>,
+    /// Whether media may be let go from memory and still be listed.
+    has_storage: bool,
 }
 
 impl Window {
@@ -96,7 +148,51 @@ impl Window {
             next_is_discontinuity: false,
             is_ended: false,
             bytes: 0,
+            stored_to: 0,
+            memory_from: 0,
+            changes: None,
+            has_storage: false,
         }
+    }
+
+    /// Tells what happens from now on through [`Self::take_changes`]; `with_storage` if what is told will be kept and
+    /// can be listed for longer than memory lasts. For a new window.
+    pub(crate) fn watch_changes(&mut self, with_storage: bool) {
+        let init = |(number, bytes): (&u32, &Bytes)| Change::Init { number: *number, bytes: bytes.clone() };
+        self.changes = Some(self.inits.iter().map(init).collect());
+        self.has_storage = with_storage;
+    }
+
+    /// What happened since the last call.
+    pub(crate) fn take_changes(&mut self) -> Vec<Change> {
+        self.changes.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    fn tell(&mut self, change: Change) {
+        if let Some(changes) = &mut self.changes {
+            changes.push(change);
+        }
+    }
+
+    /// All segments before `msn` are kept.
+    pub(crate) fn set_stored(&mut self, msn: u64) {
+        if msn > self.stored_to {
+            self.stored_to = msn;
+            self.forget_stored();
+        }
+    }
+
+    /// Nothing is kept any more, and what was cannot be relied upon: the window shrinks to what is in memory.
+    pub(crate) fn lose_storage(&mut self) {
+        self.has_storage = false;
+        self.changes = None;
+        while self.complete.front().is_some_and(|oldest| oldest.msn < self.memory_from) {
+            if self.complete.front().is_some_and(|oldest| oldest.msn >= self.listed_from) {
+                self.unlist_oldest();
+            }
+            self.drop_oldest();
+        }
+        self.evict();
     }
 
     pub(crate) fn progress(&self) -> Progress {
@@ -109,15 +205,15 @@ impl Window {
         self.bytes
     }
 
-    /// The oldest segment that is held.
+    /// The oldest segment in memory.
     pub(crate) fn oldest(&self) -> Option<u64> {
-        self.complete.front().map(|oldest| oldest.msn)
+        self.complete.front().map(|oldest| oldest.msn.max(self.memory_from))
     }
 
     /// The newest part: the number of its segment, complete or not, and its index there.
     pub(crate) fn last_part(&self) -> Option<(u64, u64)> {
         let newest = self.open.as_ref().or(self.complete.back())?;
-        Some((newest.msn, newest.parts.len() as u64 - 1))
+        Some((newest.msn, (newest.parts.len() as u64).saturating_sub(1)))
     }
 
     /// Adds a part to the open segment, or opens one with it. `date_time_ms` is the part's first sample's.
@@ -125,22 +221,20 @@ impl Window {
         let (msn, init) = (self.msn, self.init);
         let is_discontinuity = self.open.is_none() && std::mem::take(&mut self.next_is_discontinuity);
         self.bytes += part.bytes.len();
-        self.open
-            .get_or_insert_with(|| SegmentEntry {
-                msn,
-                parts: Vec::new(),
-                date_time_ms,
-                is_discontinuity,
-                init,
-            })
-            .parts
-            .push(part);
+        let open = self.open.get_or_insert_with(|| {
+            let head = PartHead { date_time_ms, is_discontinuity, init };
+            SegmentEntry { msn, head, parts: Vec::new(), stored: None }
+        });
+        let (index, head) = (open.parts.len() as u64, open.head);
+        open.parts.push(part.clone());
+        self.tell(Change::Part { msn, index, head, part });
     }
 
     /// Completes the open segment; nothing happens where there is none.
     pub(crate) fn end_segment(&mut self) {
         if let Some(open) = self.open.take() {
             self.complete.push_back(open);
+            self.tell(Change::SegmentEnded { msn: self.msn });
             self.msn += 1;
             self.evict();
         }
@@ -155,7 +249,8 @@ impl Window {
     /// The parts to come need another initialization section. Only after [`Self::mark_discontinuity`].
     pub(crate) fn set_init(&mut self, init: Bytes) {
         self.init += 1;
-        self.inits.insert(self.init, init);
+        self.inits.insert(self.init, init.clone());
+        self.tell(Change::Init { number: self.init, bytes: init });
     }
 
     /// The parts to come do not continue those before and begin with the initialization section `init`.
@@ -170,12 +265,16 @@ impl Window {
         self.is_ended = true;
     }
 
-    /// Drops the oldest segment to save memory, if the playlist can do without; returns whether it did.
+    /// Drops the oldest segment's media to save memory, if the playlist can do without; returns whether it did. The
+    /// segment leaves the playlist too, unless it is kept.
     pub(crate) fn shed(&mut self) -> bool {
         // Section 6.2.2: a live playlist lists at least three target durations.
-        let rest: i64 = self.complete.iter().skip(1).map(SegmentEntry::duration_us).sum();
+        let held = self.complete.iter().filter(|segment| segment.msn >= self.memory_from);
+        let rest: i64 = held.skip(1).map(SegmentEntry::duration_us).sum();
         let can = rest >= 3_000_000 * self.constants.target_duration_s as i64;
-        if can {
+        if can && self.has_storage && self.memory_from < self.stored_to {
+            self.forget_oldest();
+        } else if can {
             if self.complete.front().is_some_and(|oldest| oldest.msn >= self.listed_from) {
                 self.unlist_oldest();
             }
@@ -184,10 +283,42 @@ impl Window {
         can
     }
 
+    /// Lets go of media that is kept and older than the memory's share of the window.
+    fn forget_stored(&mut self) {
+        if !self.has_storage {
+            return;
+        }
+        let held = self.complete.iter().filter(|segment| segment.msn >= self.memory_from);
+        let mut held_us: i64 = held.map(SegmentEntry::duration_us).sum();
+        while self.memory_from < self.stored_to {
+            let oldest = self.segment(self.memory_from);
+            held_us -= oldest.map_or(0, SegmentEntry::duration_us);
+            if oldest.is_some() && held_us < self.constants.window_us {
+                return;
+            }
+            self.forget_oldest();
+        }
+    }
+
+    /// Lets go of the media of the oldest segment in memory.
+    fn forget_oldest(&mut self) {
+        let index = self.complete.front().and_then(|first| self.memory_from.checked_sub(first.msn));
+        self.memory_from += 1;
+        let index = index.and_then(|index| usize::try_from(index).ok());
+        if let Some(segment) = index.and_then(|index| self.complete.get_mut(index)) {
+            let bytes = segment.bytes();
+            segment.stored = Some(Stored { duration_us: segment.duration_us(), bytes: bytes as u64 });
+            segment.parts = Vec::new();
+            self.bytes -= bytes;
+        }
+    }
+
     fn evict(&mut self) {
-        while self.listed().skip(1).map(SegmentEntry::duration_us).sum::<i64>() >= self.constants.window_us {
+        let window_us = if self.has_storage { self.constants.dvr_us } else { self.constants.window_us };
+        while self.listed().skip(1).map(SegmentEntry::duration_us).sum::<i64>() >= window_us {
             self.unlist_oldest();
         }
+        self.forget_stored();
         // A client may act on a playlist that it read a while ago.
         let keep_us = 3_000_000 * self.constants.target_duration_s as i64;
         while self.complete.front().is_some_and(|oldest| oldest.msn < self.listed_from)
@@ -205,7 +336,7 @@ impl Window {
     }
 
     fn unlist_oldest(&mut self) {
-        let oldest = self.listed().next().map(|oldest| oldest.is_discontinuity);
+        let oldest = self.listed().next().map(|oldest| oldest.head.is_discontinuity);
         if let Some(is_discontinuity) = oldest {
             self.discontinuity_sequence += u64::from(is_discontinuity);
             self.listed_from += 1;
@@ -216,8 +347,10 @@ impl Window {
         if let Some(dropped) = self.complete.pop_front() {
             self.bytes -= dropped.bytes();
             let oldest_init =
-                self.complete.front().or(self.open.as_ref()).map_or(self.init, |segment| segment.init);
+                self.complete.front().or(self.open.as_ref()).map_or(self.init, |segment| segment.head.init);
             self.inits = self.inits.split_off(&oldest_init);
+            self.memory_from = self.memory_from.max(dropped.msn + 1);
+            self.tell(Change::Dropped { msn: dropped.msn });
         }
     }
 
@@ -232,7 +365,7 @@ impl Window {
         self.complete.get(usize::try_from(msn.checked_sub(first)?).ok()?)
     }
 
-    /// A part.
+    /// A part in memory.
     pub(crate) fn part(&self, msn: u64, part: u64) -> Option<&PartEntry> {
         let segment = self.segment(msn).or(self.open.as_ref().filter(|open| open.msn == msn))?;
         segment.parts.get(usize::try_from(part).ok()?)
@@ -248,259 +381,15 @@ impl Window {
     pub(crate) fn has(&self, msn: u64, part: Option<u64>) -> bool {
         let Some(part) = part else { return msn < self.msn };
         if msn < self.msn {
-            let is_inside = self.segment(msn).is_none_or(|segment| part < segment.parts.len() as u64);
+            // A segment without its parts is so old that the next one has some.
+            let is_inside = self
+                .segment(msn)
+                .is_none_or(|segment| segment.stored.is_some() || part < segment.parts.len() as u64);
             return is_inside || self.has(msn + 1, Some(0));
         }
         msn == self.msn && part < self.progress().parts
     }
-
-    /// The playlist now. `reports` tell of the other renditions; `with_delta` leaves out what the client has.
-    pub(crate) fn playlist(&self, reports: Vec<RenditionReport>, with_delta: bool) -> MediaPlaylist {
-        let constants = &self.constants;
-        let listed: Vec<_> = self.listed().collect();
-        let open_us = self.open.as_ref().map_or(0, SegmentEntry::duration_us);
-        let total_us = open_us + listed.iter().map(|segment| segment.duration_us()).sum::<i64>();
-        let skipped = if with_delta && !self.is_ended { self.skippable(&listed, total_us) } else { 0 };
-
-        let mut segments = Vec::with_capacity(listed.len() - skipped);
-        let mut from_end_us = total_us;
-        let mut init_before = None;
-        for (index, segment) in listed.iter().enumerate() {
-            let head = head(segment, init_before);
-            init_before = Some(segment.init);
-            // Parts are for clients at the live edge: section 6.2.2 wants them gone after three target durations.
-            from_end_us -= segment.duration_us();
-            let with_parts = !self.is_ended && from_end_us <= 3_000_000 * constants.target_duration_s as i64;
-            if index >= skipped {
-                segments.push(Segment {
-                    head,
-                    parts: if with_parts { parts(segment) } else { Vec::new() },
-                    duration: segment.duration_us() as u64,
-                    is_gap: segment.is_gap(),
-                    uri: format!("seg-{}.m4s", segment.msn),
-                });
-            }
-        }
-        let open =
-            self.open.as_ref().map(|open| OpenSegment { head: head(open, init_before), parts: parts(open) });
-        let last_init = self.open.as_ref().map(|open| open.init).or(init_before);
-        MediaPlaylist {
-            // EXT-X-SKIP needs 9; EXT-X-MAP without I-frames needs 6. GAP needs 8.
-            version: if skipped > 0 {
-                9
-            } else if listed.iter().any(|segment| segment.is_gap()) {
-                8
-            } else {
-                6
-            },
-            target_duration_s: constants.target_duration_s,
-            part_target: Some(constants.part_target_us as u64),
-            server_control: Some(ServerControl {
-                can_block_reload: true,
-                can_skip_until: Some(constants.can_skip_until_us()),
-                hold_back: Some(constants.hold_back_us()),
-                part_hold_back: Some(constants.part_hold_back_us()),
-            }),
-            kind: None,
-            has_independent_segments: false,
-            media_sequence: self.listed_from,
-            discontinuity_sequence: self.discontinuity_sequence,
-            skipped: (skipped > 0).then_some(skipped as u64),
-            segments,
-            open,
-            hints: if self.is_ended { Vec::new() } else { self.hints(last_init) },
-            reports: if self.is_ended { Vec::new() } else { reports },
-            is_ended: self.is_ended,
-        }
-    }
-
-    fn hints(&self, last_init: Option<u32>) -> Vec<Hint> {
-        let Progress { msn, parts, .. } = self.progress();
-        let map = (last_init.is_some_and(|last| last != self.init))
-            .then(|| Hint { kind: HintKind::Map, uri: format!("init-{}.mp4", self.init) });
-        let part = Hint { kind: HintKind::Part, uri: format!("part-{msn}-{parts}.m4s") };
-        map.into_iter().chain([part]).collect()
-    }
-
-    /// How many segments at the front lie before the skip boundary, counted from the end of the playlist.
-    fn skippable(&self, listed: &[&SegmentEntry], total_us: i64) -> usize {
-        let mut from_end_us = total_us;
-        listed
-            .iter()
-            .take_while(|segment| {
-                from_end_us -= segment.duration_us();
-                from_end_us >= self.constants.can_skip_until_us() as i64
-            })
-            .count()
-    }
-}
-
-fn head(segment: &SegmentEntry, init_before: Option<u32>) -> Head {
-    Head {
-        is_discontinuity: segment.is_discontinuity,
-        map: (init_before != Some(segment.init)).then(|| Map { uri: format!("init-{}.mp4", segment.init) }),
-        date_time_ms: Some(segment.date_time_ms),
-    }
-}
-
-fn parts(segment: &SegmentEntry) -> Vec<Part> {
-    let msn = segment.msn;
-    let part = |(index, part): (usize, &PartEntry)| Part {
-        uri: format!("part-{msn}-{index}.m4s"),
-        duration: part.duration_us as u64,
-        is_independent: part.is_independent,
-        is_gap: part.is_gap,
-    };
-    segment.parts.iter().enumerate().map(part).collect()
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
-    use shoal_playlist::parse_media;
-
-    use super::*;
-    use crate::config::Config;
-
-    fn window() -> Window {
-        let config = Config { window_ms: 12_000, ..Config::default() };
-        Window::new(config.constants(), Bytes::from_static(b"init"))
-    }
-
-    fn part(duration_us: i64) -> PartEntry {
-        let bytes = Bytes::from_static(b"part");
-        PartEntry { duration_us, record: bytes.clone(), bytes, is_independent: false, is_gap: false }
-    }
-
-    fn add_segments(window: &mut Window, count: usize) {
-        for _ in 0..count {
-            for _ in 0..4 {
-                window.add_part(part(500_000), 0);
-            }
-            window.end_segment();
-        }
-    }
-
-    #[test]
-    fn window_slides_and_keeps_what_just_left_for_late_clients() {
-        let mut window = window();
-        add_segments(&mut window, 20);
-        assert_eq!(window.listed_from, 14);
-        assert!(window.segment(13).is_some() && window.segment(11).is_some());
-        assert!(window.segment(10).is_none());
-        assert_eq!(window.bytes(), 9 * 4 * 4);
-    }
-
-    #[test]
-    fn request_past_the_end_of_a_segment_waits_for_the_next_ones_first_part() {
-        let mut window = window();
-        add_segments(&mut window, 1);
-        assert!(window.has(0, Some(3)));
-        assert!(!window.has(0, Some(4)));
-        window.add_part(part(500_000), 0);
-        assert!(window.has(0, Some(4)) && window.has(1, Some(0)));
-        assert!(!window.has(1, None) && !window.has(1, Some(1)));
-    }
-
-    #[test]
-    fn delta_with_the_copy_that_the_client_has_gives_the_whole() {
-        let config = Config { window_ms: 60_000, ..Config::default() };
-        let mut window = Window::new(config.constants(), Bytes::new());
-        add_segments(&mut window, 30);
-        let full = window.playlist(Vec::new(), false);
-        let delta = window.playlist(Vec::new(), true);
-        let skipped = delta.skipped.unwrap() as usize;
-        assert_eq!(full.segments[skipped..], delta.segments);
-        let rest: u64 = delta.segments.iter().map(|segment| segment.duration).sum();
-        assert!(rest >= config.constants().can_skip_until_us(), "skipped beyond the boundary");
-        assert_eq!(delta.version, 9);
-    }
-
-    #[test]
-    fn next_part_with_another_map_is_announced() {
-        let mut window = window();
-        add_segments(&mut window, 2);
-        window.mark_discontinuity();
-        window.set_init(Bytes::from_static(b"other"));
-        let hints = window.playlist(Vec::new(), false).hints;
-        assert_eq!(hints[0], Hint { kind: HintKind::Map, uri: "init-1.mp4".to_owned() });
-        window.add_part(part(500_000), 0);
-        let playlist = window.playlist(Vec::new(), false);
-        assert_eq!(playlist.hints.len(), 1);
-        let head = playlist.open.unwrap().head;
-        assert!(head.is_discontinuity && head.map == Some(Map { uri: "init-1.mp4".to_owned() }));
-        add_segments(&mut window, 20);
-        let playlist = window.playlist(Vec::new(), false);
-        assert_eq!(playlist.discontinuity_sequence, 1);
-        assert_eq!(playlist.segments[0].head.map, Some(Map { uri: "init-1.mp4".to_owned() }));
-        assert!(window.init(0).is_none(), "an init that nothing needs is let go");
-    }
-
-    #[test]
-    fn ended_playlist_promises_nothing() {
-        let mut window = window();
-        add_segments(&mut window, 3);
-        window.end();
-        let playlist = window.playlist(Vec::new(), true);
-        assert!(playlist.is_ended && playlist.hints.is_empty() && playlist.skipped.is_none());
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Part(i64),
-        EndSegment,
-        Discontinuity { with_init: bool },
-        Shed,
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            6 => (400_000i64..512_000).prop_map(Step::Part),
-            2 => Just(Step::EndSegment),
-            1 => any::<bool>().prop_map(|with_init| Step::Discontinuity { with_init }),
-            1 => Just(Step::Shed),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn window_never_goes_backwards_and_constants_never_change(steps in vec(step(), 1..200)) {
-            let mut window = window();
-            let mut before = window.playlist(Vec::new(), false);
-            let mut discontinuities = std::collections::BTreeMap::new();
-            for step in steps {
-                match step {
-                    Step::Part(duration_us) => window.add_part(part(duration_us), 0),
-                    Step::EndSegment => window.end_segment(),
-                    Step::Discontinuity { with_init } => {
-                        window.mark_discontinuity();
-                        if with_init { window.set_init(Bytes::new()); }
-                    }
-                    Step::Shed => { window.shed(); }
-                }
-                let now = window.playlist(Vec::new(), false);
-                prop_assert_eq!(parse_media(&now.render()), Ok(now.clone()));
-                prop_assert_eq!(now.target_duration_s, before.target_duration_s);
-                prop_assert_eq!(now.part_target, before.part_target);
-                prop_assert_eq!(&now.server_control, &before.server_control);
-                prop_assert!(now.media_sequence >= before.media_sequence);
-                let last = |playlist: &MediaPlaylist| playlist.media_sequence + playlist.segments.len() as u64;
-                prop_assert!(last(&now) >= last(&before));
-                // A segment keeps its discontinuity sequence number while and after it is listed.
-                let mut sequence = now.discontinuity_sequence;
-                for (index, segment) in now.segments.iter().enumerate() {
-                    sequence += u64::from(segment.head.is_discontinuity);
-                    let known = *discontinuities.entry(now.media_sequence + index as u64).or_insert(sequence);
-                    prop_assert_eq!(known, sequence);
-                    for part in &segment.parts {
-                        prop_assert!(part.uri.starts_with("part-"));
-                    }
-                }
-                let held: usize = window.complete.iter().chain(&window.open).map(SegmentEntry::bytes).sum();
-                prop_assert_eq!(held, window.bytes());
-                before = now;
-            }
-        }
-    }
-}
+mod tests;

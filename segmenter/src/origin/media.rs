@@ -6,22 +6,23 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use futures::stream;
 use tokio::time::Instant;
+use tracing::warn;
 
-use super::headers::{Cache, Wanted, error, has_copy, wanted};
+use super::answer::{self, SLICE_BYTES};
+use super::headers::{Cache, error};
 use super::playlists::{find, wait_until};
 use super::request::{MediaFile, MediaKind};
 use crate::counters::Class;
 use crate::live::{Live, Rendition};
+use crate::recording::join_records;
+use crate::recording::layout::segment_name;
 use crate::streams::Streams;
 use crate::window::Progress;
-
-/// Bytes are handed to a connection in slices of this size, so that "sent" is what was really taken.
-const SLICE_BYTES: usize = 64 * 1024;
 
 /// `GET /live/{stream}/{epoch}/{rendition}/{file}`
 pub(super) async fn file(
@@ -49,8 +50,45 @@ pub(super) async fn file(
             Cache::Seconds(target),
         );
     }
-    let Some(content) = content(&rendition, file) else { return not_found() };
-    respond(&live, &rendition, class, content, &headers, &format!("\"{epoch}-{name}\""))
+    let tag = format!("\"{epoch}-{name}\"");
+    match content(&rendition, file) {
+        None => not_found(),
+        Some(Content::Stored { msn, length }) => {
+            let Some(recordings) = streams.recording_registry() else { return not_found() };
+            let folder = format!("{stream}/{epoch}");
+            if file.is_digest {
+                match recordings.records(&folder, &rendition.name, msn).await {
+                    Ok(Some(records)) => {
+                        respond(&live, &rendition, class, Content::Bytes(records), &headers, &tag)
+                    }
+                    Ok(None) => not_found(),
+                    Err(cause) => {
+                        warn!(%cause, "stored records could not be read");
+                        error(StatusCode::SERVICE_UNAVAILABLE, "the storage does not answer", Cache::None)
+                    }
+                }
+            } else {
+                let is_video = rendition.description().is_video();
+                let file = immutable(&tag, usize::try_from(length).unwrap_or(usize::MAX), class, is_video);
+                answer::file(file, &headers, |range| {
+                    let name = segment_name(&folder, &rendition.name, msn);
+                    let chunks = recordings.storage().read(&name, range.start as u64..range.end as u64);
+                    answer::counted_stream(chunks, move |sent| live.counters.add_sent(class, sent))
+                })
+            }
+        }
+        Some(content) => respond(&live, &rendition, class, content, &headers, &tag),
+    }
+}
+
+/// How media is answered: for ever the same.
+pub(super) fn immutable(tag: &str, length: usize, class: Class, is_video: bool) -> answer::File<'_> {
+    let content_type = match (class, is_video) {
+        (Class::Digest, _) => "application/octet-stream",
+        (_, true) => "video/mp4",
+        (_, false) => "audio/mp4",
+    };
+    answer::File { length, tag, content_type, cache: Cache::Immutable }
 }
 
 /// Holds a request for the part that the playlist hints at until it is there (section 6.2.6). Any other part is
@@ -81,10 +119,20 @@ enum Content {
     Bytes(Bytes),
     /// The lengths of a segment's parts.
     Segment(u64, Vec<usize>),
+    /// A segment that is not in memory any more.
+    Stored {
+        msn: u64,
+        length: u64,
+    },
 }
 
 fn content(rendition: &Rendition, file: MediaFile) -> Option<Content> {
     rendition.with_window(|window| {
+        if let MediaKind::Segment(msn) = file.kind
+            && let Some(length) = window.segment(msn)?.stored_bytes()
+        {
+            return (length > 0).then_some(Content::Stored { msn, length });
+        }
         let content = match (file.kind, file.is_digest) {
             (MediaKind::Init(number), _) => Content::Bytes(window.init(number)?.clone()),
             (MediaKind::Part(msn, part), false) => Content::Bytes(window.part(msn, part)?.bytes.clone()),
@@ -94,18 +142,14 @@ fn content(rendition: &Rendition, file: MediaFile) -> Option<Content> {
                 window.segment(msn)?.parts.iter().map(|part| part.bytes.len()).collect(),
             ),
             (MediaKind::Segment(msn), true) => {
-                let mut records = BytesMut::new();
-                for part in &window.segment(msn)?.parts {
-                    records.put_u32(u32::try_from(part.record.len()).unwrap_or(0));
-                    records.put_slice(&part.record);
-                }
-                Content::Bytes(records.freeze())
+                Content::Bytes(join_records(window.segment(msn)?.parts.iter().map(|part| &part.record)))
             }
         };
         // A gap has no bytes.
         let is_empty = match &content {
             Content::Bytes(bytes) => bytes.is_empty(),
             Content::Segment(_, lengths) => lengths.iter().sum::<usize>() == 0,
+            Content::Stored { length, .. } => *length == 0,
         };
         (!is_empty).then_some(content)
     })
@@ -122,63 +166,17 @@ fn respond(
     let length = match &content {
         Content::Bytes(bytes) => bytes.len(),
         Content::Segment(_, lengths) => lengths.iter().sum(),
+        Content::Stored { length, .. } => usize::try_from(*length).unwrap_or(usize::MAX),
     };
-    let mut response = Response::new(Body::empty());
-    let content_type = match (class, rendition.description().is_video()) {
-        (Class::Digest, _) => "application/octet-stream",
-        (_, true) => "video/mp4",
-        (_, false) => "audio/mp4",
-    };
-    let fields = response.headers_mut();
-    fields.insert(header::ETAG, HeaderValue::try_from(tag).expect("the file's name was parsed"));
-    fields.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
-    fields.insert(header::CACHE_CONTROL, Cache::Immutable.value());
-    if has_copy(headers, tag) {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        return response;
-    }
-    let range = match wanted(headers, length, tag) {
-        Wanted::Whole => 0..length,
-        Wanted::Unsatisfiable => {
-            let mut response =
-                error(StatusCode::RANGE_NOT_SATISFIABLE, "the file has no such bytes", Cache::None);
-            response.headers_mut().insert(header::CONTENT_RANGE, field(format!("bytes */{length}")));
-            return response;
+    let file = immutable(tag, length, class, rendition.description().is_video());
+    let live = live.clone();
+    answer::file(file, headers, |range| match content {
+        Content::Bytes(bytes) => {
+            answer::counted(bytes.slice(range), move |sent| live.counters.add_sent(class, sent))
         }
-        Wanted::Range(range) => {
-            *response.status_mut() = StatusCode::PARTIAL_CONTENT;
-            let text = format!("bytes {}-{}/{length}", range.start, range.end - 1);
-            response.headers_mut().insert(header::CONTENT_RANGE, field(text));
-            range
-        }
-    };
-    let fields = response.headers_mut();
-    fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    fields.insert(header::CONTENT_LENGTH, range.len().into());
-    *response.body_mut() = match content {
-        Content::Bytes(bytes) => counted(live.clone(), class, vec![bytes.slice(range)]),
-        Content::Segment(msn, lengths) => segment_body(live.clone(), rendition.clone(), msn, &lengths, range),
-    };
-    response
-}
-
-fn field(text: String) -> HeaderValue {
-    HeaderValue::try_from(text).expect("digits are allowed in header values")
-}
-
-/// A body of `chunks` that counts what the connection takes.
-pub(super) fn counted(live: Arc<Live>, class: Class, chunks: Vec<Bytes>) -> Body {
-    let slices: Vec<Bytes> = chunks.iter().flat_map(slices).collect();
-    Body::from_stream(stream::iter(slices.into_iter().map(move |slice| {
-        live.counters.add_sent(class, slice.len());
-        Ok::<_, std::convert::Infallible>(slice)
-    })))
-}
-
-fn slices(bytes: &Bytes) -> impl Iterator<Item = Bytes> {
-    (0..bytes.len())
-        .step_by(SLICE_BYTES)
-        .map(|start| bytes.slice(start..bytes.len().min(start + SLICE_BYTES)))
+        Content::Segment(msn, lengths) => segment_body(live, rendition.clone(), msn, &lengths, range),
+        Content::Stored { .. } => Body::empty(),
+    })
 }
 
 /// The client was so slow that the segment was let go while it was being sent.

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::{Path, RawQuery, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use shoal_playlist::{AudioRendition, MultivariantPlaylist, SessionData, Variant};
+use shoal_playlist::MultivariantPlaylist;
 use tokio::time::{Instant, timeout_at};
 
-use super::headers::{Cache, accepts_gzip, error, has_copy};
-use super::media::counted;
+use super::answer;
+use super::headers::{Cache, error};
 use super::request::Directives;
 use crate::counters::Class;
 use crate::live::{Live, Rendition};
+use crate::multivariant;
 use crate::rendered::Text;
 use crate::streams::Streams;
 
@@ -64,57 +64,17 @@ pub(super) async fn multivariant(
 }
 
 fn multivariant_playlist(live: &Live, tracker_url: &str) -> MultivariantPlaylist {
-    let descriptions: Vec<_> =
-        live.renditions.iter().map(|rendition| (rendition, rendition.description())).collect();
+    let describe = |rendition: &Arc<Rendition>| (rendition.name.clone(), rendition.description());
     let epoch = live.epoch_hex();
-    let uri = |rendition: &Rendition| format!("{epoch}/{}/playlist.m3u8", rendition.name);
-    let has_video = descriptions.iter().any(|(_, description)| description.is_video());
-    let audio = descriptions.iter().find(|(_, description)| !description.is_video());
-    // A tenth above the highest so far: section 4.4.6.2 wants an upper bound, and what comes is not known.
-    let bound = |bps: u64| bps + bps / 10;
-    let variants = descriptions.iter().filter(|(_, description)| description.is_video() || !has_video).map(
-        |(rendition, description)| {
-            let beside = audio.filter(|_| has_video).map(|(_, audio)| audio);
-            let (beside_peak, beside_average) =
-                beside.map_or((0, 0), |audio| (audio.peak_bps, audio.average_bps()));
-            Variant {
-                bandwidth: bound(description.peak_bps + beside_peak),
-                average_bandwidth: description.average_bps() + beside_average,
-                codecs: [Some(description), beside].into_iter().flatten().map(|d| d.codecs.clone()).collect(),
-                resolution: description.resolution,
-                frame_rate_milli: description.is_video().then_some(description.frame_rate_milli),
-                has_audio_group: beside.is_some(),
-                uri: uri(rendition),
-            }
-        },
-    );
-    let session_data = [
-        ("live.shoal.key", STANDARD.encode(live.origin_key.to_bytes())),
-        ("live.shoal.epoch", epoch.clone()),
-        ("live.shoal.tracker", tracker_url.to_owned()),
-        ("live.shoal.stream", live.name.to_string()),
-    ];
-    MultivariantPlaylist {
-        version: 6,
-        has_independent_segments: true,
-        session_data: session_data
-            .into_iter()
-            .filter(|(_, value)| !value.is_empty())
-            .map(|(id, value)| SessionData { id: id.to_owned(), value })
-            .collect(),
-        audio: audio
-            .filter(|_| has_video)
-            .map(|(rendition, _)| AudioRendition {
-                name: "Audio".to_owned(),
-                language: Some("und".to_owned()),
-                is_default: true,
-                channels: 2,
-                uri: uri(rendition),
-            })
-            .into_iter()
-            .collect(),
-        variants: variants.collect(),
-    }
+    multivariant::playlist(&multivariant::Source {
+        stream: &live.name,
+        epoch: &epoch,
+        origin_key: &STANDARD.encode(live.origin_key.to_bytes()),
+        tracker_url,
+        folder: &format!("{epoch}/"),
+        renditions: &live.renditions.iter().map(describe).collect::<Vec<_>>(),
+        is_complete: false,
+    })
 }
 
 /// `GET /live/{stream}/{epoch}/{rendition}/playlist.m3u8`
@@ -207,29 +167,8 @@ pub(super) fn find(
 }
 
 fn text_response(live: &Arc<Live>, text: &Text, headers: &HeaderMap, cache: Cache) -> Response {
-    let is_gzip = accepts_gzip(headers);
-    let (bytes, tag) = if is_gzip {
-        (text.gzip.clone(), format!("\"{}-gzip\"", text.tag))
-    } else {
-        (text.plain.clone(), format!("\"{}\"", text.tag))
-    };
-    let is_known = has_copy(headers, &tag);
-    let length = bytes.len();
-    let body = if is_known { Body::empty() } else { counted(live.clone(), Class::Playlist, vec![bytes]) };
-    let mut response = Response::new(body);
-    if is_known {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-    }
-    let fields = response.headers_mut();
-    fields.insert(header::CACHE_CONTROL, cache.value());
-    fields.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-    fields.insert(header::ETAG, HeaderValue::try_from(tag).expect("hex digits are allowed in header values"));
-    if !is_known {
-        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.apple.mpegurl"));
-        fields.insert(header::CONTENT_LENGTH, length.into());
-        if is_gzip {
-            fields.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-    }
-    response
+    let live = live.clone();
+    answer::text(text, headers, cache, |bytes| {
+        answer::counted(bytes, move |sent| live.counters.add_sent(Class::Playlist, sent))
+    })
 }

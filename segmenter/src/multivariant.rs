@@ -1,0 +1,79 @@
+//! The multivariant playlist of a stream or of its recording. Pure.
+
+use shoal_playlist::{AudioRendition, MultivariantPlaylist, SessionData, Variant};
+
+use crate::live::Description;
+
+/// What it is made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Source<'a> {
+    pub(crate) stream: &'a str,
+    /// In hex.
+    pub(crate) epoch: &'a str,
+    /// In base64.
+    pub(crate) origin_key: &'a str,
+    /// Empty: there is none.
+    pub(crate) tracker_url: &'a str,
+    /// In front of the renditions' names in URLs: empty, or ending with a slash.
+    pub(crate) folder: &'a str,
+    /// Names and descriptions, in the order of their numbers.
+    pub(crate) renditions: &'a [(String, Description)],
+    /// Whether nothing will be added, so that bit rates are what they are.
+    pub(crate) is_complete: bool,
+}
+
+/// The playlist that a player begins with.
+pub(crate) fn playlist(source: &Source<'_>) -> MultivariantPlaylist {
+    let renditions = source.renditions;
+    let uri = |name: &str| format!("{}{name}/playlist.m3u8", source.folder);
+    let has_video = renditions.iter().any(|(_, description)| description.is_video());
+    let audio = renditions.iter().find(|(_, description)| !description.is_video());
+    // A tenth above the highest so far: section 4.4.6.2 wants an upper bound, and what comes is not known.
+    let bound = |bps: u64| if source.is_complete { bps } else { bps + bps / 10 };
+    let variants = renditions.iter().filter(|(_, description)| description.is_video() || !has_video).map(
+        |(name, description)| {
+            let beside = audio.filter(|_| has_video).map(|(_, audio)| audio);
+            let (beside_peak, beside_average) =
+                beside.map_or((0, 0), |audio| (audio.peak_bps, audio.average_bps()));
+            Variant {
+                bandwidth: bound(description.peak_bps + beside_peak),
+                average_bandwidth: description.average_bps() + beside_average,
+                codecs: [Some(description), beside].into_iter().flatten().map(|d| d.codecs.clone()).collect(),
+                resolution: description.resolution,
+                frame_rate_milli: description.is_video().then_some(description.frame_rate_milli),
+                has_audio_group: beside.is_some(),
+                uri: uri(name),
+            }
+        },
+    );
+    let session_data = [
+        ("live.shoal.key", source.origin_key),
+        ("live.shoal.epoch", source.epoch),
+        ("live.shoal.tracker", source.tracker_url),
+        ("live.shoal.stream", source.stream),
+    ];
+    MultivariantPlaylist {
+        version: 6,
+        // A publisher that ignores requests for keyframes makes segments that cannot be decoded by themselves.
+        has_independent_segments: !renditions
+            .iter()
+            .any(|(_, description)| description.has_dependent_segments),
+        session_data: session_data
+            .into_iter()
+            .filter(|(_, value)| !value.is_empty())
+            .map(|(id, value)| SessionData { id: id.to_owned(), value: value.to_owned() })
+            .collect(),
+        audio: audio
+            .filter(|_| has_video)
+            .map(|(name, _)| AudioRendition {
+                name: "Audio".to_owned(),
+                language: Some("und".to_owned()),
+                is_default: true,
+                channels: 2,
+                uri: uri(name),
+            })
+            .into_iter()
+            .collect(),
+        variants: variants.collect(),
+    }
+}

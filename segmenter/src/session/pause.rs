@@ -1,0 +1,120 @@
+//! Pauses: everything is cut at one point, gaps stand for the time without a publisher, and what comes next begins
+//! there with a discontinuity.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tracing::{debug, warn};
+
+use super::{Session, SessionError, audio_entry, cutter, publish_audio_part, sample_entry};
+use crate::audio::{self, AudioCutter, Transcoder};
+use crate::frame::{TrackFormat, TrackId};
+use crate::live::{Rendition, State};
+use crate::mux::Muxer;
+use crate::window::Window;
+
+impl Session {
+    /// Cuts everything at one point: the media stops here. Returns at once if it is paused already.
+    pub(crate) fn pause(&mut self) -> Result<(), SessionError> {
+        if self.paused_at_us.is_some() {
+            return Ok(());
+        }
+        let lead_end_us = self.videos.first().map(|video| video.cutter.natural_end_us());
+        for index in 0..self.videos.len() {
+            let video = &mut self.videos[index];
+            let end_us = lead_end_us.unwrap_or(0).max(video.cutter.natural_end_us());
+            if let Some(part) = video.cutter.finish(end_us) {
+                self.publish_video(index, part)?;
+            }
+        }
+        let video_end_us = self.videos.iter().map(|video| video.cutter.part_start_us()).max();
+        if let Some(audio) = &mut self.audio {
+            if let Some(at) = video_end_us.map(audio::samples) {
+                // Neither shorter than the video nor longer: the next media begins for both at the same point.
+                let mut frames = Vec::new();
+                audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
+                frames.into_iter().for_each(|frame| audio.cutter.push(frame));
+                audio.cutter.cut_off(at);
+            }
+            for part in audio.cutter.finish() {
+                publish_audio_part(&self.live, audio, &part, self.zero_ms)?;
+            }
+        }
+        let audio_end = self.audio.as_ref().map(|audio| audio::micros(audio.cutter.part_start()));
+        let end_us = video_end_us.max(audio_end).unwrap_or(0);
+        self.align_segments();
+        self.paused_at_us = Some(end_us);
+        self.gap_parts = 0;
+        self.live.set_state(State::Away);
+        debug!(end_us, "paused");
+        Ok(())
+    }
+
+    /// Ends all open segments, and brings renditions that are behind to the same media sequence number.
+    fn align_segments(&self) {
+        for rendition in &self.live.renditions {
+            self.live.change(rendition, Window::end_segment);
+        }
+        let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
+        let newest = self.live.renditions.iter().map(msn).max().unwrap_or(0);
+        for rendition in &self.live.renditions {
+            while msn(rendition) < newest {
+                warn!(rendition = rendition.name, "a segment is missing");
+                self.live.publish_gap(rendition, self.zero_ms, self.constants.part_us, true);
+            }
+        }
+    }
+
+    /// While the publisher is away, says that there is nothing, part by part as its time passes.
+    pub(crate) fn fill_with_gaps(&mut self, now_ms: i64) {
+        let Some(at_us) = &mut self.paused_at_us else { return };
+        while self.zero_ms + (*at_us + self.constants.part_us) / 1000 <= now_ms {
+            self.gap_parts += 1;
+            let is_last = self.gap_parts * self.constants.part_us % self.constants.segment_us == 0;
+            for rendition in &self.live.renditions {
+                let start_ms = self.zero_ms + *at_us / 1000;
+                self.live.publish_gap(rendition, start_ms, self.constants.part_us, is_last);
+            }
+            *at_us += self.constants.part_us;
+        }
+    }
+
+    /// Media comes again; the lead's first frame has the time `first_us` and arrived at `arrived_ms`.
+    pub(crate) fn resume(
+        &mut self,
+        formats: &BTreeMap<TrackId, TrackFormat>,
+        first_us: i64,
+        arrived_ms: i64,
+    ) -> Result<(), SessionError> {
+        let Some(at_us) = self.paused_at_us.take() else { return Ok(()) };
+        self.offset_us = at_us - first_us;
+        self.end_was_asked = false;
+        // The date of the media that comes, but never before that of the media that was.
+        self.zero_ms = self.zero_ms.max(arrived_ms - at_us / 1000);
+        for (index, video) in self.videos.iter_mut().enumerate() {
+            let Some(format) = formats.get(&video.track) else { continue };
+            let (entry, new) = sample_entry(video.track, format)?;
+            let (muxer, init) = Muxer::open(&entry)?;
+            video.muxer = muxer;
+            video.format = format.clone();
+            video.cutter = cutter(self.constants, at_us, index == 0);
+            video.needs_keyframe = true;
+            video.rendition.describe(|description| {
+                description.codecs = new.codecs;
+                description.resolution = new.resolution;
+            });
+            self.live.change(&video.rendition, |window| window.begin_discontinuity(init));
+        }
+        if let Some(audio) = &mut self.audio {
+            let (muxer, init) = Muxer::open(&audio_entry())?;
+            let start = audio::samples(at_us);
+            audio.muxer = muxer;
+            audio.transcoder = Transcoder::open(start, self.audio_bps)?;
+            audio.cutter = AudioCutter::new(&self.constants, start, self.videos.is_empty());
+            audio.is_silent = false;
+            self.live.change(&audio.rendition, |window| window.begin_discontinuity(init));
+        }
+        self.live.set_state(State::Live);
+        Ok(())
+    }
+}
