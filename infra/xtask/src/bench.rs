@@ -6,12 +6,12 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 
-use crate::bench_ingest;
 use crate::node::{self, END_TO_END, Node};
 use crate::process;
 use crate::setup::{self, Purpose};
 use crate::test;
 use crate::workspace::Workspace;
+use crate::{bench_ingest, bench_origin};
 
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -42,6 +42,21 @@ enum Bench {
         #[arg(long)]
         program: Option<PathBuf>,
     },
+    /// The origin: throughput beside nginx, thousands of clients that wait for the next part, latency, CDNs in front.
+    Origin {
+        /// How many clients wait.
+        #[arg(long, default_value_t = 10_000)]
+        clients: u32,
+        /// Only these: `latency`, `throughput`, `blocked`, `cdn`.
+        #[arg(long, value_delimiter = ',')]
+        only: Vec<String>,
+    },
+    /// Memory, file descriptors and tasks of a server over time, under viewers and publishers that come and go.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 20)]
+        minutes: u32,
+    },
     /// The tracker: memory of each viewer, joins, introductions, a restart under viewers, and `aquatic_ws` beside it.
     Tracker {
         /// How many viewers.
@@ -57,18 +72,23 @@ enum Bench {
         #[arg(long)]
         no_aquatic: bool,
     },
+    /// Which kinds of NAT let two viewers connect, by network namespaces: needs root, `ip` and `nft`.
+    Nat,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     match &options.bench {
+        Bench::Nat => run_nat(workspace),
+        Bench::Viewers { viewers, seconds } => run_viewers(workspace, *viewers, *seconds),
+        Bench::Ingest { publishers, seconds, program } => {
+            bench_ingest::run(workspace, publishers, *seconds, program.as_deref())
+        }
+        Bench::Origin { clients, only } => bench_origin::run(workspace, *clients, only),
+        Bench::Soak { minutes } => bench_origin::soak(workspace, *minutes),
         Bench::Tracker { viewers, rate, restart_viewers, no_aquatic } => {
             let numbers =
                 [("--viewers", *viewers), ("--rate", *rate), ("--restart-viewers", *restart_viewers)];
             run_tracker(workspace, numbers, !no_aquatic)
-        }
-        Bench::Viewers { viewers, seconds } => run_viewers(workspace, *viewers, *seconds),
-        Bench::Ingest { publishers, seconds, program } => {
-            bench_ingest::run(workspace, publishers, *seconds, program.as_deref())
         }
     }
 }
@@ -106,6 +126,15 @@ fn run_tracker(workspace: &Workspace, numbers: [(&str, u32); 3], with_aquatic: b
         crowd.arg("--aquatic").arg(install_aquatic(workspace)?);
     }
     process::run("bench tracker", &mut crowd)
+}
+
+fn run_nat(workspace: &Workspace) -> Result<()> {
+    setup::everything(workspace, Purpose::Test)?;
+    let mut build = workspace.cargo();
+    let build =
+        build.args(["build", "--locked", "--release", "--package", "shoal-tracker", "--example", "nat"]);
+    process::run("build the NAT matrix", build)?;
+    process::run("bench nat", &mut Command::new(workspace.target("release/examples/nat")))
 }
 
 /// Installs another WebTorrent tracker and its load generator beside the build's output; returns their folder.

@@ -6,6 +6,7 @@
 
 mod bench;
 mod bench_ingest;
+mod bench_origin;
 mod check;
 mod demo;
 mod dependencies;

@@ -94,6 +94,37 @@ const REQUIREMENTS: &[Requirement] = &[
         elsewhere: "Fedora: dnf install python3; macOS: brew install python",
     },
     Requirement {
+        what: "nginx and Varnish (in front of the origin, in tests and benches)",
+        purpose: Purpose::Test,
+        is_present: || ["nginx", "varnishd"].iter().all(|name| has_server(name)),
+        // On a machine with an init Debian starts them by itself; ours run on ports of their own all the same.
+        apt: &["nginx-light", "varnish"],
+        elsewhere: "Fedora: dnf install nginx varnish; macOS: brew install nginx varnish",
+    },
+    Requirement {
+        what: "GStreamer's player of HLS",
+        purpose: Purpose::Test,
+        is_present: || {
+            let elements = ["hlsdemux", "qtdemux", "avdec_h264", "avdec_aac", "souphttpsrc"];
+            elements.iter().all(|element| succeeds("gst-inspect-1.0", &["--exists", element]))
+        },
+        apt: &[
+            "gstreamer1.0-tools",
+            "gstreamer1.0-plugins-base",
+            "gstreamer1.0-plugins-good",
+            "gstreamer1.0-plugins-bad",
+            "gstreamer1.0-libav",
+        ],
+        elsewhere: "Fedora: dnf install gstreamer1-plugins-bad-free gstreamer1-plugin-libav; macOS: brew install gstreamer",
+    },
+    Requirement {
+        what: "iproute2 and nftables (network namespaces with NATs)",
+        purpose: Purpose::Test,
+        is_present: has_nft,
+        apt: &["iproute2", "nftables"],
+        elsewhere: "Fedora: dnf install iproute nftables; elsewhere that test is left out",
+    },
+    Requirement {
         what: "Chromium",
         purpose: Purpose::Test,
         is_present: || browser(CHROMIUM, "SHOAL_CHROMIUM").is_some(),
@@ -174,7 +205,7 @@ pub(crate) fn has_apt() -> bool {
     Path::new("/etc/debian_version").exists() && find_program("apt-get").is_some()
 }
 
-fn system_packages(workspace: &Workspace, purpose: Purpose) -> Result<()> {
+pub(crate) fn system_packages(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     let needed =
         |requirement: &&Requirement| purpose == Purpose::Test || requirement.purpose == Purpose::Build;
     let missing: Vec<&Requirement> =
@@ -197,6 +228,12 @@ fn system_packages(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     bail!("install what is listed above and start again");
 }
 
+/// Servers lie where only root's search path leads.
+fn has_server(name: &str) -> bool {
+    find_program(name).is_some()
+        || ["/usr/sbin", "/usr/local/sbin"].iter().any(|folder| Path::new(folder).join(name).is_file())
+}
+
 fn browser(names: &[&str], variable: &str) -> Option<String> {
     if let Some(named) = env::var_os(variable) {
         return Path::new(&named).is_file().then(|| named.to_string_lossy().into_owned());
@@ -206,6 +243,12 @@ fn browser(names: &[&str], variable: &str) -> Option<String> {
     // debugger's profile folder; a door that does not open counts as missing.
     let opens = succeeds(&found.to_string_lossy(), &["--version"]);
     opens.then(|| found.to_string_lossy().into_owned())
+}
+
+/// Linux only; without it a bench says that it is left out. Debian keeps it where only root's search path looks.
+fn has_nft() -> bool {
+    let has = |name: &str| find_program(name).is_some() || Path::new("/usr/sbin").join(name).exists();
+    !cfg!(target_os = "linux") || (has("ip") && has("nft"))
 }
 
 fn has_libclang() -> bool {
