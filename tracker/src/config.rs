@@ -1,6 +1,6 @@
 //! The tracker's settings: one flat table, every limit a key, units in the names.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 use shoal_tracker_protocol::IceServer;
@@ -9,6 +9,21 @@ use crate::{Error, swarm};
 
 /// A shorter secret of an HMAC can be guessed offline from one token.
 const TOKEN_SECRET_CHARS_MIN: usize = 32;
+
+/// Whether and how the viewers of a stream connect to each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PeerPolicy {
+    /// Not at all: everything comes from the origin.
+    Off,
+    /// Only where they can reach each other directly.
+    Direct,
+    /// Directly, and where that fails through a relay, as far as its budget goes.
+    #[default]
+    DirectThenRelay,
+    /// Only through a relay, so that no viewer learns another's address.
+    RelayOnly,
+}
 
 /// Swarms: who may join, how many, and what viewers are asked to give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,8 +81,10 @@ pub struct Config {
     pub upload_ratio_max_percent: u32,
     /// Viewers that may use peers when the program starts, in percent.
     pub sharing_percent: u8,
-    /// Gather relay candidates only, so that no viewer learns another's address. Needs a TURN server.
-    pub relay_only: bool,
+    /// How viewers connect to each other, where nothing else is set for a stream by the operator's routes: `off`, `direct`,
+    /// `direct_then_relay` (where there is a TURN server), or `relay_only` (needs one; no viewer learns another's
+    /// address).
+    pub peer_policy: PeerPolicy,
     /// Viewers have to agree before anybody is introduced to them.
     pub consent_required: bool,
     /// Remove ICE candidates that point to private, loopback or other people's addresses.
@@ -88,9 +105,32 @@ pub struct Config {
     /// UDP address of the program's own STUN server, like `[::]:3478`, which viewers behind different NATs need to find
     /// each other; none when empty. Viewers are told the host name by which they reached the tracker.
     pub stun_listen: String,
-    /// URLs of the operator's TURN servers, like "turn:relay.example:3478?transport=udp".
+    /// Relay for viewers that can't reach each other: the program's own TURN server on the port of `stun_listen`, UDP and
+    /// TCP. Costs the bandwidth that is relayed, twice.
+    pub turn: bool,
+    /// The address that relayed traffic comes from, if the machine does not know it: its public one behind a 1:1 NAT.
+    pub turn_relay_address: String,
+    /// The lowest UDP port for relaying.
+    pub turn_port_min: u16,
+    /// The highest UDP port for relaying.
+    pub turn_port_max: u16,
+    /// Bandwidth for all that is relayed, both ways together, in kbit/s.
+    pub turn_kbps_max: u32,
+    /// The same for one viewer.
+    pub turn_user_kbps_max: u32,
+    /// Allocations (relayed ports) at a time. A viewer needs one for each neighbor that it reaches by relay.
+    pub turn_allocations_max: u32,
+    /// Allocations of one viewer.
+    pub turn_allocations_per_user_max: u32,
+    /// Allocations of one address, behind which there may be many viewers.
+    pub turn_allocations_per_address_max: u32,
+    /// Networks that may be relayed to beside viewers and other relayed addresses, like "10.0.0.0/8". Private and loopback
+    /// addresses are refused without this: a relay must not be a door into the server's own network.
+    pub turn_peers_allowed: Vec<String>,
+    /// URLs of the operator's other TURN servers, like "turn:relay.example:3478?transport=udp".
     pub turn_urls: Vec<String>,
-    /// Their `static-auth-secret` (coturn's REST scheme): each viewer gets credentials of its own that end.
+    /// Secret of TURN credentials (coturn's `static-auth-secret`): each viewer gets credentials of its own that end. Needed
+    /// for `turn_urls`; random at each start for the program's own server when empty.
     pub turn_secret: String,
     /// TURN credentials are good for this long, in seconds.
     pub turn_credential_s: u32,
@@ -139,7 +179,7 @@ impl Default for Config {
             group_viewers_max: swarm.group_viewers_max,
             upload_ratio_max_percent: swarm.upload_ratio_max_percent,
             sharing_percent: 100,
-            relay_only: false,
+            peer_policy: PeerPolicy::default(),
             consent_required: false,
             check_candidates: true,
             introductions_burst: swarm.introductions_burst,
@@ -149,6 +189,16 @@ impl Default for Config {
             mmdb_files: Vec::new(),
             ice_servers: Vec::new(),
             stun_listen: String::new(),
+            turn: false,
+            turn_relay_address: String::new(),
+            turn_port_min: 49_152,
+            turn_port_max: 65_535,
+            turn_kbps_max: 100_000,
+            turn_user_kbps_max: 12_000,
+            turn_allocations_max: 2_000,
+            turn_allocations_per_user_max: 64,
+            turn_allocations_per_address_max: 256,
+            turn_peers_allowed: Vec::new(),
             turn_urls: Vec::new(),
             turn_secret: String::new(),
             turn_credential_s: 6 * 3_600,
@@ -176,13 +226,28 @@ impl Config {
             return Err(Error::Config(why));
         }
         self.stun_address()?;
-        if self.turn_urls.is_empty() != self.turn_secret.is_empty() {
-            return Err(Error::Config("turn_urls and turn_secret belong together".into()));
+        if !self.turn_urls.is_empty() && self.turn_secret.is_empty() {
+            return Err(Error::Config("turn_urls need the turn_secret of those servers".into()));
         }
+        if self.turn && self.stun_listen.is_empty() {
+            return Err(Error::Config("turn = true needs a stun_listen".into()));
+        }
+        if self.peer_policy == PeerPolicy::RelayOnly && !self.turn && self.turn_urls.is_empty() {
+            return Err(Error::Config("peer_policy = \"relay_only\" needs turn = true or turn_urls".into()));
+        }
+        if !self.turn_relay_address.is_empty() && self.turn_relay_address.parse::<IpAddr>().is_err() {
+            let why = format!("turn_relay_address: {} is no IP address", self.turn_relay_address);
+            return Err(Error::Config(why));
+        }
+        if self.turn_port_min < 1_024 || self.turn_port_min > self.turn_port_max {
+            let (low, high) = (self.turn_port_min, self.turn_port_max);
+            return Err(Error::Config(format!("turn_port_min = {low} is out of range: 1024 to {high}")));
+        }
+        crate::service::Proxies::parse("turn_peers_allowed", &self.turn_peers_allowed)?;
         if self.tokens_required && self.viewer_token_secret.is_empty() {
             return Err(Error::Config("tokens_required = true needs a viewer_token_secret".into()));
         }
-        crate::service::Proxies::parse(&self.trusted_proxies)?;
+        crate::service::Proxies::parse("trusted_proxies", &self.trusted_proxies)?;
         let ranges = [
             ("viewers_max", self.viewers_max, 1, 10_000_000),
             ("viewers_per_address_max", self.viewers_per_address_max, 1, 10_000_000),
@@ -194,6 +259,11 @@ impl Config {
             ("write_stall_max_ms", self.write_stall_max_ms, 100, 60_000),
             ("read_buffer_bytes", self.read_buffer_bytes, 1024, 1024 * 1024),
             ("reconnect_within_ms", self.reconnect_within_ms, 0, 600_000),
+            ("turn_kbps_max", self.turn_kbps_max, 1, 100_000_000),
+            ("turn_user_kbps_max", self.turn_user_kbps_max, 1, 100_000_000),
+            ("turn_allocations_max", self.turn_allocations_max, 1, 60_000),
+            ("turn_allocations_per_user_max", self.turn_allocations_per_user_max, 1, 60_000),
+            ("turn_allocations_per_address_max", self.turn_allocations_per_address_max, 1, 60_000),
             ("turn_credential_s", self.turn_credential_s, 60, 30 * 24 * 3_600),
             ("announce_messages_per_s_max", self.announce_messages_per_s_max, 1, 1_000_000),
             ("announce_messages_burst", self.announce_messages_burst, 10, 1_000_000),
@@ -232,7 +302,13 @@ impl Config {
         self.stun_listen.parse().map(Some).map_err(bad)
     }
 
-    /// What concerns one swarm.
+    /// Our own relay's address, if viewers may use no other relay. Other servers' are not known here.
+    fn relay_addresses(&self) -> Vec<IpAddr> {
+        let own = self.turn_relay_address.parse().ok();
+        own.filter(|_| self.turn && self.turn_urls.is_empty()).into_iter().collect()
+    }
+
+    /// What concerns one swarm; `relay_only` depends on its stream.
     pub(crate) fn swarm_settings(&self) -> swarm::Settings {
         swarm::Settings {
             report_interval_ms: self.report_interval_ms,
@@ -244,12 +320,12 @@ impl Config {
             messages_per_s_max: self.messages_per_s_max,
             messages_burst: self.messages_burst,
             check_candidates: self.check_candidates,
-            relay_only: self.relay_only,
             consent_required: self.consent_required,
             introductions_burst: self.introductions_burst,
             introductions_per_hour: self.introductions_per_hour,
             neighbors_per_network_max: self.neighbors_per_network_max,
             accusers_min: self.accusers_min,
+            relay_addresses: self.relay_addresses(),
             ..swarm::Settings::default()
         }
     }

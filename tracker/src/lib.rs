@@ -10,9 +10,10 @@ mod error;
 pub mod plan;
 mod service;
 pub mod swarm;
+mod turn;
 pub mod webtorrent;
 
-pub use config::Config;
+pub use config::{Config, PeerPolicy};
 pub use error::Error;
 pub use service::Tracker;
 pub use shoal_tracker_protocol::Piece;

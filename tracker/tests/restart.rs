@@ -44,8 +44,10 @@ impl Victim {
         Self { runtime, address }
     }
 
-    fn kill(self) {
-        self.runtime.shutdown_background();
+    /// Ends all of its tasks where they are, and waits until their sockets are closed.
+    async fn kill(self) {
+        let shutdown = move || self.runtime.shutdown_timeout(PATIENCE);
+        tokio::task::spawn_blocking(shutdown).await.unwrap();
     }
 }
 
@@ -123,7 +125,7 @@ async fn viewers_of_a_killed_tracker_are_all_back_at_the_pace_that_it_allows() {
         all
     };
     wait_for_all().await;
-    victim.kill();
+    victim.kill().await;
     let restarted = Instant::now();
     let victim = Victim::start(address.port()).await;
     let back = wait_for_all().await;
@@ -134,5 +136,5 @@ async fn viewers_of_a_killed_tracker_are_all_back_at_the_pace_that_it_allows() {
     let fastest = Duration::from_secs_f64(f64::from(VIEWERS - BURST) / f64::from(JOINS_PER_S));
     assert!(took >= fastest, "{took:?}: faster than the tracker allows");
     viewers.shutdown().await;
-    victim.kill();
+    victim.kill().await;
 }

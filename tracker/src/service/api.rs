@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Shared;
 use super::room::Snapshot;
+use crate::PeerPolicy;
 use crate::swarm::Counters;
 
 /// The tracker in numbers.
@@ -34,6 +35,7 @@ struct StreamReport {
     pairs: usize,
     /// Groups that the viewers are dealt to; they meet within their group only.
     groups: usize,
+    policy: PeerPolicy,
     sharing_percent: u8,
     joins: u64,
     resumes: u64,
@@ -80,6 +82,13 @@ struct Private {
     private: bool,
 }
 
+/// The body of the route that sets how viewers connect.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Policy {
+    policy: PeerPolicy,
+}
+
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     Router::new()
         .route("/api/tracker", get(overview))
@@ -87,6 +96,7 @@ pub(super) fn router(shared: Arc<Shared>) -> Router {
         .route("/api/tracker/streams/{name}", get(stream))
         .route("/api/tracker/streams/{name}/sharing", put(set_stream_sharing))
         .route("/api/tracker/streams/{name}/private", put(set_stream_private))
+        .route("/api/tracker/streams/{name}/policy", put(set_stream_policy))
         // Not `layer`: that would answer for every path which nobody serves, in the program's whole router.
         .route_layer(from_fn_with_state(Arc::clone(&shared), authorise))
         // The description holds no secrets.
@@ -169,6 +179,21 @@ async fn set_stream_private(
     }
 }
 
+async fn set_stream_policy(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    Json(policy): Json<Policy>,
+) -> Response {
+    if shared.set_stream_policy(&name, policy.policy) {
+        StatusCode::NO_CONTENT.into_response()
+    } else if shared.streams.contains_key(&name) {
+        let why = "neither turn nor turn_urls is set in [tracker]: nobody could reach anybody";
+        (StatusCode::CONFLICT, why).into_response()
+    } else {
+        unknown()
+    }
+}
+
 async fn openapi() -> Response {
     ([(header::CONTENT_TYPE, "application/json")], include_str!("openapi.json")).into_response()
 }
@@ -182,13 +207,13 @@ fn out_of_range() -> Response {
 }
 
 async fn report(shared: &Shared, name: &str) -> Option<StreamReport> {
-    let room = shared.streams.get(name).map(|stream| stream.room.clone())?;
+    let (room, policy) = shared.streams.get(name).map(|stream| (stream.room.clone(), stream.policy))?;
     let snapshot = room.inspect().await?;
-    Some(StreamReport::of(name, &snapshot))
+    Some(StreamReport::of(name, policy, &snapshot))
 }
 
 impl StreamReport {
-    fn of(name: &str, snapshot: &Snapshot) -> Self {
+    fn of(name: &str, policy: PeerPolicy, snapshot: &Snapshot) -> Self {
         let Counters { peer_bytes, origin_bytes, .. } = snapshot.counters;
         let counters = snapshot.counters;
         #[expect(clippy::cast_precision_loss, reason = "for people to read")]
@@ -210,6 +235,7 @@ impl StreamReport {
             viewers: snapshot.viewers,
             pairs: snapshot.pairs,
             groups: snapshot.groups,
+            policy,
             sharing_percent: snapshot.switch.percent,
             joins: counters.joins,
             resumes: counters.resumes,

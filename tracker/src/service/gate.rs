@@ -69,7 +69,7 @@ impl Gate {
             joins_rate,
             address_rate: Rate { per_hour: u64::from(per_min) * 60, burst: per_min },
             origins_allowed: config.origins_allowed.clone(),
-            proxies: Proxies::parse(&config.trusted_proxies)?,
+            proxies: Proxies::parse("trusted_proxies", &config.trusted_proxies)?,
             viewers: AtomicU32::new(0),
             addresses: DashMap::new(),
             is_draining: AtomicBool::new(false),
@@ -97,6 +97,12 @@ impl Gate {
             return true;
         };
         self.origins_allowed.iter().any(|allowed| allowed.as_bytes().eq_ignore_ascii_case(origin.as_bytes()))
+    }
+
+    /// Whether somebody with this address is connected. Loopback addresses are not known.
+    pub(crate) fn has_viewer(&self, address: IpAddr) -> bool {
+        let counted = counted_as(address).and_then(|address| self.addresses.get(&address));
+        counted.is_some_and(|address| address.connections > 0)
     }
 
     /// Takes a place for a connection.
@@ -161,7 +167,7 @@ fn counted_as(address: IpAddr) -> Option<IpAddr> {
     }
 }
 
-/// Networks of proxies whose `X-Forwarded-For` is believed.
+/// Networks: of proxies whose `X-Forwarded-For` is believed, or that may be relayed to.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Proxies {
     networks: Vec<(IpAddr, u8)>,
@@ -169,7 +175,7 @@ pub(crate) struct Proxies {
 
 impl Proxies {
     /// Reads addresses with or without a prefix length.
-    pub(crate) fn parse(texts: &[String]) -> Result<Self, Error> {
+    pub(crate) fn parse(key: &str, texts: &[String]) -> Result<Self, Error> {
         let parse = |text: &String| {
             let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
             let address: IpAddr = address.parse().ok()?;
@@ -177,15 +183,14 @@ impl Proxies {
             let prefix = if prefix.is_empty() { whole } else { prefix.parse().ok()? };
             (prefix <= whole).then_some((address, prefix))
         };
-        let bad = |text: &String| {
-            Error::Config(format!("trusted_proxies: {text} is no address or network like 10.0.0.0/8"))
-        };
+        let bad =
+            |text: &String| Error::Config(format!("{key}: {text} is no address or network like 10.0.0.0/8"));
         let networks =
             texts.iter().map(|text| parse(text).ok_or_else(|| bad(text))).collect::<Result<_, _>>()?;
         Ok(Self { networks })
     }
 
-    fn trusts(&self, address: IpAddr) -> bool {
+    pub(crate) fn trusts(&self, address: IpAddr) -> bool {
         self.networks.iter().any(|(network, prefix)| match (address, *network) {
             (IpAddr::V4(a), IpAddr::V4(b)) => {
                 let mask = u32::MAX.checked_shl(32 - u32::from(*prefix)).unwrap_or(0);
@@ -279,11 +284,11 @@ mod tests {
         headers.insert("x-forwarded-for", "1.1.1.1, 9.9.9.9, 10.0.0.2".parse().unwrap());
         let none = Proxies::default();
         assert_eq!(none.client(ip("10.0.0.1"), &headers), ip("10.0.0.1"));
-        let ours = Proxies::parse(&["10.0.0.0/8".into()]).unwrap();
+        let ours = Proxies::parse("", &["10.0.0.0/8".into()]).unwrap();
         assert_eq!(ours.client(ip("10.0.0.1"), &headers), ip("9.9.9.9"), "1.1.1.1 is what the client claims");
         assert_eq!(ours.client(ip("8.8.8.8"), &headers), ip("8.8.8.8"));
-        assert!(Proxies::parse(&["10.0.0.0/33".into()]).is_err());
-        assert!(Proxies::parse(&["::/0".into()]).unwrap().trusts(ip("2a01::1")));
+        assert!(Proxies::parse("", &["10.0.0.0/33".into()]).is_err());
+        assert!(Proxies::parse("", &["::/0".into()]).unwrap().trusts(ip("2a01::1")));
     }
 
     #[test]

@@ -6,38 +6,46 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use hmac::{Hmac, Mac as _};
-use sha1::Sha1;
 use shoal_tracker_protocol::IceServer;
 
-use crate::Config;
+use crate::turn::credential;
+use crate::{Config, PeerPolicy};
 
-/// The servers for one viewer. `host` is how it reached us, `stun_port` where our own STUN socket is, if there is one.
-pub(super) fn servers(config: &Config, host: Option<&str>, stun_port: Option<u16>) -> Vec<IceServer> {
+/// Our own servers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Own {
+    /// The port of STUN, if it is on, and of TURN.
+    pub(super) stun_port: Option<u16>,
+    /// The secret of TURN credentials, for our own server and for others.
+    pub(super) turn_secret: String,
+}
+
+/// The servers for one viewer. `host` is how it reached us.
+pub(super) fn servers(config: &Config, policy: PeerPolicy, host: Option<&str>, own: &Own) -> Vec<IceServer> {
+    if policy == PeerPolicy::Off {
+        return Vec::new();
+    }
     let mut servers = config.ice_servers.clone();
-    if let (Some(host), Some(port)) = (host.and_then(host_name), stun_port) {
+    let own_address = host.and_then(host_name).zip(own.stun_port);
+    if let Some((host, port)) = own_address {
         servers.push(IceServer {
             urls: vec![format!("stun:{host}:{port}")],
             username: None,
             credential: None,
         });
     }
-    if !config.turn_urls.is_empty() {
+    let mut urls = config.turn_urls.clone();
+    if let Some((host, port)) = own_address.filter(|_| config.turn) {
+        urls.extend(["udp", "tcp"].map(|transport| format!("turn:{host}:{port}?transport={transport}")));
+    }
+    if !urls.is_empty() && policy != PeerPolicy::Direct {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let username =
             format!("{}:{:016x}", now_s + u64::from(config.turn_credential_s), rand::random::<u64>());
-        let credential = Some(credential(&config.turn_secret, &username));
-        servers.push(IceServer { urls: config.turn_urls.clone(), username: Some(username), credential });
+        let credential = Some(credential(&own.turn_secret, &username));
+        servers.push(IceServer { urls, username: Some(username), credential });
     }
     servers
-}
-
-fn credential(secret: &str, username: &str) -> String {
-    let mut hmac = Hmac::<Sha1>::new_from_slice(secret.as_bytes()).expect("HMAC takes keys of any length");
-    hmac.update(username.as_bytes());
-    STANDARD.encode(hmac.finalize().into_bytes())
 }
 
 /// The name or address in a `Host` header, with the brackets that an IPv6 address needs in a URL; none if it could break
@@ -58,31 +66,45 @@ mod tests {
 
     #[test]
     fn our_own_stun_server_is_named_as_the_viewer_reached_us() {
-        let url = |host| {
-            servers(&Config::default(), Some(host), Some(3478)).pop().map(|server| server.urls[0].clone())
-        };
+        let own = Own { stun_port: Some(3478), turn_secret: String::new() };
+        let listed = |host| servers(&Config::default(), PeerPolicy::default(), Some(host), &own);
+        let url = |host| listed(host).pop().map(|server| server.urls[0].clone());
         assert_eq!(url("live.example:8080").as_deref(), Some("stun:live.example:3478"));
         assert_eq!(url("[2001:db8::1]:8080").as_deref(), Some("stun:[2001:db8::1]:3478"));
         assert_eq!(url("127.0.0.1").as_deref(), Some("stun:127.0.0.1:3478"));
         assert_eq!(url("evil?transport=tcp"), None);
         assert_eq!(url(""), None);
-        assert!(servers(&Config::default(), Some("a"), None).is_empty(), "none by default");
+        let none = servers(&Config::default(), PeerPolicy::default(), Some("a"), &Own::default());
+        assert!(none.is_empty(), "none by default");
     }
 
     #[test]
     fn turn_credentials_are_those_of_coturns_rest_scheme() {
         // As `turnutils` computes it: echo -n 1700000000:viewer | openssl dgst -sha1 -hmac north -binary | base64
         assert_eq!(credential("north", "1700000000:viewer"), "6+yi/bVtfd33MEvbIUAHKkmAKPw=");
-        let config = Config {
-            turn_urls: vec!["turn:relay.example:3478".into()],
-            turn_secret: "north".into(),
-            ..Config::default()
-        };
-        let server = servers(&config, None, None).pop().unwrap();
+        let config = Config { turn_urls: vec!["turn:relay.example:3478".into()], ..Config::default() };
+        let own = Own { stun_port: None, turn_secret: "north".into() };
+        let server = servers(&config, PeerPolicy::RelayOnly, None, &own).pop().unwrap();
         let username = server.username.unwrap();
         assert_eq!(server.credential.unwrap(), credential("north", &username));
         let (end, _) = username.split_once(':').unwrap();
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
         assert!((now_s + 3_000..now_s + 90_000).contains(&end.parse().unwrap()));
+    }
+
+    #[test]
+    fn the_policy_decides_who_is_told_of_relays() {
+        let config = Config { turn: true, ..Config::default() };
+        let own = Own { stun_port: Some(3478), turn_secret: "north".into() };
+        let urls = |policy| -> Vec<String> {
+            let servers = servers(&config, policy, Some("a.example:8080"), &own);
+            servers.into_iter().flat_map(|server| server.urls).collect()
+        };
+        assert!(urls(PeerPolicy::Off).is_empty());
+        assert_eq!(urls(PeerPolicy::Direct), ["stun:a.example:3478"]);
+        let all =
+            ["stun:a.example:3478", "turn:a.example:3478?transport=udp", "turn:a.example:3478?transport=tcp"];
+        assert_eq!(urls(PeerPolicy::DirectThenRelay), all);
+        assert_eq!(urls(PeerPolicy::RelayOnly), all);
     }
 }

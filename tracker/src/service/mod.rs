@@ -8,6 +8,7 @@ mod api;
 mod gate;
 mod ice;
 mod locate;
+mod relay;
 mod room;
 mod socket;
 mod stun;
@@ -31,13 +32,12 @@ use dashmap::DashMap;
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use shoal_tracker_protocol::Piece;
-use tokio::net::UdpSocket;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::swarm::{Credential, Published, Secret, Swarm, Switch};
-use crate::{Config, Error, plan};
+use crate::{Config, Error, PeerPolicy, plan};
 use announce::Announces;
 use gate::{Closed, Gate, Place};
 use locate::Atlas;
@@ -91,9 +91,9 @@ struct Shared {
     tokens: Option<Tokens>,
     announces: Arc<Announces>,
     atlas: Atlas,
-    /// The STUN socket until [`Tracker::run`] takes it, and its port.
-    stun: Mutex<Option<std::net::UdpSocket>>,
-    stun_port: Option<u16>,
+    /// The sockets of STUN and TURN until [`Tracker::run`] takes them.
+    relay: Mutex<Option<relay::Sockets>>,
+    own_ice: ice::Own,
 }
 
 #[derive(Debug)]
@@ -102,9 +102,10 @@ struct Stream {
     room: Room,
     /// The operator's switch for this stream, in percent.
     percent: u8,
+    policy: PeerPolicy,
     /// Whether viewers need a token.
     is_private: bool,
-    /// Counted up when the stream turns private; in the swarm's id.
+    /// Counted up when the stream turns private or hides addresses; in the swarm's id.
     generation: u32,
 }
 
@@ -121,10 +122,18 @@ impl Tracker {
         let percent = AtomicU8::new(config.sharing_percent);
         let tokens =
             (!config.viewer_token_secret.is_empty()).then(|| Tokens::new(&config.viewer_token_secret));
-        let stun = config.stun_address()?.map(bind_stun).transpose()?;
-        let stun_port =
-            stun.as_ref().and_then(|socket| socket.local_addr().ok()).map(|address| address.port());
-        let stun = Mutex::new(stun);
+        let bind = |address| {
+            relay::Sockets::bind(address, config.turn).map_err(|source| Error::StunPort { address, source })
+        };
+        let relay = config.stun_address()?.map(bind).transpose()?;
+        let own_ice = ice::Own {
+            stun_port: relay.as_ref().and_then(|relay| relay.udp.local_addr().ok()).map(|own| own.port()),
+            turn_secret: match config.turn_secret.as_str() {
+                "" => hex::encode(rand::random::<[u8; 32]>()),
+                secret => secret.to_owned(),
+            },
+        };
+        let relay = Mutex::new(relay);
         let announces = Arc::new(Announces::new(&config));
         let atlas = Atlas::open(&config.mmdb_files)?;
         let shared = Shared {
@@ -137,8 +146,8 @@ impl Tracker {
             tokens,
             announces,
             atlas,
-            stun,
-            stun_port,
+            relay,
+            own_ice,
         };
         Ok(Self { shared: Arc::new(shared) })
     }
@@ -157,9 +166,10 @@ impl Tracker {
     /// be called inside a tokio runtime.
     pub fn stream_started(&self, name: &str, epoch: [u8; 16]) {
         let percent = 100;
-        let room = self.shared.start_room(name, &epoch, 0, percent);
+        let policy = self.shared.config.peer_policy;
+        let room = self.shared.start_room(name, &epoch, 0, percent, policy);
         let is_private = self.shared.config.tokens_required;
-        let stream = Stream { epoch, room, percent, is_private, generation: 0 };
+        let stream = Stream { epoch, room, percent, policy, is_private, generation: 0 };
         let old = self.shared.streams.insert(name.to_owned(), stream);
         if let Some(old) = old {
             old.room.tell(Control::Ended);
@@ -209,12 +219,22 @@ impl Tracker {
         self.shared.set_stream_private(stream, is_private)
     }
 
+    /// Sets how viewers of a stream connect to each other. [`PeerPolicy::Off`] and back are carried out at once; relays are
+    /// told to those who join from now on; where addresses begin to be hidden (or end to be), everybody has to join
+    /// anew. False if the stream is not live, or if there is no relay for [`PeerPolicy::RelayOnly`].
+    #[must_use]
+    pub fn set_stream_policy(&self, stream: &str, policy: PeerPolicy) -> bool {
+        self.shared.set_stream_policy(stream, policy)
+    }
+
     /// Runs until `stop`; then tells the viewers to come back, gives them the time that the settings say, and closes
     /// their connections.
     pub async fn run(&self, stop: CancellationToken) {
         let shared = &self.shared;
-        let stun = shared.stun.lock().take().and_then(|socket| UdpSocket::from_std(socket).ok());
-        let stun = stun.map(|socket| tokio::spawn(stun::serve(socket)));
+        let relay = shared.relay.lock().take().map(|sockets| {
+            let (config, secret) = (shared.config.clone(), shared.own_ice.turn_secret.clone());
+            tokio::spawn(relay::serve(sockets, config, secret, Arc::clone(&shared.gate), shared.clock))
+        });
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
             tokio::select! {
@@ -236,8 +256,8 @@ impl Tracker {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         }
-        if let Some(stun) = stun {
-            stun.abort();
+        if let Some(relay) = relay {
+            relay.abort();
         }
         shared.tell_all(|| Control::Stop);
         // Closing takes as long as the slowest socket is allowed to stall.
@@ -249,32 +269,55 @@ impl Tracker {
 }
 
 impl Shared {
-    fn start_room(&self, name: &str, epoch: &[u8; 16], generation: u32, percent: u8) -> Room {
+    fn start_room(
+        &self,
+        name: &str,
+        epoch: &[u8; 16],
+        generation: u32,
+        percent: u8,
+        policy: PeerPolicy,
+    ) -> Room {
         let id = self.secret.swarm_id(name, epoch, generation);
-        let settings = self.config.swarm_settings();
+        let mut settings = self.config.swarm_settings();
+        settings.relay_only = policy == PeerPolicy::RelayOnly;
         let seed = rand::random();
         let swarm = Swarm::new(id, self.secret.clone(), seed, settings, plan::Settings::default());
         let room = Room::start(swarm, self.clock);
-        let percent = percent.min(self.percent.load(Ordering::Relaxed));
-        room.tell(Control::Switch(Switch { percent }));
+        room.tell(Control::Switch(self.switch(percent, policy)));
         room
     }
 
+    /// What counts of a stream's switch, its policy and the switch for all.
+    fn switch(&self, percent: u8, policy: PeerPolicy) -> Switch {
+        match policy {
+            PeerPolicy::Off => Switch { percent: 0 },
+            _ => Switch { percent: percent.min(self.percent.load(Ordering::Relaxed)) },
+        }
+    }
+
+    /// Gives a stream a new swarm: everybody has to join anew, old ids and places are worth nothing.
+    fn renew(&self, name: &str, stream: &mut Stream) {
+        stream.generation += 1;
+        let room = self.start_room(name, &stream.epoch, stream.generation, stream.percent, stream.policy);
+        std::mem::replace(&mut stream.room, room).tell(Control::Stop);
+    }
+
     /// The room of a live stream. One that is gone because of a bug is replaced: its viewers come back by themselves.
-    fn room(&self, name: &str) -> Option<Room> {
+    fn room(&self, name: &str) -> Option<(Room, PeerPolicy)> {
         {
             let stream = self.streams.get(name)?;
             if !stream.room.is_gone() {
-                return Some(stream.room.clone());
+                return Some((stream.room.clone(), stream.policy));
             }
         }
         let mut stream = self.streams.get_mut(name)?;
         if stream.room.is_gone() {
             counter!("tracker_rooms_restarted_total").increment(1);
             warn!(stream = name, "the task of a swarm had ended and was started anew");
-            stream.room = self.start_room(name, &stream.epoch, stream.generation, stream.percent);
+            stream.room =
+                self.start_room(name, &stream.epoch, stream.generation, stream.percent, stream.policy);
         }
-        Some(stream.room.clone())
+        Some((stream.room.clone(), stream.policy))
     }
 
     /// What a viewer's token allows; none for an open stream. Streams that are not live count as `tokens_required`
@@ -303,11 +346,26 @@ impl Shared {
             return false;
         };
         if is_private && !stream.is_private {
-            stream.generation += 1;
-            let room = self.start_room(name, &stream.epoch, stream.generation, stream.percent);
-            std::mem::replace(&mut stream.room, room).tell(Control::Stop);
+            self.renew(name, &mut stream);
         }
         stream.is_private = is_private;
+        true
+    }
+
+    fn set_stream_policy(&self, name: &str, policy: PeerPolicy) -> bool {
+        let has_relay = self.config.turn || !self.config.turn_urls.is_empty();
+        let Some(mut stream) =
+            self.streams.get_mut(name).filter(|_| has_relay || policy != PeerPolicy::RelayOnly)
+        else {
+            return false;
+        };
+        let old = std::mem::replace(&mut stream.policy, policy);
+        let hides = |policy| policy == PeerPolicy::RelayOnly;
+        if hides(old) != hides(policy) {
+            self.renew(name, &mut stream);
+        } else {
+            stream.room.tell(Control::Switch(self.switch(stream.percent, policy)));
+        }
         true
     }
 
@@ -319,27 +377,16 @@ impl Shared {
         let all = percent.min(100);
         self.percent.store(all, Ordering::Relaxed);
         for stream in &self.streams {
-            stream.room.tell(Control::Switch(Switch { percent: stream.percent.min(all) }));
+            stream.room.tell(Control::Switch(self.switch(stream.percent, stream.policy)));
         }
     }
 
     fn set_stream_sharing(&self, name: &str, percent: u8) -> bool {
         let Some(mut stream) = self.streams.get_mut(name) else { return false };
         stream.percent = percent.min(100);
-        let percent = stream.percent.min(self.percent.load(Ordering::Relaxed));
-        stream.room.tell(Control::Switch(Switch { percent }));
+        stream.room.tell(Control::Switch(self.switch(stream.percent, stream.policy)));
         true
     }
-}
-
-/// Opens the STUN port before anything else runs, so that a port that is taken ends the program with a clear word.
-fn bind_stun(address: SocketAddr) -> Result<std::net::UdpSocket, Error> {
-    let bind = || {
-        let socket = std::net::UdpSocket::bind(address)?;
-        socket.set_nonblocking(true)?;
-        Ok(socket)
-    };
-    bind().map_err(|source| Error::StunPort { address, source })
 }
 
 /// `GET /tracker` with an upgrade to WebSocket.
@@ -352,11 +399,10 @@ async fn join(
     let address = shared.gate.address(socket, &headers);
     match shared.admit(address, &headers) {
         Ok(place) => {
-            let host = headers.get(HOST).and_then(|host| host.to_str().ok());
-            let ice_servers = ice::servers(&shared.config, host, shared.stun_port);
+            let host = headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
             shared
                 .limit(upgrade)
-                .on_upgrade(move |socket| socket::serve(socket, shared, address, place, ice_servers))
+                .on_upgrade(move |socket| socket::serve(socket, shared, address, place, host))
         }
         Err(refusal) => *refusal,
     }

@@ -10,12 +10,13 @@ use std::time::Duration;
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures::{SinkExt as _, StreamExt as _};
 use metrics::counter;
-use shoal_tracker_protocol::{ErrorCode, IceServer, TrackerMessage, VERSION, ViewerMessage};
+use shoal_tracker_protocol::{ErrorCode, TrackerMessage, VERSION, ViewerMessage};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::Shared;
 use super::gate::Place;
+use super::ice;
 use super::room::{Event, Frame, Goodbye, Join, Room};
 use crate::swarm::Session;
 
@@ -47,10 +48,10 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
     address: IpAddr,
     place: Place,
-    ice_servers: Vec<IceServer>,
+    host: Option<String>,
 ) {
     let within = Duration::from_millis(shared.config.join_within_ms.into());
-    let joined = match timeout(within, join(&mut socket, &shared, address, &place, ice_servers)).await {
+    let joined = match timeout(within, join(&mut socket, &shared, address, &place, host.as_deref())).await {
         Ok(joined) => joined,
         Err(_) => Err(Some(refusal(ErrorCode::OutOfOrder, "no join came in time", None))),
     };
@@ -86,7 +87,7 @@ async fn join(
     shared: &Shared,
     address: IpAddr,
     place: &Place,
-    ice_servers: Vec<IceServer>,
+    host: Option<&str>,
 ) -> Result<(Room, mpsc::Receiver<Frame>), Option<Refusal>> {
     let text = loop {
         match socket.next().await {
@@ -121,11 +122,12 @@ async fn join(
             return Err(Some(refusal(ErrorCode::Refused, "this stream wants a valid viewer token", None)));
         }
     };
-    let Some(room) = shared.room(&stream) else {
+    let Some((room, policy)) = shared.room(&stream) else {
         let refusal = refusal(ErrorCode::UnknownStream, "no stream of this name is live", Some(RETRY_MS));
         return Err(Some(refusal));
     };
     let (queue, frames) = mpsc::channel(shared.config.queue_messages_max as usize);
+    let ice_servers = ice::servers(&shared.config, policy, host, &shared.own_ice);
     let locality = shared.atlas.locate(address);
     let join = Join { address, locality, shares, renditions, resume, credential, ice_servers, queue };
     match room.inbox.send(Event::Join(Box::new(join))).await {

@@ -1,4 +1,4 @@
-//! A STUN server (RFC 8489, binding only): tells viewers how their NAT maps them, so that they can reach each other.
+//! A STUN server (RFC 8489, binding only; its socket is in `relay.rs`): tells viewers how their NAT maps them, so that they can reach each other.
 //!
 //! Without it only viewers of the same network find each other, and the program asks no server of third parties.
 //! Stateless: one answer of 40 bytes for one request of 20 or more, so it amplifies nothing worth abusing, and only
@@ -6,37 +6,12 @@
 
 use std::net::SocketAddr;
 
-use metrics::counter;
 use rtc_stun::fingerprint::FINGERPRINT;
 use rtc_stun::message::{BINDING_REQUEST, BINDING_SUCCESS, Message, Setter, is_stun_message};
 use rtc_stun::xoraddr::XorMappedAddress;
-use tokio::net::UdpSocket;
-use tracing::debug;
-
-/// Browsers' requests have 20 to 100 bytes.
-const REQUEST_BYTES_MAX: usize = 548;
-
-/// Answers until it is dropped.
-pub(super) async fn serve(socket: UdpSocket) {
-    let mut buffer = [0; REQUEST_BYTES_MAX];
-    loop {
-        match socket.recv_from(&mut buffer).await {
-            Ok((length, from)) => match answer(&buffer[..length], from) {
-                Some(answer) => {
-                    counter!("tracker_stun_answers_total").increment(1);
-                    // A full send buffer means that the request is lost, which clients expect of UDP.
-                    let _ = socket.try_send_to(&answer, from);
-                }
-                None => counter!("tracker_stun_ignored_total").increment(1),
-            },
-            // The kernel reports that a former answer reached nobody; that is no fault of the socket.
-            Err(error) => debug!(%error, "receiving on the STUN socket"),
-        }
-    }
-}
 
 /// The answer to a binding request.
-fn answer(request: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
+pub(super) fn answer(request: &[u8], from: SocketAddr) -> Option<Vec<u8>> {
     if !is_stun_message(request) {
         return None;
     }
