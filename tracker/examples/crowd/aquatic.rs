@@ -21,7 +21,7 @@ struct Measured {
     rss_mb: f64,
 }
 
-pub(crate) async fn run(folder: &Path) -> Value {
+pub(crate) fn run(folder: &Path) -> Value {
     let work = tempfile::tempdir().expect("a temporary folder");
     let (certificate, key) = (work.path().join("certificate.der"), work.path().join("key.der"));
     let made = rcgen::generate_simple_self_signed(["example.com".to_owned()]).expect("a certificate");

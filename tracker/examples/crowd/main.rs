@@ -54,7 +54,7 @@ async fn main() {
         report.insert("restart".into(), restart);
     }
     if let Some(folder) = &options.aquatic {
-        report.insert("aquatic".into(), aquatic::run(folder).await);
+        report.insert("aquatic".into(), aquatic::run(folder));
     }
     println!("{}", Value::Object(report));
 }
