@@ -15,7 +15,8 @@ const SECONDS = 5;
 let server: Server;
 
 before(async () => {
-  server = await Server.start();
+  // All addresses, as by default: Firefox pairs loopback with loopback alone, and has no such candidate everywhere.
+  server = await Server.start({ INGEST_MEDIA_ADDRESS: '0.0.0.0:0' });
 });
 after(async () => {
   await server?.stop();
