@@ -343,6 +343,9 @@ impl Viewer {
             Output::Accuse { peer, piece } => {
                 self.tell_tracker(ViewerMessage::Accuse { peer, piece: to_protocol(piece) });
             }
+            Output::Complain { peer, rendition, stripe } => {
+                self.tell_tracker(ViewerMessage::Silent { peer, rendition, stripe });
+            }
             Output::Report(report) => self.tell_tracker(ViewerMessage::Report(protocol::Report {
                 uplink_kbps: report.uplink_kbps,
                 renditions: report.renditions,

@@ -47,6 +47,12 @@ impl<K: Ord + Copy, V> Map<K, V> {
         self.0.get_mut(at).map(|(_, value)| value)
     }
 
+    /// The entry that is so many before that of a key.
+    pub(crate) fn before(&mut self, key: &K, count: usize) -> Option<&mut V> {
+        let at = self.find(key).ok()?.checked_sub(count)?;
+        self.0.get_mut(at).map(|(_, value)| value)
+    }
+
     pub(crate) fn insert(&mut self, key: K, value: V) {
         match self.find(&key) {
             Ok(at) => self.0[at].1 = value,

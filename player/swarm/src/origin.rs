@@ -14,7 +14,10 @@ const NEXT_BLOCK_INITIAL: Span = Span::from_ms(32);
 const SAMPLES: usize = 32;
 /// The first wait after a failure; doubled for each further one, and jittered.
 const BACKOFF_FIRST: Span = Span::from_ms(100);
-const BACKOFF_MAX: Span = Span::from_secs(4);
+/// No longer, because those who ask first bring everybody back; the others do not ask at all meanwhile.
+const BACKOFF_MAX: Span = Span::from_ms(1500);
+/// After so many failures in a row it is the origin that fails, not one answer.
+const DOWN_FAILURES: u32 = 2;
 
 /// Why a fetch was started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,8 +54,13 @@ pub(crate) struct Origin {
     first_block: Samples,
     next_block: Samples,
     failures: u32,
-    /// No deadline fetch before this.
+    /// No fetch before this.
     pub(crate) closed_until: Time,
+    /// Tests show with it what patience prevents.
+    #[cfg(test)]
+    pub(crate) never_down: bool,
+    /// Until when the swarm is catching up with what it could not have.
+    pub(crate) recovering_until: Time,
 }
 
 impl Origin {
@@ -64,7 +72,30 @@ impl Origin {
             next_block: Samples::new(NEXT_BLOCK_INITIAL),
             failures: 0,
             closed_until: Time::ZERO,
+            #[cfg(test)]
+            never_down: false,
+            recovering_until: Time::ZERO,
         }
+    }
+
+    /// Whether the last answers failed, as far as the local peer knows.
+    pub(crate) fn is_down(&self) -> bool {
+        #[cfg(test)]
+        if self.never_down {
+            return false;
+        }
+        self.failures >= DOWN_FAILURES
+    }
+
+    /// Whether one fetch at a time has to show first that the origin answers.
+    pub(crate) fn is_doubted(&self) -> bool {
+        self.failures > 0
+    }
+
+    /// It answers again, or somebody else got something from it.
+    pub(crate) fn is_back(&mut self) {
+        self.failures = 0;
+        self.closed_until = Time::ZERO;
     }
 
     pub(crate) fn start(&mut self, now: Time, piece: PieceId, first: u32, count: u32) -> FetchId {
@@ -84,8 +115,9 @@ impl Origin {
         }
         fetch.received += 1;
         fetch.progress = now;
-        self.failures = 0;
-        self.closed_until = Time::ZERO;
+        if !self.is_down() {
+            self.is_back();
+        }
     }
 
     /// Learns from a piece that the driver loaded itself.
@@ -181,10 +213,11 @@ mod tests {
         let now = Time::from_ms(1000);
         (0..40).for_each(|_| origin.failed(now, &mut rng));
         let wait = origin.closed_until.since(now);
-        assert!(wait >= Span::from_ms(1600) && wait <= BACKOFF_MAX, "{wait:?}");
+        assert!(wait >= BACKOFF_MAX.percent(50) && wait <= BACKOFF_MAX && origin.is_down(), "{wait:?}");
         let piece = PieceId { rendition: 0, msn: 1, part: 0 };
         let fetch = origin.start(now, piece, 0, 1);
         origin.progressed(now, fetch);
-        assert_eq!(origin.closed_until, Time::ZERO);
+        origin.is_back();
+        assert_eq!((origin.closed_until, origin.is_down()), (Time::ZERO, false));
     }
 }

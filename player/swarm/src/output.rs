@@ -129,6 +129,16 @@ pub enum Output {
         /// The piece that the bytes were said to belong to.
         piece: PieceId,
     },
+    /// Tell the tracker that a neighbor which the plan names as parent pushes nothing in a stripe, though it is connected,
+    /// or has sent the local peer away: another parent is wanted.
+    Complain {
+        /// The parent.
+        peer: PeerId,
+        /// The rendition.
+        rendition: u8,
+        /// The stripe.
+        stripe: u8,
+    },
     /// Tell the tracker what was measured since the last report.
     Report(Report),
 }

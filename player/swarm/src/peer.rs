@@ -53,6 +53,8 @@ pub enum Reason {
     Announce,
     /// A request has waited for its record.
     Request,
+    /// Without a tracker: the next record can be expected.
+    Record,
     /// Neighbors, rates and limits are to be looked after.
     Upkeep,
 }
@@ -91,6 +93,16 @@ struct Loaded {
     since: Time,
 }
 
+/// A record that nobody will send by itself, because there is no tracker.
+#[derive(Clone, Copy, Debug)]
+struct Hunt {
+    piece: PieceId,
+    /// When to ask for it.
+    at: Time,
+    /// How long to wait after the next refusal.
+    wait: Span,
+}
+
 /// The swarm core of one viewer.
 #[derive(Debug)]
 pub struct Peer {
@@ -120,6 +132,8 @@ pub struct Peer {
     held: Map<HoldId, Held>,
     next_hold: HoldId,
     loaded: Map<PieceId, Loaded>,
+    /// Without a tracker: the next record of each rendition.
+    hunts: Map<u8, Hunt>,
     /// Bits per second of each rendition, from its records.
     rates: Map<u8, u64>,
     newest_end_ms: u64,
@@ -128,12 +142,16 @@ pub struct Peer {
     banned: Vec<PeerId>,
     plans: Plans,
     flags: Flags,
+    /// The upload rate that neighbors were told, in kbit/s.
+    told_kbps: u64,
     next_nonce: u32,
     /// Blocks stored since the last announcement.
     fresh: Vec<(PieceId, Bits)>,
     announce_at: Time,
 
     origin: Origin,
+    /// After an outage: when the next piece of a rendition can be expected to leave the origin.
+    catching_up: Map<u8, Time>,
     uploads: Uploads,
     shed_at: Time,
 
@@ -146,7 +164,7 @@ pub struct Peer {
 
     outputs: VecDeque<Output>,
     stats: Stats,
-    deadline: Option<(Time, Reason)>,
+    has_begun: bool,
     recorder: Option<Recorder>,
 }
 
@@ -178,16 +196,19 @@ impl Peer {
             held: Map::new(),
             next_hold: 0,
             loaded: Map::new(),
+            hunts: Map::new(),
             rates: Map::new(),
             newest_end_ms: 0,
             neighbors: Map::new(),
             banned: Vec::new(),
             plans: Plans::new(),
             flags: Flags::default(),
+            told_kbps: 0,
             next_nonce: 0,
             fresh: Vec::new(),
             announce_at: Time::NEVER,
             origin: Origin::new(),
+            catching_up: Map::new(),
             uploads: Uploads::new(),
             shed_at: Time::ZERO,
             upkeep_at: Time::ZERO,
@@ -198,7 +219,7 @@ impl Peer {
             reported_bps: 0,
             outputs: VecDeque::new(),
             stats: Stats::default(),
-            deadline: None,
+            has_begun: false,
             recorder: None,
         }
     }
@@ -214,7 +235,7 @@ impl Peer {
         self.dispatch(input);
         self.run_due();
         self.pump_uploads();
-        self.deadline = self.find_deadline();
+        self.has_begun = true;
     }
 
     fn dispatch(&mut self, input: Input<'_>) {
@@ -223,6 +244,7 @@ impl Peer {
             Input::Welcome { peer, neighbors_max, upload_ratio_percent, report_interval } => {
                 self.me = peer;
                 self.has_tracker = true;
+                self.hunts = Map::new();
                 self.neighbors_max = self.config.neighbors_max.min(usize::from(neighbors_max));
                 let ratio = u64::from(upload_ratio_percent);
                 self.upload_ratio_percent = self.config.upload_ratio_percent.min(ratio);
@@ -235,6 +257,7 @@ impl Peer {
                 self.has_tracker = false;
                 self.report_at = Time::NEVER;
                 self.update_flags();
+                self.begin_hunts();
                 self.check_requests();
                 self.wake_pieces();
             }
@@ -297,7 +320,7 @@ impl Peer {
     /// When to hand in [`Input::Wake`] if nothing happens before, and what for. Nothing before the first input.
     #[must_use]
     pub fn next_deadline(&self) -> Option<(Time, Reason)> {
-        self.deadline
+        if self.has_begun { self.find_deadline() } else { None }
     }
 
     /// Changes the piece store's limit, for devices with little memory.
@@ -362,6 +385,9 @@ impl Peer {
         if self.requests.iter().any(|request| request.give_up <= self.now) {
             self.check_requests();
         }
+        if self.hunts.values().any(|hunt| hunt.at <= self.now) {
+            self.hunt();
+        }
         if self.announce_at <= self.now {
             self.announce();
         }
@@ -370,6 +396,7 @@ impl Peer {
     fn find_deadline(&self) -> Option<(Time, Reason)> {
         let piece = self.active.iter().map(|(_, next)| (*next, Reason::Piece)).min();
         let request = self.requests.iter().map(|request| (request.give_up, Reason::Request)).min();
+        let hunt = self.hunts.values().map(|hunt| (hunt.at, Reason::Record)).min();
         let upload = self.uploads.next_at(|peer| self.is_channel_open(peer)).map(|at| (at, Reason::Upload));
         let fixed = [(self.announce_at, Reason::Announce), (self.upkeep_at, Reason::Upkeep)];
         // Never at once again: whatever is due now was done, or waits for an input.
@@ -378,6 +405,7 @@ impl Peer {
             .into_iter()
             .chain(piece)
             .chain(request)
+            .chain(hunt)
             .chain(upload)
             .map(|(at, reason)| (at.max(soonest), reason))
             .min()

@@ -58,8 +58,12 @@ pub(crate) struct Piece {
     pub(crate) is_wanted: bool,
     /// Out of the schedule: nothing is obtained or expected any more.
     pub(crate) is_retired: bool,
+    /// Its record came long after it was published: no tree brings it, and nobody waits for it here.
+    pub(crate) is_past: bool,
     /// Where in the spread of fallbacks this viewer stands for this piece: the highest goes first.
     pub(crate) turn: u16,
+    /// No neighbor that gives stands before this viewer.
+    pub(crate) is_first: bool,
     pub(crate) hops: u8,
     /// How often the origin's bytes did not match the record.
     pub(crate) origin_lies: u8,
@@ -77,7 +81,9 @@ impl Piece {
             is_loaded: false,
             is_wanted: false,
             is_retired: false,
+            is_past: false,
             turn: 0,
+            is_first: false,
             hops: 0,
             origin_lies: 0,
         }

@@ -2,7 +2,7 @@
 //!
 //! Turns program date times (Unix milliseconds) into deadlines on the driver's clock. Knows nothing of sources.
 
-use shoal_digest::Record;
+use shoal_digest::{PieceId, Record};
 
 use crate::{
     Span, Time,
@@ -18,7 +18,8 @@ pub(crate) struct Request {
     pub(crate) since: Time,
     /// When to fall back if records are still missing.
     pub(crate) give_up: Time,
-    pub(crate) record_fetched: bool,
+    /// The last record that was asked for on its behalf.
+    pub(crate) record_fetched: Option<PieceId>,
 }
 
 /// The playhead as last told.
@@ -74,11 +75,13 @@ impl Player {
     }
 
     /// When the playhead reaches the program date time `start_ms`, or never while paused.
-    pub(crate) fn reaches(&self, start_ms: u64) -> Time {
+    pub(crate) fn reaches(&self, now: Time, start_ms: u64) -> Time {
         if !self.has_started || self.rate_percent == 0 {
             return Time::NEVER;
         }
         let ahead_ms = start_ms.saturating_sub(self.position_ms);
-        self.at + Span::from_us(ahead_ms.saturating_mul(100_000) / u64::from(self.rate_percent))
+        // A playhead that waits stays where it is.
+        let from = if self.is_stalled { now } else { self.at };
+        from + Span::from_us(ahead_ms.saturating_mul(100_000) / u64::from(self.rate_percent))
     }
 }

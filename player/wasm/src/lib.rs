@@ -3,7 +3,7 @@
 //! Translates between JavaScript's numbers and byte arrays and the core's types, hashes blocks, and has the core check
 //! signatures. What the calls mean is in `README.md`; all decisions are in `player/swarm`; the driver is `player/web`.
 
-mod output;
+pub mod output;
 
 use shoal_swarm::{
     BLOCK_BYTES, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time,

@@ -2,12 +2,15 @@
 
 use shoal_swarm::{Output, PieceId, Stats};
 
-/// The last polled output.
+/// One output.
 #[derive(Debug, Default)]
-pub(crate) struct Fields {
-    pub(crate) tag: u8,
-    pub(crate) numbers: [f64; 8],
-    pub(crate) bytes: Vec<u8>,
+pub struct Fields {
+    /// What is to be done; 0 for nothing.
+    pub tag: u8,
+    /// What `field()` gives, −1 where there is nothing.
+    pub numbers: [f64; 8],
+    /// What `bytes()` gives.
+    pub bytes: Vec<u8>,
 }
 
 impl Fields {
@@ -63,6 +66,9 @@ impl From<Output> for Fields {
                 let (rendition, msn, part) = three(piece);
                 Self::of(15, [f64::from(peer), rendition, msn, part])
             }
+            Output::Complain { peer, rendition, stripe } => {
+                Self::of(17, [f64::from(peer), f64::from(rendition), f64::from(stripe)])
+            }
             Output::Report(report) => Self::of(
                 16,
                 [
@@ -81,7 +87,8 @@ impl From<Output> for Fields {
 }
 
 /// The counters in the order of the README.
-pub(crate) fn stats(stats: &Stats) -> Vec<f64> {
+#[must_use]
+pub fn stats(stats: &Stats) -> Vec<f64> {
     let counts = [
         stats.peer_bytes,
         stats.origin_bytes,

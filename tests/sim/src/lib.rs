@@ -74,6 +74,8 @@ pub struct Outcome {
     pub figures: Figures,
     /// Counters behind them, for people who look for causes.
     pub tally: BTreeMap<&'static str, u64>,
+    /// A line for each second, for the same people; only of our own policy.
+    pub timeline: Vec<String>,
 }
 
 /// Runs one policy. `progress` is told now and then which part of the run is done, and how it goes.
@@ -87,9 +89,10 @@ pub fn run(
 ) -> Outcome {
     let visits = people::draw(scenario, viewers, seed);
     if policy == Policy::Shoal {
-        let (figures, tally) = shoal::World::new(scenario, &visits, viewers, seed, knobs, progress).run();
-        return Outcome { figures, tally: tally.0 };
+        let (figures, tally, timeline) =
+            shoal::World::new(scenario, &visits, viewers, seed, knobs, progress).run();
+        return Outcome { figures, tally: tally.0, timeline };
     }
     let figures = rival::World::new(scenario, &visits, viewers, seed, policy, progress).run();
-    Outcome { figures, tally: BTreeMap::new() }
+    Outcome { figures, tally: BTreeMap::new(), timeline: Vec::new() }
 }

@@ -73,6 +73,12 @@ pub(crate) struct Measure {
     pub(crate) watched_us: u64,
     /// Viewers who stopped at least once.
     pub(crate) stalled_viewers: u64,
+    /// Seconds in which a viewer's playback stood still although somebody had the next piece for a while.
+    pub(crate) stopped_though_held: u64,
+    /// When the first viewer had a piece, by number.
+    pub(crate) first_held: std::collections::BTreeMap<u64, u64>,
+    /// Viewers stopped, in each second.
+    pub(crate) stopped_by_second: Vec<u32>,
     /// Messages beside blocks.
     pub(crate) control_messages: u64,
     /// The same, in bytes.
@@ -88,6 +94,32 @@ impl Measure {
     #[must_use]
     pub(crate) fn counts(&self, now_us: u64) -> bool {
         (self.from_us..self.to_us).contains(&now_us)
+    }
+
+    /// A viewer's playback stands still for want of a piece. `SPREAD_US` is what a piece takes to reach nearly everybody.
+    pub(crate) fn stopped(&mut self, now_us: u64, number: u64) {
+        const SPREAD_US: u64 = 1_500_000;
+        let second = (now_us / 1_000_000) as usize;
+        if self.stopped_by_second.len() <= second {
+            self.stopped_by_second.resize(second + 1, 0);
+        }
+        self.stopped_by_second[second] += 1;
+        let held = self.first_held.get(&number).is_some_and(|held_us| held_us + SPREAD_US < now_us);
+        self.stopped_though_held += u64::from(held && self.counts(now_us));
+    }
+
+    /// One line for each second: what left the origin, the share of what was used that did not, who stood still.
+    pub(crate) fn timeline(&self, origin: &Origin) -> Vec<String> {
+        let seconds = 0..self.used_by_second.len();
+        let line = |second: usize| {
+            let from_us = second as u64 * 1_000_000;
+            let sent = origin.sent(from_us, from_us + 1_000_000);
+            let used = self.used_by_second[second];
+            let stopped = self.stopped_by_second.get(second).copied().unwrap_or(0);
+            let offload = 100.0 * (1.0 - sent as f64 / used.max(1) as f64);
+            format!("{second:4} s  origin {:9} kB  offload {offload:8.2} %  stopped {stopped}", sent / 1_000)
+        };
+        seconds.map(line).collect()
     }
 
     /// A piece was given to a player.
@@ -120,6 +152,7 @@ impl Measure {
             waste_ratio: round(self.waste_bytes as f64 / (self.received_bytes as f64).max(1.0), 5),
             bad_bytes: self.bad_bytes,
             stalled_viewers: self.stalled_viewers,
+            stopped_though_held_s: self.stopped_though_held,
             arrival_p50_ms: self.arrival.percentile(50.0) / 1_000,
             arrival_p95_ms: self.arrival.percentile(95.0) / 1_000,
             requests_100ms_max: origin.requests_max(self.from_us, self.to_us),
@@ -170,6 +203,8 @@ pub struct Figures {
     pub bad_bytes: u64,
     /// Viewers whose playback stopped at least once.
     pub stalled_viewers: u64,
+    /// Seconds, over all viewers, in which playback stood still for a piece that some viewer had had for 1.5 s.
+    pub stopped_though_held_s: u64,
     /// Median time from publication to a piece being complete at a viewer.
     pub arrival_p50_ms: u64,
     /// 95th percentile of that.

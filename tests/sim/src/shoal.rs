@@ -51,6 +51,7 @@ pub(crate) enum Event {
     FetchEnd { viewer: u32, fetch: u32 },
     Loaded { viewer: u32, request: RequestId, rendition: u8, number: u32, began_us: u64, left_us: u64 },
     RecordLoaded { viewer: u32, rendition: u8, number: u32 },
+    RecordFailed { viewer: u32, piece: PieceId },
     Append { viewer: u32, rendition: u8, number: u32 },
     Second(u32),
     Switch(u32),
@@ -76,6 +77,7 @@ pub(crate) enum ToTracker {
     Lost { peer: u32 },
     Report { uplink_kbps: u32, renditions: Vec<u8> },
     Accuse { peer: u32 },
+    Silent { peer: u32, rendition: u8, stripe: u8 },
 }
 
 #[derive(Debug)]
@@ -98,11 +100,13 @@ pub struct Knobs {
     pub plan: plan::Settings,
     /// Without tracker from the start.
     pub tracker: bool,
+    /// The tracker hears of silent parents.
+    pub complaints: bool,
 }
 
 impl Default for Knobs {
     fn default() -> Self {
-        Self { push: true, hash: true, plan: plan::Settings::default(), tracker: true }
+        Self { push: true, hash: true, plan: plan::Settings::default(), tracker: true, complaints: true }
     }
 }
 
@@ -209,7 +213,7 @@ impl<'a> World<'a> {
     }
 
     /// Runs to the end.
-    pub(crate) fn run(mut self) -> (Figures, Tally) {
+    pub(crate) fn run(mut self) -> (Figures, Tally, Vec<String>) {
         let mut next_progress = 0;
         while let Some((at_us, event)) = self.queue.pop() {
             if at_us >= self.end_us {
@@ -255,7 +259,8 @@ impl<'a> World<'a> {
         ] {
             self.tally.0.insert(name, u64::from(value));
         }
-        (figures, self.tally)
+        let timeline = self.measure.timeline(&self.origin);
+        (figures, self.tally, timeline)
     }
 
     fn time(&self) -> Time {
@@ -321,6 +326,7 @@ impl<'a> World<'a> {
                 let record = self.stream.piece(rendition, u64::from(number)).record.clone();
                 self.feed(viewer, &Input::Record { record: &record }, None);
             }
+            Event::RecordFailed { viewer, piece } => self.feed(viewer, &Input::RecordFailed { piece }, None),
             Event::Append { viewer, rendition, number } => self.append(viewer, rendition, number),
             Event::Second(viewer) => self.second(viewer),
             Event::Switch(viewer) => self.switch(viewer),

@@ -61,6 +61,10 @@ impl Tracker {
                 }
                 Vec::new()
             }
+            ToTracker::Silent { peer, rendition, stripe } => {
+                self.planner.parent_silent(now_ms, id, peer_id(peer), rendition, stripe);
+                Vec::new()
+            }
             ToTracker::Accuse { peer } => {
                 let accusers = self.accusers.entry(peer).or_default();
                 if !accusers.contains(&from) {

@@ -70,3 +70,18 @@ fn playback_survives_without_tracker() {
     assert!(figures.offload.abs() < 0.05, "nobody meets anybody: {}", figures.offload);
     assert!(figures.rebuffer_ratio < 0.001, "rebuffering {}", figures.rebuffer_ratio);
 }
+
+#[test]
+fn an_origin_that_was_away_is_not_stormed_and_nobody_waits_for_what_others_have() {
+    let figures = simulate("origin-stall", 60, 1, 110.0, Knobs::default()).figures;
+    assert!(figures.rebuffer_ratio > 0.05, "it was away: {}", figures.rebuffer_ratio);
+    assert!(figures.origin_peak_over_mean < 2.3, "peak {}", figures.origin_peak_over_mean);
+    assert_eq!(figures.stopped_though_held_s, 0);
+}
+
+#[test]
+fn a_tracker_that_is_away_for_a_minute_is_not_noticed_by_players() {
+    let figures = simulate("tracker-loss", 60, 1, 140.0, Knobs::default()).figures;
+    assert!(figures.rebuffer_ratio < 0.0001, "rebuffering {}", figures.rebuffer_ratio);
+    assert!(figures.offload > 0.96, "offload {}", figures.offload);
+}

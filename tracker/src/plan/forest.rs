@@ -62,6 +62,8 @@ pub(super) struct Seat {
     pub(super) expected_ms: u32,
     sent_expected_ms: u32,
     pub(super) moving: Move,
+    /// When it got its source.
+    pub(super) since: Ms,
     /// The parent-to-be that is being introduced, and until when it is waited for. A slot is reserved there.
     pub(super) awaits: Option<(PeerId, Ms)>,
     pub(super) due: Option<Ms>,
@@ -130,6 +132,8 @@ pub(super) struct Forest {
     supply: Vec<u32>,
     uplinks_kbps: u64,
     reserve_percent: u32,
+    /// The time of the present round of work.
+    pub(super) now: Ms,
     dirty: BTreeMap<PeerId, u16>,
 }
 
@@ -150,6 +154,7 @@ impl Forest {
             spare: BTreeSet::new(),
             supply: vec![0; all],
             uplinks_kbps: 0,
+            now: 0,
             dirty: BTreeMap::new(),
         }
     }
@@ -161,6 +166,7 @@ impl Forest {
             expected_ms: 0,
             sent_expected_ms: 0,
             moving: Move::Stay,
+            since: 0,
             awaits: None,
             due: None,
             tries: 0,
@@ -346,9 +352,11 @@ impl Forest {
                 expected_ms
             }
         };
+        let now = self.now;
         let seat = self.seat_mut(viewer, stripe);
         seat.source = source;
         seat.moving = Move::Stay;
+        seat.since = now;
         seat.tries = 0;
         self.set_expected(viewer, stripe, expected_ms);
         self.reindex(viewer);

@@ -26,6 +26,10 @@ const GAIN_MIN_MS: u32 = 80;
 const NEW_HOME_COST_MS: u32 = 120;
 /// A parent that did not deliver is not given to the same child again for this long.
 const AVOID_MS: Ms = 30_000;
+/// So long after it was moved, a seat and all below it may well have nothing yet.
+const SETTLE_MS: Ms = 2_000;
+/// Trees are not deeper; where one is, the complaint is believed.
+const ANCESTORS_MAX: usize = 16;
 /// A viewer should have stayed this long before it is made a root, where there is a choice: a third of all viewers leave
 /// within the first minute.
 const ROOT_AGE_MS: Ms = 60_000;
@@ -45,6 +49,7 @@ pub(super) type Wishes = Vec<(PeerId, PeerId)>;
 impl Forest {
     /// One round of work on what is due. Appends the introductions that it has made to `wishes`.
     pub(super) fn grow(&mut self, now: Ms, links: &mut Links, wishes: &mut Wishes) {
+        self.now = now;
         self.adapt_reserve();
         for stripe in 0..self.stripes {
             self.keep_roots(now, stripe, links);
@@ -154,12 +159,27 @@ impl Forest {
         let is_edge = self.nodes.contains_key(&child)
             && stripe < self.stripes
             && self.seat(child, stripe).source == Source::Peer(parent);
-        if is_edge {
+        if is_edge && !self.is_explained(now, parent, stripe) {
             let seat = self.seat_mut(child, stripe);
             seat.moving = Move::Silent;
             seat.avoid = Some((parent, now + AVOID_MS));
             self.look_at(now, child, stripe);
         }
+    }
+
+    /// Whether somebody further up has complained too, or was moved a moment ago: then all below wait for that, and moving
+    /// each of them would only tear a tree apart that is about to be fed again. Who is still not fed asks once more.
+    fn is_explained(&self, now: Ms, viewer: PeerId, stripe: u8) -> bool {
+        let mut at = viewer;
+        for _ in 0..ANCESTORS_MAX {
+            let seat = self.seat(at, stripe);
+            if seat.moving == Move::Silent || now.saturating_sub(seat.since) < SETTLE_MS {
+                return true;
+            }
+            let Source::Peer(parent) = seat.source else { return false };
+            at = parent;
+        }
+        false
     }
 
     /// The link to `parent` is open: the seats that wait for it, or for anybody, are looked at.
@@ -267,8 +287,20 @@ impl Forest {
             |forest: &Self, id: &PeerId| forest.seat(*id, stripe).source == Source::Origin { stopgap: true };
         let (stopgaps, regular): (Vec<PeerId>, Vec<PeerId>) =
             self.roots[at].iter().partition(|id| stopgap(self, id));
-        let regular: Vec<PeerId> =
+        let mut regular: Vec<PeerId> =
             regular.into_iter().filter(|id| self.seat(*id, stripe).moving != Move::Demoted).collect();
+        // A root that feeds nobody and has no room, because its uplink turned out weak or is taken in other stripes, would
+        // leave everybody else in the stripe without a source for ever.
+        let feeds = |forest: &Self, id: &PeerId| {
+            let node = &forest.nodes[id];
+            !node.seats[at].children.is_empty() || node.used < node.slots
+        };
+        if self.nodes.len() > 1 && !self.spare.is_empty() && !regular.iter().any(|id| feeds(self, id)) {
+            for id in std::mem::take(&mut regular) {
+                self.seat_mut(id, stripe).moving = Move::Demoted;
+                self.look_at(now, id, stripe);
+            }
+        }
         if regular.len() > wanted {
             // The weakest goes below another; until it is connected there, it stays.
             let weakest = regular.iter().min_by_key(|id| (self.root_worth(now, **id, stripe), **id));

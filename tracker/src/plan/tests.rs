@@ -261,6 +261,40 @@ fn silent_parent_is_replaced() {
     assert!(world.places[&(child, stripe)].parent.is_some_and(|now| now != parent));
 }
 
+/// A subtree of which all complain at once, because its top gets nothing: only the top is moved.
+#[test]
+fn those_below_a_complainer_wait_for_its_new_parent() {
+    let mut world = World::new();
+    (1..=200).for_each(|index| world.join(id(index), 6_000));
+    world.run(20_000);
+    let is_middle = |place: &Place| place.parent.is_some() && place.children.len() > 2;
+    let (&(top, stripe), place) = world.places.iter().find(|(_, place)| is_middle(place)).unwrap();
+    let (parent, children) = (place.parent.unwrap(), place.children.clone());
+    world.planner.parent_silent(world.now, top, parent, 0, stripe);
+    for child in &children {
+        world.planner.parent_silent(world.now, *child, top, 0, stripe);
+    }
+    world.run(5_000);
+    assert!(world.places[&(top, stripe)].parent.is_some_and(|now| now != parent));
+    for child in children {
+        assert_eq!(world.places[&(child, stripe)].parent, Some(top));
+    }
+}
+
+#[test]
+fn a_root_that_turns_out_weak_does_not_leave_its_stripe_without_a_source() {
+    let mut world = World::new();
+    (1..=30).for_each(|index| world.join(id(index), 6_000));
+    world.run(20_000);
+    let roots: Vec<PeerId> =
+        world.places.iter().filter(|(_, place)| place.root).map(|((viewer, _), _)| *viewer).collect();
+    for root in roots {
+        world.planner.viewer_uplink(world.now, root, 0);
+    }
+    world.run(30_000);
+    assert_eq!(world.roots_and_unfed(), (1.0, 0.0));
+}
+
 #[test]
 fn everybody_leaving_leaves_nothing() {
     let mut world = World::new();

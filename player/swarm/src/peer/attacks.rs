@@ -247,6 +247,54 @@ fn stalled_world(unsafe_mode: Unsafe) -> World {
 }
 
 #[test]
+fn a_parent_that_pushes_nothing_is_complained_of_by_its_children() {
+    let world = stalled_world(Unsafe::default());
+    let staller = world.id(2);
+    for viewer in world.viewers.iter().filter(|viewer| viewer.manner == Manner::Honest) {
+        assert!(viewer.complaints.len() >= 2, "it has two or three stripes: {:?}", viewer.complaints);
+        assert!(viewer.complaints.iter().all(|(peer, _)| *peer == staller), "{:?}", viewer.complaints);
+    }
+}
+
+/// The control: honest parents are not complained of, so the test above does not see mere suspicion.
+#[test]
+fn parents_that_push_are_not_complained_of() {
+    let mut world = World::new(5, 4);
+    world.start();
+    world.run_for(Span::from_secs(15));
+    assert!(world.viewers.iter().all(|viewer| viewer.complaints.is_empty()));
+}
+
+fn planned_child() -> Peer {
+    let mut peer = victim(Unsafe::default());
+    let place = |stripe: u8| crate::Place {
+        stripe,
+        is_root: false,
+        parent: Some(ATTACKER),
+        children: &[],
+        expected: Span::from_ms(100),
+    };
+    let places: Vec<_> = (0..4).map(place).collect();
+    peer.handle_input(Time::from_ms(2), Input::Plan { rendition: 0, stripes: 4, places: &places });
+    drain(&mut peer);
+    peer
+}
+
+#[test]
+fn a_child_that_is_sent_away_asks_the_tracker_for_another_parent_and_takes_the_old_one_back() {
+    let mut peer = planned_child();
+    let shed = Control::Shed { rendition: 0, stripe: 2 }.to_bytes();
+    peer.handle_input(Time::from_ms(60), Input::Message { peer: ATTACKER, bytes: &shed });
+    let complaint = Output::Complain { peer: ATTACKER, rendition: 0, stripe: 2 };
+    assert_eq!(drain(&mut peer).iter().filter(|output| **output == complaint).count(), 1);
+    assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[2].source()), Some(None));
+    teach(&mut peer, piece(0));
+    let block = (0..4).find(|block| crate::stripe_of(piece(0), *block, 4) == 2).expect("one of four");
+    block_from(&mut peer, ATTACKER, piece(0), block as u16, truth(piece(0), block));
+    assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[2].source()), Some(Some(ATTACKER)));
+}
+
+#[test]
 fn a_neighbor_that_promises_and_never_sends_stops_nobody() {
     let world = stalled_world(Unsafe::default());
     assert_eq!(world.rebuffer_ms(), 0);

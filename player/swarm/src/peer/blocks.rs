@@ -86,6 +86,9 @@ impl Peer {
             }
         }
         if is_useless {
+            if !is_answer {
+                self.note_push(peer, id, index);
+            }
             return false;
         }
         piece.hops = piece.hops.max(hops.saturating_add(1));
@@ -108,6 +111,7 @@ impl Peer {
         }
         let id = running.piece;
         self.origin.progressed(self.now, fetch);
+        self.origin_may_be_back();
         self.stats.origin_bytes += u64::from(length);
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         let Some(record) = piece.record() else { return };
@@ -159,17 +163,22 @@ impl Peer {
         if let Some(fetch) = state.fetch {
             self.cancel_if_done(fetch);
         }
+        let pusher = if let Source::Peer { is_answer: false, .. } = source { sender } else { None };
+        if let Some(pusher) = pusher {
+            self.note_push(pusher, id, block);
+        }
         let mut parent = None;
         if let Some(plan) = self.plans.get_mut(&id.rendition) {
             let stripe = stripe_of(id, block, plan.stripe_count());
             let place = &mut plan.stripes[usize::from(stripe)];
             parent = place.source();
-            if parent.is_some()
-                && source == (Source::Peer { peer: parent.unwrap_or_default(), is_answer: false })
-            {
-                place.arrived(now, now.since(since));
+            if parent.is_some() && pusher == parent {
+                place.arrived(now.since(since));
+            } else {
+                place.missed(now);
             }
         }
+        self.origin_may_be_back();
         // Whoever else was asked or would push it need not send it any more.
         let asked = state.pull.map(|pull| pull.from).filter(|peer| Some(*peer) != sender);
         let parent = parent.filter(|peer| Some(*peer) != sender && asked != Some(*peer));
@@ -179,6 +188,18 @@ impl Peer {
         self.pass_on(id, block);
         self.note_fresh(id, block);
         self.finish_piece(id);
+    }
+
+    /// A neighbor pushed a block: that says something of the stripe's parent, also where the block was there already.
+    fn note_push(&mut self, peer: PeerId, id: PieceId, block: u32) {
+        let now = self.now;
+        let Some(plan) = self.plans.get_mut(&id.rendition) else { return };
+        let (rendition, stripes) = (id.rendition, plan.stripe_count());
+        let stripe = stripe_of(id, block, stripes);
+        let Some(foster) = plan.stripes[usize::from(stripe)].pushed_by(now, peer) else { return };
+        if self.neighbors.contains_key(&foster) {
+            self.send(foster, &Control::Subscribe { rendition, stripes, stripe, on: false });
+        }
     }
 
     /// Takes in all blocks of a piece that the driver loaded and that matched its record.
@@ -264,7 +285,7 @@ impl Peer {
         }
         let Some(plan) = self.plans.get(&id.rendition) else { return };
         let stripe = &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))];
-        let Some(piece) = self.pieces.get(&id) else { return };
+        let Some(piece) = self.pieces.get(&id).filter(|piece| !piece.is_past) else { return };
         let Some(record) = piece.record() else { return };
         let Some(bytes) = record.block_length(block) else { return };
         let until = self.useful_until(record.start_ms);
@@ -291,7 +312,7 @@ impl Peer {
 
     /// Until when others can be expected to need a piece that starts at this program date time.
     pub(super) fn useful_until(&self, start_ms: u64) -> Time {
-        let reached = self.player.reaches(start_ms);
+        let reached = self.player.reaches(self.now, start_ms);
         if reached == Time::NEVER { self.now + Span::from_secs(3) } else { reached + CHILD_LAG }
     }
 

@@ -320,8 +320,12 @@ impl Peer {
         else {
             return;
         };
-        place.parent = place.parent.filter(|parent| *parent != peer);
+        let was_parent = place.parent.take_if(|parent| *parent == peer).is_some();
         place.foster = place.foster.filter(|foster| *foster != peer);
+        if was_parent && self.has_tracker {
+            self.stats.complaints += 1;
+            self.outputs.push_back(Output::Complain { peer, rendition, stripe });
+        }
         self.wake_pieces();
     }
 
@@ -433,10 +437,14 @@ impl Peer {
             // Along a tree blocks come unasked, and announcements would be most of the messages.
             wants_haves: !has_plans,
         };
-        if flags == self.flags {
+        // Neighbors elect by what they were told, so all must have been told the same; small changes do not matter.
+        let kbps = self.usable_bps() / 1000;
+        let is_near = kbps.abs_diff(self.told_kbps) <= self.told_kbps / 3;
+        if flags == self.flags && is_near {
             return;
         }
         self.flags = flags;
+        self.told_kbps = kbps;
         let uplink_class = self.uplink_class();
         for peer in self.neighbors.keys().copied().collect::<Vec<_>>() {
             self.send(peer, &Control::State { flags, uplink_class });
@@ -445,8 +453,7 @@ impl Peer {
 
     /// The uplink as neighbors are told it.
     pub(super) fn uplink_class(&self) -> u8 {
-        let kbps = self.uploads.rate_bps() / 1000;
-        if kbps == 0 { 0 } else { u8::try_from(kbps.ilog2()).unwrap_or(u8::MAX) }
+        if self.told_kbps == 0 { 0 } else { u8::try_from(self.told_kbps.ilog2()).unwrap_or(u8::MAX) }
     }
 
     /// A lot among neighbors for something, the same at each call in the same moment.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use shoal_digest::{BlockDigest, PieceId};
 
-use super::{Held, Loaded, Peer};
+use super::{Held, Hunt, Loaded, Peer};
 use crate::{
     Output, Span, Time,
     input::PeerId,
@@ -16,6 +16,17 @@ use crate::{
 
 /// Pieces that the driver loaded itself and whose record has not come; each keeps a few hundred bytes of digests.
 const LOADED_MAX: usize = 32;
+/// A piece that ends this long before the newest one is asked for by those who watch from further back.
+const PAST_MS: u64 = 10_000;
+/// Who has which blocks is remembered for so many pieces of a rendition: ten seconds and more.
+const KNOWN_PIECES: usize = 24;
+/// Without a tracker, a record is asked for this long before it can be expected.
+const HUNT_LEAD: Span = Span::from_ms(60);
+/// Where it is not there yet it is asked for again after this time, doubled each time.
+const HUNT_WAIT: Span = Span::from_ms(40);
+const HUNT_WAIT_MAX: Span = Span::from_secs(2);
+/// Without an answer it is asked for again after this time.
+const HUNT_PATIENCE: Span = Span::from_secs(1);
 /// A record that has not come by then won't: the tracker sends them at publication.
 pub(super) const RECORD_WAIT_MAX: Span = Span::from_secs(10);
 
@@ -61,16 +72,26 @@ impl Peer {
         }
         self.stats.records += 1;
         self.learn_rate(record);
-        self.newest_end_ms = self.newest_end_ms.max(record.start_ms + u64::from(record.duration_ms));
+        let end_ms = record.start_ms + u64::from(record.duration_ms);
+        let is_past = end_ms + PAST_MS < self.newest_end_ms;
+        self.newest_end_ms = self.newest_end_ms.max(end_ms);
 
-        let turn = self.turn(id);
+        let (turn, is_first) = self.turn(id);
+        let since = self.leaves_origin(id.rendition, record.duration_ms);
         let piece = self.pieces.get_or_insert_with(id, || Piece::new(self.now));
         piece.record = Some(Arc::clone(signed));
-        piece.since = self.now;
-        piece.turn = turn;
+        piece.since = since;
+        (piece.turn, piece.is_first, piece.is_past) = (turn, is_first, is_past);
         piece.blocks = vec![Default::default(); record.blocks.len()];
         self.active.push((id, self.now));
 
+        // Who has what of a piece that everybody has played is of no use any more, and takes more room than all else.
+        if let Some(old) = self.pieces.before(&id, KNOWN_PIECES).filter(|old| old.is_complete) {
+            old.known = Vec::new();
+        }
+        if !self.has_tracker {
+            self.hunt_after(id);
+        }
         self.relay(signed, from);
         if let Some(loaded) = self.loaded.remove(&id) {
             self.settle_loaded(id, loaded.length, &loaded.digests);
@@ -80,7 +101,57 @@ impl Peer {
         self.check_requests();
     }
 
+    pub(super) fn begin_hunts(&mut self) {
+        for rendition in self.playing.clone() {
+            let of_rendition = self.pieces.iter().filter(|(id, _)| id.rendition == rendition);
+            let newest =
+                of_rendition.filter(|(_, piece)| piece.record.is_some()).map(|(id, _)| *id).next_back();
+            if let Some(newest) = newest {
+                self.hunt_after(newest);
+            }
+        }
+    }
+
+    /// Without a tracker: the record after this one is looked for when it can be expected, instead of when the player asks
+    /// for the piece: a player asks for one after the other, and half a second later all of a piece's time is over.
+    fn hunt_after(&mut self, id: PieceId) {
+        if !self.playing.contains(&id.rendition) {
+            return;
+        }
+        let Some(record) = self.pieces.get(&id).and_then(|piece| piece.record()) else { return };
+        let next = if record.is_last_in_segment {
+            PieceId { msn: id.msn.saturating_add(1), part: 0, ..id }
+        } else {
+            PieceId { part: id.part.saturating_add(1), ..id }
+        };
+        // A little early: whoever comes first sets the pace for all, and must not fall behind by the time it takes.
+        let since = self.pieces.get(&id).map_or(self.now, |piece| piece.since);
+        let at = since + Span::from_ms(u64::from(record.duration_ms)).saturating_sub(HUNT_LEAD);
+        if self.hunts.get(&id.rendition).is_none_or(|hunt| hunt.piece < next) {
+            self.hunts.insert(id.rendition, Hunt { piece: next, at, wait: HUNT_WAIT });
+        }
+    }
+
+    /// Asks for the records that can be expected, where it is the local peer's part to do so.
+    pub(super) fn hunt(&mut self) {
+        let due: Vec<Hunt> = self.hunts.values().filter(|hunt| hunt.at <= self.now).copied().collect();
+        for Hunt { piece, .. } in due {
+            let seeds = self.seeds_without_tracker(piece);
+            if seeds {
+                self.outputs.push_back(Output::FetchRecord { piece });
+            }
+            if let Some(hunt) = self.hunts.get_mut(&piece.rendition) {
+                hunt.at = self.now + HUNT_PATIENCE;
+            }
+        }
+    }
+
     pub(super) fn record_failed(&mut self, piece: PieceId) {
+        if let Some(hunt) = self.hunts.get_mut(&piece.rendition).filter(|hunt| hunt.piece == piece) {
+            // Not published yet, or nothing is any more.
+            hunt.at = self.now + hunt.wait;
+            hunt.wait = (hunt.wait + hunt.wait).min(HUNT_WAIT_MAX);
+        }
         // The requests for it go on waiting for a relayed record until they give up.
         self.stats.fetches_failed +=
             u64::from(self.pieces.get(&piece).is_none_or(|piece| piece.record.is_none()));
@@ -101,10 +172,12 @@ impl Peer {
 
     /// Evicts the oldest pieces until one more fits; says no if that one is the oldest.
     fn make_room_for(&mut self, id: PieceId, start_ms: u64) -> bool {
+        let is_asked_for = self.requests.iter().any(|request| request.covers(id));
         while self.pieces.len() >= self.config.pieces_max && !self.pieces.contains_key(&id) {
-            let oldest = self.pieces.iter().map(|(id, piece)| piece::age(*id, piece)).min();
+            let unasked = self.pieces.iter().filter(|(_, piece)| !piece.is_wanted);
+            let oldest = unasked.map(|(id, piece)| piece::age(*id, piece)).min();
             let Some((oldest_ms, oldest)) = oldest else { return false };
-            if oldest_ms >= start_ms {
+            if oldest_ms >= start_ms && !is_asked_for {
                 return false;
             }
             self.evict(oldest);

@@ -44,11 +44,11 @@ impl Peer {
             self.fall_back(id, FallbackReason::Refused);
             return;
         }
-        let due = deadline.unwrap_or_else(|| self.player.reaches(self.player.buffered_until_ms));
+        let due = deadline.unwrap_or_else(|| self.player.reaches(self.now, self.player.buffered_until_ms));
         let due = due.before(self.config.append_margin).min(self.now + RECORD_WAIT_MAX);
         // A dozen blocks: half a second of a 3 Mbit/s stream, as good a guess as any without a record.
         let give_up = due.before(self.origin.estimate(12)).max(self.now + Span::from_us(1));
-        let request = Request { id, target, deadline, since: self.now, give_up, record_fetched: false };
+        let request = Request { id, target, deadline, since: self.now, give_up, record_fetched: None };
         let pieces = self.pieces.keys().filter(|piece| request.covers(**piece)).copied();
         let pieces: Vec<PieceId> = pieces.collect();
         self.requests.push(request);
@@ -166,19 +166,34 @@ impl Peer {
     /// Without a tracker somebody has to get the record over HTTP: those that bring the piece into the swarm at once,
     /// the others when half of the time has passed without a relayed one.
     fn fetch_record_for(&mut self, at: usize) {
-        if self.has_tracker || self.requests[at].record_fetched {
-            return;
-        }
         let request = &self.requests[at];
         let missing = (0..=u16::MAX)
             .map(|part| PieceId { part, ..request.first() })
             .find(|id| self.pieces.get(id).is_none_or(|piece| piece.record.is_none()));
         let Some(piece) = missing.filter(|piece| request.covers(*piece)) else { return };
+        if request.record_fetched == Some(piece) {
+            return;
+        }
+        // The tracker sends records at publication: those of the past have to be asked for, with or without it.
+        let is_past = self.is_past(piece);
+        if self.has_tracker && !is_past {
+            return;
+        }
         let half = request.since + request.give_up.since(request.since).percent(50);
-        if self.seeds_without_tracker(piece) || self.now >= half {
-            self.requests[at].record_fetched = true;
+        // What is hunted for anyway is asked for there.
+        let is_hunted = self.hunts.get(&piece.rendition).is_some_and(|hunt| hunt.piece <= piece);
+        if is_past || (!is_hunted && self.seeds_without_tracker(piece)) || self.now >= half {
+            self.requests[at].record_fetched = Some(piece);
             self.outputs.push_back(Output::FetchRecord { piece });
         }
+    }
+
+    /// Whether a piece was published before others whose records have long come.
+    fn is_past(&self, id: PieceId) -> bool {
+        let newest = self.pieces.iter().rev().find(|(other, piece)| {
+            other.rendition == id.rendition && piece.record.is_some() && !piece.is_past
+        });
+        newest.is_some_and(|(other, _)| other.msn > id.msn.saturating_add(1))
     }
 
     fn fall_back(&mut self, request: RequestId, reason: FallbackReason) {

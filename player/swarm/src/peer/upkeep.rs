@@ -50,8 +50,9 @@ impl Peer {
         self.drop_loaded();
         self.update_rate();
         self.shed();
+        self.complain();
         self.find_fosters();
-        if self.requests.iter().any(|request| !request.record_fetched) && !self.has_tracker {
+        if self.requests.iter().any(|request| request.record_fetched.is_none()) && !self.has_tracker {
             self.check_requests();
         }
         if self.report_at <= self.now {
@@ -145,8 +146,9 @@ impl Peer {
     /// Sets the upload rate: what the line, the stream and the viewer's own playback allow.
     pub(super) fn update_rate(&mut self) {
         let usable = self.usable_bps();
-        // A viewer whose playback waits needs its line, but a swarm in which everybody waits must not stop altogether.
-        let rate = if self.player.is_stalled { usable / 4 } else { usable };
+        // A viewer whose playback waits needs its line; but where the origin was away everybody waits, and for each other.
+        let is_common = self.origin.is_down() || self.now < self.origin.recovering_until;
+        let rate = if self.player.is_stalled && !is_common { usable / 4 } else { usable };
         // The planner plans on what was reported: it should soon know of a change that matters.
         if usable.abs_diff(self.reported_bps) > self.reported_bps / 4 && self.report_at < Time::NEVER {
             self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);
@@ -155,7 +157,7 @@ impl Peer {
         self.update_flags();
     }
 
-    fn usable_bps(&self) -> u64 {
+    pub(super) fn usable_bps(&self) -> u64 {
         if !self.may_upload() {
             return 0;
         }
@@ -196,6 +198,22 @@ impl Peer {
         }
         // The planner should know soon that less can be planned on.
         self.report_at = self.report_at.min(self.now);
+    }
+
+    /// Tells the tracker of parents that are there and push nothing.
+    fn complain(&mut self) {
+        let (now, has_tracker) = (self.now, self.has_tracker);
+        for rendition in &self.playing {
+            let Some(plan) = self.plans.get_mut(rendition) else { continue };
+            for (stripe, place) in (0_u8..).zip(&mut plan.stripes) {
+                if let Some(peer) = place.silent_parent(now, !has_tracker)
+                    && has_tracker
+                {
+                    self.stats.complaints += 1;
+                    self.outputs.push_back(Output::Complain { peer, rendition: *rendition, stripe });
+                }
+            }
+        }
     }
 
     /// Finds somebody who pushes the stripes that nobody pushes any more, until the tracker has repaired the tree.

@@ -103,6 +103,7 @@ pub(crate) struct Viewer {
     pub(crate) delivered: u64,
     pub(crate) banned: BTreeSet<PeerId>,
     pub(crate) accused: Vec<PeerId>,
+    pub(crate) complaints: Vec<(PeerId, u8)>,
     pub(crate) received: BTreeMap<PeerId, u64>,
     pub(crate) sent: u64,
     pub(crate) outputs: u64,
@@ -164,6 +165,7 @@ impl World {
             delivered: 0,
             banned: BTreeSet::new(),
             accused: Vec::new(),
+            complaints: Vec::new(),
             received: BTreeMap::new(),
             sent: 0,
             outputs: 0,
@@ -552,6 +554,8 @@ impl World {
                 if let Some(record) = self.records.get(&piece).cloned() {
                     let input = Input::Record { record: &record };
                     self.input(viewer, input);
+                } else {
+                    self.input(viewer, Input::RecordFailed { piece });
                 }
             }
             Output::Store { piece, block, held, .. } => {
@@ -612,6 +616,7 @@ impl World {
                 }
             }
             Output::Accuse { peer, .. } => v.accused.push(peer),
+            Output::Complain { peer, stripe, .. } => v.complaints.push((peer, stripe)),
         }
     }
 

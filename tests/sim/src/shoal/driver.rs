@@ -86,8 +86,11 @@ impl World<'_> {
                     piece.rendition,
                     number,
                     self.stream.piece(piece.rendition, number).length,
-                ) && self.measure.counts(self.now_us)
-                {
+                ) {
+                    self.measure.first_held.entry(number).or_insert(self.now_us);
+                    if !self.measure.counts(self.now_us) {
+                        return;
+                    }
                     let age_us = self.now_us.saturating_sub(self.stream.published_us(number));
                     self.measure.arrival.add(age_us);
                 }
@@ -117,7 +120,11 @@ impl World<'_> {
                 }
             }
             Output::FetchRecord { piece } => {
-                let Some(number) = self.stream.number(piece) else { return };
+                let Some(number) = self.stream.number(piece) else {
+                    let rtt_us = self.network.server_rtt_us(viewer as usize);
+                    self.queue.push(self.now_us + rtt_us + 1_000, Event::RecordFailed { viewer, piece });
+                    return;
+                };
                 let rtt_us = self.network.server_rtt_us(viewer as usize);
                 let answer = self.origin.answer(self.now_us + rtt_us / 2, 0);
                 let event = Event::RecordLoaded { viewer, rendition: piece.rendition, number: number as u32 };
@@ -146,6 +153,11 @@ impl World<'_> {
             }
             Output::Accuse { peer, .. } => {
                 self.tell_tracker_as(viewer, state.is_welcome, ToTracker::Accuse { peer: viewer_of(peer) });
+            }
+            Output::Complain { peer, rendition, stripe } => {
+                let peer = viewer_of(peer);
+                let is_heard = state.is_welcome && self.knobs.complaints;
+                self.tell_tracker_as(viewer, is_heard, ToTracker::Silent { peer, rendition, stripe });
             }
             Output::Report(report) => {
                 let message =
@@ -280,6 +292,7 @@ impl World<'_> {
             ("fallbacks", stats.fallbacks),
             ("uploads dropped", stats.uploads_dropped),
             ("shed", stats.shed),
+            ("complaints", stats.complaints),
             ("bans", stats.bans),
             ("strikes", stats.strikes),
             ("held", stats.held),

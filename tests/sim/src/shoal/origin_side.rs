@@ -44,8 +44,11 @@ impl World<'_> {
             return;
         }
         let length = self.stream.block_length(rendition, number, u32::from(block));
-        self.origin.count(left_us, u64::from(length));
         let state = self.viewers[viewer as usize].as_mut().expect("just seen");
+        // Attackers are no audience: once they are put out, the origin serves them, and that is as it should be.
+        if !state.pollutes {
+            self.origin.count(left_us, u64::from(length));
+        }
         state.origin_bytes += u64::from(length);
         if cancelled_us.is_some() {
             state.cancelled_bytes += u64::from(length);
@@ -90,7 +93,9 @@ impl World<'_> {
     ) {
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
         let piece = self.stream.piece(rendition, u64::from(number));
-        self.origin.count(left_us, u64::from(piece.length));
+        if !state.pollutes {
+            self.origin.count(left_us, u64::from(piece.length));
+        }
         state.origin_bytes += u64::from(piece.length);
         state.loaded.push((piece.id, piece.length, self.now_us - began_us));
         if state.wanted == Some((request, u64::from(number))) {

@@ -28,7 +28,9 @@ impl World<'_> {
         let now_ms = self.now_us / 1_000;
         self.queue.push(self.now_us + Tracker::TICK_US, Event::TrackerTick);
         if !self.is_tracker_up() {
-            self.tracker.is_down = true;
+            if self.knobs.tracker && !std::mem::replace(&mut self.tracker.is_down, true) {
+                self.lose_tracker();
+            }
             return;
         }
         if std::mem::take(&mut self.tracker.is_down) {
@@ -53,10 +55,25 @@ impl World<'_> {
         }
     }
 
+    /// The tracker's sockets close, and all viewers know.
+    fn lose_tracker(&mut self) {
+        for viewer in 0..self.viewers.len() as u32 {
+            if let Some(state) = &mut self.viewers[viewer as usize]
+                && std::mem::take(&mut state.is_welcome)
+            {
+                self.feed(viewer, &Input::TrackerLost, None);
+            }
+        }
+    }
+
     pub(super) fn hear_tracker(&mut self, viewer: u32, message: FromTracker) {
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
         match message {
             FromTracker::Welcome => {
+                if !self.knobs.tracker || self.tracker.is_down {
+                    // It was sent before the tracker vanished.
+                    return;
+                }
                 state.is_welcome = true;
                 let input = Input::Welcome {
                     peer: peer_id(viewer),

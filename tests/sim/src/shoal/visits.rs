@@ -131,7 +131,10 @@ impl World<'_> {
         }
         let had_started = state.player.startup_us.is_some();
         let begins = state.player.append(self.now_us, u64::from(number));
-        self.measure.used(self.now_us, u64::from(self.stream.piece(rendition, u64::from(number)).length));
+        if !state.pollutes {
+            let length = self.stream.piece(rendition, u64::from(number)).length;
+            self.measure.used(self.now_us, u64::from(length));
+        }
         if let (false, Some(startup_us)) = (had_started, state.player.startup_us) {
             self.measure.startup_all.add(startup_us);
             if self.visits[viewer as usize].join_us >= self.measure.from_us {
@@ -157,6 +160,9 @@ impl World<'_> {
                 state.has_stalled = true;
                 self.measure.stalled_viewers += 1;
             }
+        }
+        if state.player.is_stalled() {
+            self.measure.stopped(self.now_us, state.player.next);
         }
         state.seen_stall_us = state.player.stalled_us;
         state.seen_play_us = state.player.played_us;

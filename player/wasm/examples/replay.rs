@@ -1,0 +1,61 @@
+//! Replays a log that a browser recorded (`takeLog()`, or the watch page's overlay) and prints what came of it as JSON:
+//! how many outputs there were, a hash over all of them, and the counters. `cargo run -p shoal-swarm-wasm --example
+//! replay -- viewer.log`; with `--outputs` each output on a line of its own before that.
+//!
+//! A test of the pages compares this with what the WebAssembly module itself did.
+
+use std::process::ExitCode;
+
+use shoal_swarm::replay::replay;
+use shoal_swarm_wasm::output::{Fields, stats};
+
+/// FNV-1a, because the other side of the comparison is a dozen lines of JavaScript.
+fn hash(mut state: u64, bytes: &[u8]) -> u64 {
+    for byte in bytes {
+        state = (state ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
+    }
+    state
+}
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let (Some(path), shows) = (arguments.next(), arguments.any(|argument| argument == "--outputs")) else {
+        eprintln!("replay LOG [--outputs]");
+        return ExitCode::FAILURE;
+    };
+    let log = match std::fs::read(&path) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("{path}: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let (mut count, mut state) = (0_u64, 0xcbf2_9ce4_8422_2325);
+    let replayed = replay(&log, |peer, now, input| {
+        peer.handle_input(now, input);
+        while let Some(output) = peer.poll_output() {
+            if shows {
+                println!("{:.3} ms {output:?}", now.as_us() as f64 / 1000.0);
+            }
+            count += 1;
+            let fields = Fields::from(output);
+            state = hash(state, &[fields.tag]);
+            for number in fields.numbers {
+                state = hash(state, &number.to_le_bytes());
+            }
+            state = hash(state, &fields.bytes);
+        }
+    });
+    match replayed {
+        Ok(peer) => {
+            let numbers: Vec<String> =
+                stats(&peer.stats()).iter().map(|number| format!("{number}")).collect();
+            println!("{{\"outputs\":{count},\"hash\":\"{state:016x}\",\"stats\":[{}]}}", numbers.join(","));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{path}: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! Scenarios against what they shall show, over several seeds, as a table; and ablations side by side.
+//!
+//! The goals are those of the project's list; the table in `tests/README.md` is this one's output.
+
+use shoal_sim::{Figures, Knobs, Policy, run, scenario::Scenario};
+
+/// One thing to reach.
+struct Goal {
+    what: &'static str,
+    goal: String,
+    measured: String,
+    is_met: bool,
+}
+
+impl Goal {
+    fn at_least(what: &'static str, measured: f64, goal: f64, percent: bool) -> Self {
+        Self {
+            what,
+            goal: format!("≥ {}", show(goal, percent)),
+            measured: show(measured, percent),
+            is_met: measured >= goal,
+        }
+    }
+
+    fn at_most(what: &'static str, measured: f64, goal: f64, percent: bool) -> Self {
+        Self {
+            what,
+            goal: format!("≤ {}", show(goal, percent)),
+            measured: show(measured, percent),
+            is_met: measured <= goal,
+        }
+    }
+}
+
+fn show(value: f64, percent: bool) -> String {
+    if percent { format!("{:.2} %", 100.0 * value) } else { format!("{value:.2}") }
+}
+
+/// What the worst of several seeds is.
+fn worst(all: &[Figures], figure: impl Fn(&Figures) -> f64, more_is_better: bool) -> f64 {
+    let values = all.iter().map(figure);
+    if more_is_better {
+        values.fold(f64::INFINITY, f64::min)
+    } else {
+        values.fold(f64::NEG_INFINITY, f64::max)
+    }
+}
+
+/// The goals of a scenario. `plain` are the figures of the plain CDN with the same people.
+fn goals(name: &str, viewers: usize, ours: &[Figures], plain: &[Figures]) -> Vec<Goal> {
+    let offload = worst(ours, |f| f.offload, true);
+    let of_bound = worst(ours, |f| f.measured_over_bound, true);
+    let rebuffer = worst(ours, |f| f.rebuffer_ratio, false);
+    let peak = worst(ours, |f| f.origin_peak_over_mean, false);
+    let recovery = worst(ours, |f| f.recovery_s.unwrap_or(0.0), false);
+    let plain_rebuffer = worst(plain, |f| f.rebuffer_ratio, false);
+    let bad = worst(ours, |f| f.bad_bytes as f64, false);
+    match name {
+        "steady" => vec![
+            Goal::at_most("copies per piece", worst(ours, |f| f.copies_per_piece, false), 10.0, false),
+            Goal::at_least("offload", offload, 0.99, true),
+        ],
+        "steady-ll" => vec![
+            Goal::at_least("offload", offload, 0.98, true),
+            Goal::at_most(
+                "latency p95, s",
+                worst(ours, |f| f.latency_p95_s, false),
+                worst(plain, |f| f.latency_p95_s, false) + 0.3,
+                false,
+            ),
+        ],
+        "sessions" => vec![Goal::at_least("offload", offload, 0.96, true)],
+        "flash-crowd" => vec![
+            Goal::at_most("origin peak / mean", peak, 2.0, false),
+            Goal::at_most(
+                "start-up p95, ms",
+                worst(ours, |f| f.startup_p95_ms, false),
+                worst(plain, |f| f.startup_p95_ms, false) * 1.1,
+                false,
+            ),
+        ],
+        "churn" => vec![
+            Goal::at_least("offload", offload, 0.95, true),
+            Goal::at_most("rebuffering", rebuffer, plain_rebuffer + 0.001, true),
+        ],
+        "low-uplink" => vec![Goal::at_least("measured / bound", of_bound, 0.88, false)],
+        "leeches" | "nat" => vec![
+            Goal::at_least("offload", offload, 0.93, true),
+            Goal::at_least("measured / bound", of_bound, 0.97, false),
+        ],
+        "seeder-loss" | "tracker-loss" => vec![
+            Goal::at_most("rebuffering", rebuffer, plain_rebuffer, true),
+            Goal::at_most("back to 95 %, s", recovery, 10.0, false),
+        ],
+        "origin-stall" => vec![
+            Goal::at_most("recovery peak / mean", peak, 2.0, false),
+            Goal::at_most(
+                "seconds stopped for a piece that somebody had, per viewer",
+                worst(ours, |f| f.stopped_though_held_s as f64, false) / viewers as f64,
+                0.0,
+                false,
+            ),
+        ],
+        "polluters" => vec![Goal::at_most("bad bytes", bad, 0.0, false)],
+        "tiny" => vec![Goal::at_least("offload", offload, 1.0 - 1.0 / viewers as f64 - 0.03, true)],
+        "abr" => vec![Goal::at_least("measured / bound", of_bound, 0.95, false)],
+        _ => Vec::new(),
+    }
+}
+
+fn play(scenario: &Scenario, viewers: usize, seeds: &[u64], policy: Policy, knobs: Knobs) -> Vec<Figures> {
+    let one = |seed: &u64| {
+        eprintln!("{}, {viewers} viewers, seed {seed}", policy.name());
+        run(scenario, viewers, *seed, policy, knobs, &mut |_, _| {}).figures
+    };
+    seeds.iter().map(one).collect()
+}
+
+/// Prints the rows of the results table for some scenarios: the worst of the seeds for each goal. Says whether all are met.
+pub(crate) fn table(names: &[String], viewers: Option<usize>, seeds: &[u64]) -> Result<bool, String> {
+    println!("| scenario | viewers | what | goal | worst of {} | bound | met |", seeds.len());
+    println!("|---|---|---|---|---|---|---|");
+    let mut all_met = true;
+    for name in names {
+        let scenario = Scenario::named(name).map_err(|error| error.to_string())?;
+        let viewers = viewers.unwrap_or(scenario.viewers);
+        let ours = play(&scenario, viewers, seeds, Policy::Shoal, Knobs::default());
+        let plain = play(&scenario, viewers, seeds, Policy::Cdn, Knobs::default());
+        let bound = 100.0 * worst(&ours, |f| f.bound, true);
+        let mut rows = goals(name, viewers, &ours, &plain);
+        // What nobody asks for but everybody wants to know.
+        let offload = worst(&ours, |f| f.offload, true);
+        if !rows.iter().any(|row| row.what == "offload") {
+            let measured = show(offload, true);
+            rows.push(Goal { what: "offload", goal: String::new(), measured, is_met: true });
+        }
+        for Goal { what, goal, measured, is_met } in rows {
+            let met = match (goal.is_empty(), is_met) {
+                (true, _) => "",
+                (false, true) => "yes",
+                (false, false) => "**no**",
+            };
+            println!("| {name} | {viewers} | {what} | {goal} | {measured} | {bound:.1} % | {met} |");
+            all_met &= is_met;
+        }
+    }
+    Ok(all_met)
+}
+
+/// Prints what is lost without each of the parts that the design is made of.
+pub(crate) fn ablations(name: &str, scenario: &Scenario, viewers: usize, seeds: &[u64]) {
+    let with = |change: fn(&mut Knobs)| {
+        let mut knobs = Knobs::default();
+        change(&mut knobs);
+        knobs
+    };
+    let rows: [(&str, Knobs); 9] = [
+        ("as it is", Knobs::default()),
+        ("no push: blocks are asked for", with(|k| k.push = false)),
+        ("4 stripes instead of 12", with(|k| k.plan.stripes_max = 4)),
+        ("children in one stripe only", with(|k| k.plan.interior_stripes = 1)),
+        ("children in all stripes", with(|k| k.plan.interior_stripes = 12)),
+        ("one root for each stripe", with(|k| k.plan.large_swarm = u32::MAX)),
+        ("8 neighbors at most", with(|k| k.plan.neighbors_max = 8)),
+        (
+            "no part of the uplink in reserve",
+            with(|k| {
+                k.plan.reserve_min_percent = 0;
+                k.plan.reserve_max_percent = 0;
+            }),
+        ),
+        ("complaints are not heard", with(|k| k.complaints = false)),
+    ];
+    println!("{name}, {viewers} viewers, mean of {} seeds\n", seeds.len());
+    println!("| | offload | copies | complete p50 / p95 | rebuffering | waste |");
+    println!("|---|---|---|---|---|---|");
+    for (what, knobs) in rows {
+        let all = play(scenario, viewers, seeds, Policy::Shoal, knobs);
+        let mean = |figure: fn(&Figures) -> f64| all.iter().map(figure).sum::<f64>() / all.len() as f64;
+        println!(
+            "| {what} | {:.2} % | {:.2} | {:.0} / {:.0} ms | {:.3} % | {:.2} % |",
+            100.0 * mean(|f| f.offload),
+            mean(|f| f.copies_per_piece),
+            mean(|f| f.arrival_p50_ms as f64),
+            mean(|f| f.arrival_p95_ms as f64),
+            100.0 * mean(|f| f.rebuffer_ratio),
+            100.0 * mean(|f| f.waste_ratio),
+        );
+    }
+}
