@@ -4,7 +4,7 @@
 //! how many connections there may be, how long a reader may stall. What is answered is up to the router.
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +12,9 @@ use axum::Router;
 use axum::extract::ConnectInfo;
 use http::Request;
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto::Builder;
 use metrics::{counter, gauge};
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -75,20 +75,7 @@ pub(crate) async fn serve(
     let connections = TaskTracker::new();
     // Requests that outlast the grace time are cut off with this.
     let abort = CancellationToken::new();
-    let mut builder = Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(settings.header_timeout_ms))
-        .max_buf_size(settings.header_bytes_max);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(HTTP2_STREAMS_MAX)
-        .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
-        .keep_alive_interval(Duration::from_millis(settings.header_timeout_ms))
-        .keep_alive_timeout(Duration::from_millis(settings.send_timeout_ms));
-    let builder = Arc::new(builder);
+    let protocols = Arc::new(Protocols::new(settings));
     let handshake_max = Duration::from_millis(settings.header_timeout_ms);
 
     loop {
@@ -111,18 +98,22 @@ pub(crate) async fn serve(
         };
         counter!("http_connections_total").increment(1);
         set_options(&stream, settings);
-        let connection = Connection { router: router.clone(), builder: builder.clone(), address, permit };
         let (stop, abort) = (stop.clone(), abort.clone());
+        let (router, protocols) = (router.clone(), protocols.clone());
+        let connection = Connection { router, protocols, address, permit, stop, abort };
         match tls.clone() {
-            None => connections.spawn(connection.run(stream, stop, abort)),
+            None => connections.spawn(connection.run_http1(stream)),
             Some(tls) => connections.spawn(async move {
                 // Whoever does not shake hands must not hold a place; one that stops in the middle is cut off too.
                 let accepted = tokio::select! {
                     accepted = tokio::time::timeout(handshake_max, tls.accept(stream)) => accepted,
-                    () = stop.cancelled() => return,
+                    () = connection.stop.cancelled() => return,
                 };
                 match accepted {
-                    Ok(Ok(stream)) => connection.run(stream, stop, abort).await,
+                    Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                        connection.run_http2(stream).await;
+                    }
+                    Ok(Ok(stream)) => connection.run_http1(stream).await,
                     _ => counter!("http_tls_errors_total").increment(1),
                 }
             }),
@@ -146,46 +137,98 @@ fn set_options(stream: &TcpStream, settings: &Http) {
     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(Duration::from_millis(settings.send_timeout_ms)));
 }
 
+/// How connections speak. Each is served by its own protocol's code and not by one that finds out which it is: what
+/// both need would be held by each of ten thousand connections.
+struct Protocols {
+    http1: http1::Builder,
+    http2: http2::Builder<TokioExecutor>,
+}
+
+impl Protocols {
+    fn new(settings: &Http) -> Self {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(Duration::from_millis(settings.header_timeout_ms))
+            .max_buf_size(settings.header_bytes_max);
+        let mut http2 = http2::Builder::new(TokioExecutor::new());
+        http2
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(HTTP2_STREAMS_MAX)
+            .max_header_list_size(u32::try_from(settings.header_bytes_max).unwrap_or(u32::MAX))
+            .keep_alive_interval(Duration::from_millis(settings.header_timeout_ms))
+            .keep_alive_timeout(Duration::from_millis(settings.send_timeout_ms));
+        Self { http1, http2 }
+    }
+}
+
 struct Connection {
     router: Router,
-    builder: Arc<Builder<TokioExecutor>>,
+    protocols: Arc<Protocols>,
     address: SocketAddr,
     /// Gives the place back when the connection ends.
     permit: OwnedSemaphorePermit,
+    stop: CancellationToken,
+    abort: CancellationToken,
 }
 
 impl Connection {
-    async fn run<S>(self, stream: S, stop: CancellationToken, abort: CancellationToken)
+    async fn run_http1<S>(self, stream: S)
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let open = gauge!("http_connections_open");
-        open.increment(1);
-        let Self { router, builder, address, permit } = self;
+        let Self { router, protocols, address, permit, stop, abort } = self;
         let service = service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(ConnectInfo(address));
             router.clone().oneshot(request)
         });
-        let mut connection =
-            pin!(builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned());
-        let mut is_stopping = false;
-        loop {
-            tokio::select! {
-                result = connection.as_mut() => {
-                    if let Err(error) = result {
-                        counter!("http_connection_errors_total").increment(1);
-                        debug!(%error, "a connection ended with an error");
-                    }
-                    break;
-                }
-                () = stop.cancelled(), if !is_stopping => {
-                    is_stopping = true;
-                    connection.as_mut().graceful_shutdown();
-                }
-                () = abort.cancelled() => break,
-            }
-        }
-        open.decrement(1);
+        let connection = protocols.http1.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        drive(pin!(connection), |connection| connection.graceful_shutdown(), &stop, &abort).await;
         drop(permit);
     }
+
+    async fn run_http2<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self { router, protocols, address, permit, stop, abort } = self;
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(address));
+            router.clone().oneshot(request)
+        });
+        let connection = protocols.http2.serve_connection(TokioIo::new(stream), service);
+        drive(pin!(connection), |connection| connection.graceful_shutdown(), &stop, &abort).await;
+        drop(permit);
+    }
+}
+
+/// Serves a connection to its end: its own, or politely from `stop` on, or at once on `abort`.
+async fn drive<C>(
+    mut connection: Pin<&mut C>,
+    end: fn(Pin<&mut C>),
+    stop: &CancellationToken,
+    abort: &CancellationToken,
+) where
+    C: Future<Output = Result<(), hyper::Error>>,
+{
+    let open = gauge!("http_connections_open");
+    open.increment(1);
+    let mut is_stopping = false;
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    counter!("http_connection_errors_total").increment(1);
+                    debug!(%error, "a connection ended with an error");
+                }
+                break;
+            }
+            () = stop.cancelled(), if !is_stopping => {
+                is_stopping = true;
+                end(connection.as_mut());
+            }
+            () = abort.cancelled() => break,
+        }
+    }
+    open.decrement(1);
 }
