@@ -12,8 +12,9 @@ use super::headers::{Cache, Wanted, accepts_gzip, error, has_copy, wanted};
 use crate::rendered::Text;
 use crate::storage::StorageError;
 
-/// Bytes are handed to a connection in slices of this size, so that "sent" is what was really taken.
-pub(super) const SLICE_BYTES: usize = 64 * 1024;
+/// Bytes are handed to a connection in slices of this size, so that "sent" is what was really taken. Most parts are one
+/// slice: 64 KiB cost an eighth of the throughput in system calls.
+pub(super) const SLICE_BYTES: usize = 256 * 1024;
 
 /// A playlist, compressed for who takes that. `body` makes the body, unless the client has a copy.
 pub(super) fn text(
