@@ -10,7 +10,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::line::ProgressLine;
-use crate::{Error, signals};
+use crate::settings::Log;
+use crate::{Error, signals, telemetry};
 
 /// Viewers start within this time of each other, so that their start-up is measured and not the machine's load.
 const START_INTERVAL: Duration = Duration::from_millis(50);
@@ -41,6 +42,9 @@ pub struct Watch {
     /// A viewer token, where the stream wants one.
     #[arg(long, env = "SHOAL_VIEWER_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// What is logged to standard error: a level, or a filter such as warn,shoal_player=debug.
+    #[arg(long, default_value = "warn", env = "SHOAL_LOG_LEVEL")]
+    pub log_level: String,
 }
 
 /// What all viewers together went through; the last line that is printed, as JSON.
@@ -69,6 +73,7 @@ struct Sum {
 /// # Errors
 /// [`Error::Service`] if a viewer cannot start.
 pub async fn run(flags: Watch) -> Result<(), Error> {
+    telemetry::start_logs(&Log { level: flags.log_level.clone(), ..Log::default() })?;
     let stop = CancellationToken::new();
     let signal = signals::terminated();
     let (stop_on_signal, seconds) = (stop.clone(), flags.seconds);

@@ -32,6 +32,9 @@ const CONTROL_CHANNEL: u16 = 0;
 const BLOCKS_CHANNEL: u16 = 1;
 /// How often the send queue is looked at while it drains: a block of 16 KiB takes as long at 6 Mbit/s.
 const QUEUE_INTERVAL: Duration = Duration::from_millis(20);
+/// webrtc (0.21) loses what arrives together with the end of SCTP's handshake, before it has opened the channels. Whoever is
+/// ready first therefore waits so long before its first word, the hello without which nothing else is understood.
+const SETTLE: Duration = Duration::from_millis(100);
 /// Signaling messages that may wait; a browser trickles about a dozen candidates.
 const SIGNALS_MAX: usize = 64;
 
@@ -64,6 +67,8 @@ pub(crate) enum NeighborEventKind {
 pub(crate) struct ConnectionOptions {
     pub(crate) ice_servers: Vec<IceServer>,
     pub(crate) relay_only: bool,
+    /// Whether the loopback address is a candidate too: of use, and passed on by the tracker, where that is on this machine.
+    pub(crate) loopback: bool,
     pub(crate) connect_timeout: Duration,
 }
 
@@ -95,7 +100,7 @@ impl Neighbor {
         let (blocks, blocks_in) = mpsc::unbounded_channel();
         let queued = Arc::new(AtomicU64::new(0));
         let close = CancellationToken::new();
-        let link = Link { peer, generation, events, close: close.clone() };
+        let link = Link { peer, generation, events, is_told: CancellationToken::new(), close: close.clone() };
         let outgoing = Outgoing { control: control_in, blocks: blocks_in, queued: queued.clone(), uplink };
         tokio::spawn(async move {
             let end = link.clone();
@@ -143,6 +148,8 @@ struct Link {
     peer: PeerId,
     generation: u64,
     events: mpsc::Sender<NeighborEvent>,
+    /// Set when the viewer knows that the connection is open: no message may reach it before.
+    is_told: CancellationToken,
     close: CancellationToken,
 }
 
@@ -228,19 +235,24 @@ impl Link {
                         self.tell(NeighborEventKind::Signal(signal)).await;
                     }
                     Callback::State(
-                        RTCPeerConnectionState::Failed
+                        state @ (RTCPeerConnectionState::Failed
                         | RTCPeerConnectionState::Disconnected
-                        | RTCPeerConnectionState::Closed,
-                    ) => return Ok(()),
+                        | RTCPeerConnectionState::Closed),
+                    ) => {
+                        tracing::debug!(peer = self.peer, %state, open_count, "connection ended");
+                        return Ok(());
+                    }
                     Callback::State(_) => {}
                 },
                 Some(()) = opened_in.recv() => {
                     open_count += 1;
                     if open_count == 2 && let Some((control, blocks, outgoing)) = outgoing.take() {
+                        sleep(SETTLE).await;
                         let Outgoing { control: control_out, blocks: blocks_out, queued, uplink } = outgoing;
                         tokio::spawn(self.clone().write_control(control, control_out));
                         tokio::spawn(self.clone().write_blocks(blocks, blocks_out, queued, uplink));
                         self.tell(NeighborEventKind::Open).await;
+                        self.is_told.cancel();
                     }
                 }
             }
@@ -296,8 +308,18 @@ impl Link {
                 Some(DataChannelEvent::OnOpen) => {
                     let _ = opened.send(()).await;
                 }
-                Some(DataChannelEvent::OnMessage(message)) => self.tell(kind(message.data.freeze())).await,
-                Some(DataChannelEvent::OnClose) | None => return self.close.cancel(),
+                Some(DataChannelEvent::OnMessage(message)) => {
+                    // The other end may have seen both channels open earlier, and have begun.
+                    tokio::select! {
+                        () = self.close.cancelled() => return,
+                        () = self.is_told.cancelled() => {}
+                    }
+                    self.tell(kind(message.data.freeze())).await;
+                }
+                Some(DataChannelEvent::OnClose) | None => {
+                    tracing::debug!(peer = self.peer, "channel closed");
+                    return self.close.cancel();
+                }
                 Some(_) => {}
             }
         }
@@ -314,7 +336,8 @@ impl Link {
                 message = messages.recv() => message,
             };
             let Some(message) = message else { return };
-            if channel.send(BytesMut::from(&message[..])).await.is_err() {
+            if let Err(error) = channel.send(BytesMut::from(&message[..])).await {
+                tracing::debug!(peer = self.peer, %error, "message not sent");
                 return self.close.cancel();
             }
         }
@@ -343,7 +366,8 @@ impl Link {
             uplink.send(length).await;
             let sent = channel.send(BytesMut::from(&message[..])).await;
             queued.fetch_sub(length as u64, Ordering::Relaxed);
-            if sent.is_err() {
+            if let Err(error) = sent {
+                tracing::debug!(peer = self.peer, %error, length, "block not sent");
                 return self.close.cancel();
             }
             is_draining = self.tell_queue(&channel, &queued).await > 0;
@@ -376,10 +400,15 @@ async fn build(
         .with_ice_servers(ice_servers)
         .with_ice_transport_policy(policy)
         .build();
+    // The wildcard stands for every interface except loopback.
+    let mut addresses = vec!["0.0.0.0:0"];
+    if options.loopback {
+        addresses.push("127.0.0.1:0");
+    }
     PeerConnectionBuilder::new()
         .with_configuration(configuration)
         .with_handler(Arc::new(Handler(callbacks)))
-        .with_udp_addrs(vec!["0.0.0.0:0"])
+        .with_udp_addrs(addresses)
         .build()
         .await
 }
@@ -392,6 +421,7 @@ mod tests {
         ConnectionOptions {
             ice_servers: Vec::new(),
             relay_only: false,
+            loopback: true,
             connect_timeout: Duration::from_secs(20),
         }
     }
@@ -445,6 +475,43 @@ mod tests {
         pair.right.send_control(vec![1, 2, 3]);
         let (peer, NeighborEventKind::Control(bytes)) = pair.next().await else { panic!("a message") };
         assert_eq!((peer, &bytes[..]), (1, &[1, 2, 3][..]));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn many_blocks_and_messages_at_once_arrive_whole() {
+        const COUNT: usize = 300;
+        let length = |number: usize| 1 + (number * 7919) % 16_384;
+        let byte = |number: usize| (number % 251) as u8;
+        let mut pair = Pair::connect();
+        pair.open().await;
+        for number in 0..COUNT {
+            for end in [&pair.left, &pair.right] {
+                let mut header = [0; BLOCK_HEADER_BYTES];
+                header[..2].copy_from_slice(&(number as u16).to_be_bytes());
+                end.send_block(header, &vec![byte(number); length(number)]);
+                end.send_control(vec![byte(number); 1 + number % 900]);
+            }
+        }
+        let mut blocks = [vec![false; COUNT], vec![false; COUNT]];
+        let mut controls = [0; 2];
+        while blocks.concat().contains(&false) || controls != [COUNT; 2] {
+            let (peer, kind) = pair.next().await;
+            let end = peer as usize - 1;
+            match kind {
+                NeighborEventKind::Block(bytes) => {
+                    let number = usize::from(u16::from_be_bytes([bytes[0], bytes[1]]));
+                    assert_eq!(bytes.len(), BLOCK_HEADER_BYTES + length(number), "block {number}");
+                    assert!(bytes[BLOCK_HEADER_BYTES..].iter().all(|found| *found == byte(number)));
+                    assert!(!std::mem::replace(&mut blocks[end][number], true), "block {number} came twice");
+                }
+                NeighborEventKind::Control(bytes) => {
+                    let number = controls[end];
+                    assert_eq!(bytes, vec![byte(number); 1 + number % 900], "message {number}");
+                    controls[end] += 1;
+                }
+                kind => panic!("{kind:?}"),
+            }
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -91,8 +91,16 @@ async fn connection(
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
     let connect = tokio_tungstenite::connect_async_with_config(join.url.as_str(), Some(limits), true);
-    let Ok(Ok((mut socket, _))) = tokio::time::timeout(Duration::from_secs(10), connect).await else {
-        return ended;
+    let mut socket = match tokio::time::timeout(Duration::from_secs(10), connect).await {
+        Ok(Ok((socket, _))) => socket,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "no connection to the tracker");
+            return ended;
+        }
+        Err(_) => {
+            tracing::warn!("no answer from the tracker");
+            return ended;
+        }
     };
     let hello = ViewerMessage::Join {
         version: VERSION,
@@ -127,7 +135,14 @@ async fn connection(
                     Some(Ok(_)) => continue,
                 };
                 // A message of a later version is not an error: it is skipped.
-                let Ok(message) = serde_json::from_str::<TrackerMessage>(&text) else { continue };
+                let message = match serde_json::from_str::<TrackerMessage>(&text) {
+                    Ok(message) => message,
+                    Err(error) => {
+                        tracing::debug!(%error, "a message that this version does not know");
+                        continue;
+                    }
+                };
+                tracing::trace!(?message, "from the tracker");
                 match &message {
                     TrackerMessage::Welcome(welcome) => {
                         ended.was_welcome = true;

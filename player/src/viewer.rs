@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -216,10 +217,14 @@ impl Viewer {
                 tokio::spawn(stop.clone().run_until_cancelled_owned(follow));
             }
         }
-        let Some(info) = self.stream.swarm.clone().filter(|_| self.options.peers) else { return };
+        let Some(info) = self.stream.swarm.clone().filter(|_| self.options.peers) else {
+            tracing::debug!(peers = self.options.peers, "no swarm");
+            return;
+        };
         let mut config = Config::new(info.key, info.epoch);
         config.store_bytes_max = self.options.store_bytes_max;
         let (to_tracker, outgoing) = mpsc::channel(EVENTS_MAX);
+        let loopback = is_loopback(&info.tracker);
         let join = tracker::Join {
             url: info.tracker,
             stream: info.stream,
@@ -234,6 +239,7 @@ impl Viewer {
             connection: ConnectionOptions {
                 ice_servers: Vec::new(),
                 relay_only: false,
+                loopback,
                 connect_timeout: self.options.connect_timeout,
             },
             sharing: true,
@@ -336,7 +342,8 @@ impl Viewer {
                     self.load(listed);
                 }
             }
-            Output::Disconnect { peer, .. } => {
+            Output::Disconnect { peer, reason } => {
+                tracing::debug!(peer, ?reason, "disconnected by the core");
                 self.neighbors.remove(&peer);
                 self.tell_tracker(ViewerMessage::Lost { peer, was_connected: true });
             }
@@ -481,9 +488,11 @@ impl Viewer {
                 }
             }
             TrackerMessage::Sharing { on } => self.handle_sharing(on),
-            TrackerMessage::Error { code, message, fatal, .. } => {
-                tracing::warn!(?code, message, fatal, "tracker refused");
+            TrackerMessage::Error { code, message, fatal: true, .. } => {
+                tracing::warn!(?code, message, "tracker refused");
             }
+            // Words of a peer that has just gone cross with the news of it.
+            TrackerMessage::Error { code, message, .. } => tracing::debug!(?code, message, "tracker refused"),
             // A player hears of the end from its playlists, once it has played everything.
             TrackerMessage::Ended if self.options.mode == Mode::Seed => {
                 self.ended = self.stream.renditions.len();
@@ -669,6 +678,17 @@ impl Viewer {
             is_ended: self.is_done(),
             ..self.counts
         }
+    }
+}
+
+/// Whether a URL leads to this machine.
+fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            host.trim_matches(['[', ']']).parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+        None => false,
     }
 }
 
