@@ -14,8 +14,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tokio_tungstenite::tungstenite::Message;
 
-const VIEWERS: u32 = 100;
-const JOINS_PER_S: u32 = 40;
+const VIEWERS: u32 = 60;
+const JOINS_PER_S: u32 = 30;
 /// What the limit lets through at once when nobody has joined for a while.
 const BURST: u32 = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
