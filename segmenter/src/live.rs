@@ -54,9 +54,6 @@ pub(crate) struct Description {
     pub(crate) frame_rate_milli: u64,
     /// The highest bit rate of a segment so far, in bits per second.
     pub(crate) peak_bps: u64,
-    /// Whether a segment of pictures began without a keyframe, because the publisher did not send one.
-    #[serde(default)]
-    pub(crate) has_dependent_segments: bool,
     media_bytes: u64,
     media_us: u64,
     /// Of the segment in the making.
@@ -306,7 +303,6 @@ impl Live {
             let mut description = rendition.description.lock();
             description.open_bytes += length as u64;
             description.open_us += duration_us.unsigned_abs();
-            description.has_dependent_segments |= at.parts == 0 && !is_independent;
             if is_last {
                 description.end_segment(target_us);
             }

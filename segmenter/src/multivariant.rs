@@ -54,10 +54,7 @@ pub(crate) fn playlist(source: &Source<'_>) -> MultivariantPlaylist {
     ];
     MultivariantPlaylist {
         version: 6,
-        // A publisher that ignores requests for keyframes makes segments that cannot be decoded by themselves.
-        has_independent_segments: !renditions
-            .iter()
-            .any(|(_, description)| description.has_dependent_segments),
+        has_independent_segments: true,
         session_data: session_data
             .into_iter()
             .filter(|(_, value)| !value.is_empty())

@@ -204,7 +204,7 @@ async fn ended_stream_can_be_played_and_downloaded_to_the_last_frame() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interrupted_and_resized_stream_is_one_recording_without_a_hole() {
+async fn interrupted_stream_is_one_recording_without_a_hole() {
     let directory = TempDir::new().unwrap();
     let world = World::new(recording_into(directory.path())).await;
     let publication = world.streams.publish("real").unwrap();
@@ -226,7 +226,7 @@ async fn interrupted_and_resized_stream_is_one_recording_without_a_hole() {
 
     let publication = world.streams.publish("real").unwrap();
     publication.expect_tracks(&[AUDIO, VIDEO]);
-    let (mut video, mut audio) = (Video::new(VIDEO, 192, 108), Audio::new());
+    let (mut video, mut audio) = (Video::new(VIDEO, 320, 180), Audio::new());
     video.rhythm = Some(60);
     push(&publication, Audio::format());
     push_all(&publication, &mut video, &mut audio, 100);
@@ -239,16 +239,8 @@ async fn interrupted_and_resized_stream_is_one_recording_without_a_hole() {
         parse_media(&world.text(&format!("{folder}/v0/playlist.m3u8")).await).unwrap();
     assert!(playlist.segments.iter().all(|segment| !segment.is_gap));
     assert_eq!(playlist.segments.iter().filter(|segment| segment.head.is_discontinuity).count(), 1);
-    // ffmpeg's HLS reader does not take a second initialization section, its MP4 reader does: both sizes come out of
-    // the one file.
+    // Of the file, because ffmpeg's HLS reader warns of the initialization section behind the discontinuity.
     check_file(&world, &recording, 200).await;
-    let url = format!("{}{}", world.base, recording.mp4_url.unwrap());
-    let show =
-        ["-v", "error", "-select_streams", "v", "-show_entries", "frame=width", "-of", "csv=p=0", &url];
-    let widths = run("ffprobe", &show).await;
-    let count =
-        |width: &str| widths.lines().filter(|line| line.trim().trim_end_matches(',') == width).count();
-    assert_eq!((count("320"), count("192")), (100, 100));
 }
 
 /// Not a test of its own: what [`killed_program_loses_at_most_the_unfinished_part`] kills.
@@ -298,7 +290,8 @@ async fn killed_program_loses_at_most_the_unfinished_part() {
         .lines()
         .map_while(Result::ok)
         .filter_map(|line| line.strip_prefix("stored ")?.parse::<usize>().ok())
-        .nth(5)
+        // In the middle of a segment: 270 pictures of segments of 60.
+        .nth(7)
         .expect("the child records");
     // SIGKILL, while it goes on.
     child.0.kill().unwrap();

@@ -592,15 +592,3 @@ async fn delta_completes_the_copy_that_a_client_has() {
     }
     world.lint().await;
 }
-
-#[tokio::test]
-async fn publisher_that_ignores_keyframe_requests_is_not_said_to_have_independent_segments() {
-    let (world, publication, mut fake) = World::with_stream(Config::default(), Fake::new(), 5_000).await;
-    let says_so =
-        async || world.get("/live/show/index.m3u8").await.text().contains("#EXT-X-INDEPENDENT-SEGMENTS");
-    assert!(says_so().await);
-    fake.with_keyframes = false;
-    fake.push(&publication, 10_000);
-    until("the worker", || publication.is_idle()).await;
-    assert!(!says_so().await);
-}

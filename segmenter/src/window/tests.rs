@@ -82,6 +82,26 @@ fn next_part_with_another_map_is_announced() {
 }
 
 #[test]
+fn kept_segments_leave_memory_and_stay_in_the_playlist() {
+    let config = Config { window_ms: 12_000, dvr_ms: 60_000, ..Config::default() };
+    let mut window = Window::new(config.constants(), Bytes::new());
+    window.watch_changes(true);
+    for _ in 0..40 {
+        add_segments(&mut window, 1);
+        window.set_stored(window.msn - 1);
+    }
+    assert_eq!(window.playlist(Vec::new(), false).segments.len(), 30);
+    // Twelve seconds, and no more.
+    assert_eq!(window.bytes(), 6 * 4 * 4);
+    assert_eq!(window.segment(15).unwrap().stored_bytes(), Some(16));
+    assert!(window.has(15, Some(9)) && window.part(15, 0).is_none());
+    let dropped = |change: &Change| matches!(change, Change::Dropped { .. });
+    assert_eq!(window.take_changes().iter().filter(|change| dropped(change)).count(), 7);
+    window.lose_storage();
+    assert_eq!(window.playlist(Vec::new(), false).segments.len(), 6);
+}
+
+#[test]
 fn ended_playlist_promises_nothing() {
     let mut window = window();
     add_segments(&mut window, 3);
@@ -96,6 +116,8 @@ enum Step {
     EndSegment,
     Discontinuity { with_init: bool },
     Shed,
+    Stored,
+    Lose,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -104,17 +126,23 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::EndSegment),
         1 => any::<bool>().prop_map(|with_init| Step::Discontinuity { with_init }),
         1 => Just(Step::Shed),
+        2 => Just(Step::Stored),
     ]
 }
 
 proptest! {
     #[test]
-    fn window_never_goes_backwards_and_constants_never_change(steps in vec(step(), 1..200)) {
-        let mut window = window();
+    fn window_never_goes_backwards_and_constants_never_change(
+        steps in vec(step(), 1..200), with_storage: bool, lost_at in 0usize..400,
+    ) {
+        let config = Config { window_ms: 12_000, dvr_ms: 24_000, ..Config::default() };
+        let mut window = Window::new(config.constants(), Bytes::from_static(b"init"));
+        window.watch_changes(with_storage);
+        let mut stored = 0;
         let mut before = window.playlist(Vec::new(), false);
         let mut discontinuities = std::collections::BTreeMap::new();
-        for step in steps {
-            match step {
+        for (index, step) in steps.into_iter().enumerate() {
+            match if index == lost_at { Step::Lose } else { step } {
                 Step::Part(duration_us) => window.add_part(part(duration_us), 0),
                 Step::EndSegment => window.end_segment(),
                 Step::Discontinuity { with_init } => {
@@ -122,6 +150,14 @@ proptest! {
                     if with_init { window.set_init(Bytes::new()); }
                 }
                 Step::Shed => { window.shed(); }
+                Step::Stored => {
+                    stored = window.msn;
+                    window.set_stored(stored);
+                }
+                Step::Lose => {
+                    window.lose_storage();
+                    stored = 0;
+                }
             }
             let now = window.playlist(Vec::new(), false);
             prop_assert_eq!(parse_media(&now.render()), Ok(now.clone()));
@@ -143,6 +179,10 @@ proptest! {
             }
             let held: usize = window.complete.iter().chain(&window.open).map(SegmentEntry::bytes).sum();
             prop_assert_eq!(held, window.bytes());
+            // What is listed can be had: from memory, or from a storage that is there.
+            for segment in window.listed() {
+                prop_assert!(!segment.parts.is_empty() || (with_storage && segment.msn < stored));
+            }
             before = now;
         }
     }

@@ -232,8 +232,6 @@ pub(crate) struct Fake {
     pub(crate) with_second: bool,
     /// The second layer's keyframes come so many frames later than the first's.
     pub(crate) second_late: i64,
-    /// Off: there is none any more, whoever asks.
-    pub(crate) with_keyframes: bool,
     frame: i64,
     packet: i64,
 }
@@ -243,15 +241,7 @@ const SILENCE: &[u8] = &[0xfc, 0xff, 0xfe];
 
 impl Fake {
     pub(crate) fn new() -> Self {
-        Self {
-            with_video: true,
-            with_audio: true,
-            with_second: false,
-            second_late: 0,
-            with_keyframes: true,
-            frame: 0,
-            packet: 0,
-        }
+        Self { with_video: true, with_audio: true, with_second: false, second_late: 0, frame: 0, packet: 0 }
     }
 
     pub(crate) fn tracks(&self) -> Vec<TrackId> {
@@ -304,7 +294,7 @@ impl Fake {
                 self.packet += 1;
             }
             if self.with_video {
-                let is_keyframe = self.with_keyframes && self.frame % 60 == 0;
+                let is_keyframe = self.frame % 60 == 0;
                 let data = Bytes::from(vec![self.frame as u8; if is_keyframe { 30_000 } else { 3_000 }]);
                 push(
                     publication,
