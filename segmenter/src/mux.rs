@@ -189,6 +189,16 @@ impl Muxer {
                     };
                     (*parameters).width = c_int::try_from(*width).unwrap_or(c_int::MAX);
                     (*parameters).height = c_int::try_from(*height).unwrap_or(c_int::MAX);
+                    // For VP9 libavformat writes the record anew from these, and an empty one without them.
+                    if let (VideoCodec::Vp9, [1, _, _, _, profile, level, depth, ..]) = (codec, &config[..]) {
+                        (*parameters).format = ffi::AVPixelFormat::AV_PIX_FMT_YUV420P as c_int;
+                        (*parameters).profile = c_int::from(*profile);
+                        (*parameters).level = c_int::from(*level);
+                        (*parameters).color_range = match depth & 1 {
+                            0 => ffi::AVColorRange::AVCOL_RANGE_MPEG,
+                            _ => ffi::AVColorRange::AVCOL_RANGE_JPEG,
+                        };
+                    }
                     (config, VIDEO_TIMESCALE)
                 }
                 SampleEntry::Aac { sample_rate, channels, config } => {
@@ -296,6 +306,17 @@ mod tests {
         let at = part.windows(4).position(|name| name == b"tfdt").unwrap();
         assert_eq!(part[at + 4], 1, "64-bit times");
         u64::from_be_bytes(part[at + 8..at + 16].try_into().unwrap())
+    }
+
+    #[test]
+    fn vp9_record_reaches_the_sample_entry() {
+        let config = Bytes::from_static(&[1, 0, 0, 0, 0, 31, 0x82, 1, 1, 1, 0, 0]);
+        let entry = SampleEntry::Video { codec: VideoCodec::Vp9, width: 640, height: 360, config };
+        let (_muxer, init) = Muxer::open(&entry).unwrap();
+        let at = init.windows(4).position(|name| name == b"vpcC").expect("a vpcC box");
+        assert_eq!(init[at - 4..at], [0, 0, 0, 20], "length");
+        assert_eq!(init[at + 4..at + 10], [1, 0, 0, 0, 0, 31], "version, flags, profile, level");
+        assert_eq!(init[at + 10] >> 4, 8, "bits");
     }
 
     #[test]

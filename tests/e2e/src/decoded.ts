@@ -45,7 +45,7 @@ export function readClock(frame: Uint8Array, width: number, height: number): num
 export async function decode(url: string, seconds: number, flags: string[] = []): Promise<Decoded> {
   const raw = `${scratchFolder()}/frames.gray`;
   const { code, stderr } = await run('ffmpeg', [
-    ...['-nostdin', '-v', 'error', ...flags, '-i', url, '-t', String(seconds), '-map', '0:v:0', '-fps_mode', 'passthrough'],
+    ...['-nostdin', '-v', 'error', ...flags, '-i', url, '-t', String(seconds), '-map', '0:v:0', '-fps_mode', 'passthrough', '-enc_time_base', '1:90000'],
     ...['-vf', `scale=${WIDTH}:${HEIGHT}`, '-f', 'rawvideo', '-pix_fmt', 'gray', '-y', raw],
   ]);
   assert.equal(code, 0, stderr);

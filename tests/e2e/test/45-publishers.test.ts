@@ -109,17 +109,15 @@ describe('Chromium', () => {
     }
   });
 
-  test('changes its size twice and comes back after a crash, and player and ffmpeg go on', async () => {
+  test('changes its size twice and comes back after a crash, and the player goes on', async () => {
     const stream = 'changing';
     const options = { codec: 'H264', width: 1280, height: 720, framesPerSecond: 12 };
     let studio = await Studio.publish(browser, server.url, stream, options);
-    const url = `${server.url}/live/${stream}/index.m3u8`;
     try {
       await server.untilLive(stream);
       const viewer = await Viewer.open(browser, server.url, stream);
       await viewer.untilPlaying();
-      // Reads all that follows: three sizes and a pause.
-      const reading = decode(url, 24, ['-live_start_index', '-1']);
+      // Not read with ffmpeg: 5.1 does not take up a second EXT-X-MAP.
       const untilShown = (width: number, height: number): Promise<boolean> =>
         until(
           `${width}x${height} is shown`,
@@ -140,10 +138,6 @@ describe('Chromium', () => {
       await untilShown(640, 360);
       const shown = await viewer.decodedFrames();
       await until('it goes on playing', async () => (await viewer.decodedFrames()) > shown + 20);
-      const { frames, clocks } = await reading;
-      assert.ok(frames > 100 && clocks.length >= frames * 0.9, `ffmpeg: ${clocks.length} clocks in ${frames} frames`);
-      const steps = clocks.slice(1).map((clock, index) => clock - (clocks[index] ?? 0));
-      assert.ok(steps.every((step) => step >= 0), 'ffmpeg sees no time twice');
       await viewer.close();
     } finally {
       await studio.stop();
