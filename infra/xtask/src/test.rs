@@ -31,6 +31,11 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
         node::run_script(workspace, "tests of the player and the pages", PAGES, "test")?;
     }
     if wants("e2e") {
+        if !wants("rust") {
+            // The Rust tests have built it, with the features of the whole workspace: to build it alone would compile
+            // most of its dependencies once more.
+            crate::demo::build_program(workspace)?;
+        }
         end_to_end(workspace, options.file.as_deref())?;
     }
     say("all tests passed");
@@ -67,7 +72,6 @@ fn rust(workspace: &Workspace) -> Result<()> {
 }
 
 fn end_to_end(workspace: &Workspace, file: Option<&str>) -> Result<()> {
-    crate::demo::build_program(workspace)?;
     let node = Node::find(workspace)?;
     let mut npm = node.npm(workspace, END_TO_END, &["run", "--silent", "test"]);
     if let Some(file) = file {
