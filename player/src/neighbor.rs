@@ -515,17 +515,19 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn dropping_one_end_closes_its_connection() {
+    async fn dropping_one_end_closes_both() {
         let mut pair = Pair::connect();
         pair.open().await;
         let Pair { left, right: _right, mut events } = pair;
         drop(left);
-        loop {
+        // The other end may hear of it before this one has finished.
+        let mut closed = [false; 2];
+        while closed != [true; 2] {
             let event = tokio::time::timeout(Duration::from_secs(30), events.recv()).await;
             let event = event.expect("an event in time").expect("the channel is open");
             if matches!(event.kind, NeighborEventKind::Closed) {
-                assert_eq!(event.peer, 1);
-                return;
+                let end = &mut closed[event.peer as usize - 1];
+                assert!(!std::mem::replace(end, true), "peer {} closed twice", event.peer);
             }
         }
     }
