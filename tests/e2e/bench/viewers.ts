@@ -17,6 +17,7 @@ import type { AuditEntry, Probe } from '../src/viewer.ts';
 import { pause } from '../src/wait.ts';
 import { copies, percentile, rounded, table } from './figures.ts';
 import type { Figures, OriginCounters } from './figures.ts';
+import { yieldProcessors } from './priority.ts';
 
 const STREAM = 'bench';
 const PART_MS = 500;
@@ -90,6 +91,7 @@ async function warmUp(browser: Browser, server: Server): Promise<void> {
 
 async function measure(server: Server, sharing: boolean): Promise<Figures> {
   const browser = await startChromium();
+  await yieldProcessors();
   try {
     await warmUp(browser, server);
     const from = await counters(server);
