@@ -98,7 +98,7 @@ async function measure(server: Server, sharing: boolean): Promise<Figures> {
     const open: Viewer[] = [];
     for (let index = 0; index < viewers; index++) {
       if (index > 0) await pause(JOIN_INTERVAL_MS);
-      open.push(await Viewer.open(browser, server.url, STREAM, { sharing, width: 640, height: 480 }));
+      open.push(await Viewer.open(browser, server.url, STREAM, { sharing, width: 480, height: 360 }));
     }
     const begin = Date.now();
     await Promise.all(open.map((viewer) => viewer.untilPlaying(60_000)));

@@ -5,28 +5,26 @@ import { pause, until } from './wait.ts';
 
 /**
  * Watches the page's video element from before its first frame: when it came, and how long playback stood still
- * after it. Reads only what any script of the page could.
+ * after it. Reads only what any script of the page could, and asks for frames only while it waits for one: a callback
+ * for every frame would keep the page's main thread busy, eight pages on a small machine would notice.
  */
 const PROBE = `
-  window.shoalProbe = { firstFrameMs: null, rebufferMs: 0, waitingSince: null, frames: 0, stalls: [] };
+  window.shoalProbe = { firstFrameMs: null, rebufferMs: 0, waitingSince: null, stalls: [] };
   (() => {
     const probe = window.shoalProbe;
     const watch = (video) => {
-      const onFrame = () => {
-        probe.frames += 1;
-        if (probe.firstFrameMs === null) probe.firstFrameMs = performance.now();
-        if (probe.waitingSince !== null) {
-          const took = performance.now() - probe.waitingSince;
-          probe.rebufferMs += took;
-          probe.stalls.push({ at: probe.waitingSince - probe.firstFrameMs, took });
-          probe.waitingSince = null;
-        }
-        video.requestVideoFrameCallback(onFrame);
+      video.requestVideoFrameCallback(() => { probe.firstFrameMs = performance.now(); });
+      const onFrameAfterWait = () => {
+        const took = performance.now() - probe.waitingSince;
+        probe.rebufferMs += took;
+        probe.stalls.push({ at: probe.waitingSince - probe.firstFrameMs, took });
+        probe.waitingSince = null;
       };
-      video.requestVideoFrameCallback(onFrame);
       // A viewer sees a pause from the moment the element waits until the next frame, seeks included.
       video.addEventListener('waiting', () => {
-        if (probe.firstFrameMs !== null) probe.waitingSince ??= performance.now();
+        if (probe.firstFrameMs === null || probe.waitingSince !== null) return;
+        probe.waitingSince = performance.now();
+        video.requestVideoFrameCallback(onFrameAfterWait);
       });
     };
     const find = () => {
@@ -40,6 +38,12 @@ const PROBE = `
     }
   })();
 `;
+
+/** Frames that the video element has shown: decoded, and not dropped. */
+const SHOWN_FRAMES = `(() => {
+  const quality = document.querySelector('video')?.getVideoPlaybackQuality();
+  return quality ? quality.totalVideoFrames - quality.droppedVideoFrames : 0;
+})()`;
 
 /** The page's statistics, as the player's \`getStats()\` gives them; only what tests look at. */
 export interface Stats {
@@ -73,7 +77,6 @@ export interface Probe {
   /** Since the navigation began. */
   firstFrameMs: number | null;
   rebufferMs: number;
-  frames: number;
   /** Pauses that are over, by the time since the first frame. */
   stalls: { at: number; took: number }[];
 }
@@ -101,7 +104,7 @@ export class Viewer {
 
   /** Waits until frames are being shown. */
   async untilPlaying(timeoutMs = 30_000): Promise<void> {
-    await until('the viewer shows moving pictures', () => this.tab.evaluate<boolean>('window.shoalProbe.frames > 10'), timeoutMs)
+    await until('the viewer shows moving pictures', () => this.tab.evaluate<boolean>(`${SHOWN_FRAMES} > 10`), timeoutMs)
       .catch(async (error: unknown) => {
         throw new Error(`${String(error)}\n${await this.describe()}`);
       });
@@ -178,9 +181,9 @@ export class Viewer {
 
   /** Frames shown over a time, for asserting that playback goes on. */
   async framesIn(ms: number): Promise<number> {
-    const before = (await this.probe()).frames;
+    const before = await this.tab.evaluate<number>(SHOWN_FRAMES);
     await pause(ms);
-    return (await this.probe()).frames - before;
+    return (await this.tab.evaluate<number>(SHOWN_FRAMES)) - before;
   }
 
   /** Seconds by which playback advanced over a time. */
