@@ -1,6 +1,7 @@
 //! What "tested" means: Rust, the web player, and the whole system in real browsers.
 
 use std::process::Command;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -18,6 +19,9 @@ pub(crate) struct Options {
     /// For `e2e`: only the test files whose names contain this.
     #[arg(long)]
     file: Option<String>,
+    /// For `rust`: how long each parser that strangers reach is fed with damaged inputs.
+    #[arg(long, default_value_t = 10)]
+    fuzz_seconds: u64,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
@@ -25,7 +29,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     setup::everything(workspace, Purpose::Test)?;
     node::build_pages(workspace)?;
     if wants("rust") {
-        rust(workspace)?;
+        rust(workspace, options.fuzz_seconds)?;
     }
     if wants("web") {
         node::run_script(workspace, "tests of the player and the pages", PAGES, "test")?;
@@ -53,8 +57,11 @@ pub(crate) fn simulate(workspace: &Workspace, arguments: &[String]) -> Result<()
     Ok(())
 }
 
-fn rust(workspace: &Workspace) -> Result<()> {
+fn rust(workspace: &Workspace, fuzz_seconds: u64) -> Result<()> {
+    // Another seed each time; a failure tells it, and the input.
+    let seed = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     let mut cargo = workspace.cargo();
+    cargo.env("SHOAL_FUZZ_SECONDS", fuzz_seconds.to_string()).env("SHOAL_FUZZ_SEED", seed.to_string());
     if succeeds("cargo", &["nextest", "--version"]) {
         run_step("Rust tests", cargo.args(["nextest", "run", "--locked", "--workspace"]))?;
     } else {
