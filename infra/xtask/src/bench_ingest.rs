@@ -45,16 +45,18 @@ pub(crate) fn run(workspace: &Workspace, counts: &[u32], seconds: u64, program: 
     };
     let mut runs = Vec::new();
     println!(
-        "publishers  CPU %/stream  (kernel)  RSS MB/publisher  + media MB  added ms p50   p99  of it ours p50   p99  lost %  dropped  refused  overrun"
+        "publishers  CPU %/stream  (kernel)  generator's  machine busy %  RSS MB/publisher  + media MB  added ms p50   p99  of it ours p50   p99  lost %  dropped  refused  overrun"
     );
     for &count in counts {
         let run = measure(&program.to_string_lossy(), count, Duration::from_secs(seconds))
             .with_context(|| format!("with {count} publishers"))?;
         println!(
-            "{:>10}  {:>12.2}  {:>8.2}  {:>16.1}  {:>10.1}  {:>12.1} {:>5.1}  {:>13.1} {:>5.1}  {:>6.2}  {:>7}  {:>7}  {:>7}",
+            "{:>10}  {:>12.2}  {:>8.2}  {:>11.2}  {:>14.0}  {:>16.1}  {:>10.1}  {:>12.1} {:>5.1}  {:>13.1} {:>5.1}  {:>6.2}  {:>7}  {:>7}  {:>7}",
             run.publishers,
             run.cpu_percent,
             run.kernel_percent,
+            run.generator_percent,
+            run.busy_percent,
             run.rss_mb,
             run.media_mb,
             run.added_ms.0,
@@ -83,6 +85,10 @@ struct Run {
     cpu_percent: f64,
     /// Of it, in the kernel: mostly the network.
     kernel_percent: f64,
+    /// What each publisher cost its own process; it is not in the figure above.
+    generator_percent: f64,
+    /// How busy all cores were: near 100, everything else in the line tells of a machine that was too small.
+    busy_percent: f64,
     /// What the process grew by, for each publisher, less the media.
     rss_mb: f64,
     media_mb: f64,
@@ -105,6 +111,8 @@ impl Run {
         serde_json::json!({
             "publishers": self.publishers,
             "cpu_percent_per_stream": round(self.cpu_percent),
+            "generator_cpu_percent_per_stream": round(self.generator_percent),
+            "machine_busy_percent": round(self.busy_percent),
             "rss_mb_per_publisher": round(self.rss_mb),
             "media_mb_per_publisher": round(self.media_mb),
             "added_latency_p50_ms": round(self.added_ms.0),
@@ -173,9 +181,12 @@ fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
     std::thread::sleep(SETTLE);
     let (start, first) = (Instant::now(), scrape(port)?);
     let (user, kernel) = cpu_seconds(server.0.id())?;
-    let overrun = overruns()?;
+    let generator = cpu_seconds(publisher.0.id())?;
+    let (overrun, machine) = (overruns()?, machine_ticks()?);
     std::thread::sleep(span);
     let (user_end, kernel_end) = cpu_seconds(server.0.id())?;
+    let generator_end = cpu_seconds(publisher.0.id())?;
+    let machine_end = machine_ticks()?;
     let (elapsed, last) = (start.elapsed().as_secs_f64(), scrape(port)?);
     let rss = rss_bytes(server.0.id())?;
     drop(publisher);
@@ -192,6 +203,8 @@ fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
         publishers: count,
         cpu_percent: percent(user_end + kernel_end - user - kernel),
         kernel_percent: percent(kernel_end - kernel),
+        generator_percent: percent(generator_end.0 + generator_end.1 - generator.0 - generator.1),
+        busy_percent: 100.0 * (1.0 - (machine_end.0 - machine.0) / (machine_end.1 - machine.1).max(1.0)),
         rss_mb: mb((rss - before) as f64 - media),
         media_mb: mb(media),
         added_ms: last.quantiles("ingest_frame_added_ms", &first),
@@ -223,6 +236,16 @@ fn cpu_seconds(pid: u32) -> Result<(f64, f64)> {
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);
     Ok((ticks(11) / TICKS_PER_SECOND, ticks(12) / TICKS_PER_SECOND))
+}
+
+/// What all cores have idled, and all their time.
+fn machine_ticks() -> Result<(f64, f64)> {
+    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    let fields = text.lines().next().unwrap_or("").split_whitespace().skip(1);
+    // user, nice, system, idle, iowait, irq, softirq, steal; guests are counted in user already.
+    let ticks: Vec<f64> = fields.take(8).filter_map(|field| field.parse().ok()).collect();
+    ensure!(ticks.len() == 8, "/proc/stat has another form");
+    Ok((ticks[3] + ticks[4], ticks.iter().sum()))
 }
 
 /// Datagrams that found a full receive buffer, of all sockets of this machine.
