@@ -24,7 +24,7 @@ const PART_MS = 500;
 /** Steady state is counted from so long after the last viewer's first frame. */
 const SETTLE_MS = 10_000;
 /** Viewers come one after the other, so that start-up is measured and not the machine's load. */
-const JOIN_INTERVAL_MS = 1_000;
+const JOIN_INTERVAL_MS = 2_000;
 const LATENCY_INTERVAL_MS = 1_000;
 /** The table tells how busy the machine was: at its limit the figures say more about it than about Shoal. */
 const BUSY_SHARE = 0.9;
