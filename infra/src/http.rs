@@ -24,6 +24,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
+use tower::util::Oneshot;
 use tracing::{debug, info, warn};
 
 use crate::Error;
@@ -178,11 +179,10 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { router, protocols, address, permit, stop, abort } = self;
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(address));
-            router.clone().oneshot(request)
-        });
-        let connection = protocols.http1.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let connection = protocols
+            .http1
+            .serve_connection(TokioIo::new(stream), service_fn(with_address(router, address)))
+            .with_upgrades();
         drive(pin!(connection), |connection| connection.graceful_shutdown(), &stop, &abort).await;
         drop(permit);
     }
@@ -192,13 +192,21 @@ impl Connection {
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let Self { router, protocols, address, permit, stop, abort } = self;
-        let service = service_fn(move |mut request: Request<Incoming>| {
-            request.extensions_mut().insert(ConnectInfo(address));
-            router.clone().oneshot(request)
-        });
-        let connection = protocols.http2.serve_connection(TokioIo::new(stream), service);
+        let connection =
+            protocols.http2.serve_connection(TokioIo::new(stream), service_fn(with_address(router, address)));
         drive(pin!(connection), |connection| connection.graceful_shutdown(), &stop, &abort).await;
         drop(permit);
+    }
+}
+
+/// Hands requests to the router, which learns from whom they come.
+fn with_address(
+    router: Router,
+    address: SocketAddr,
+) -> impl Fn(Request<Incoming>) -> Oneshot<Router, Request<Incoming>> {
+    move |mut request| {
+        request.extensions_mut().insert(ConnectInfo(address));
+        router.clone().oneshot(request)
     }
 }
 

@@ -700,3 +700,29 @@ fn wall_ms() -> u64 {
 fn to_protocol(piece: PieceId) -> protocol::Piece {
     protocol::Piece { rendition: piece.rendition, msn: piece.msn, part: piece.part }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_machine_is_loopback() {
+        let is_loopback = |url: &str| super::is_loopback(&Url::parse(url).expect("a URL"));
+        for url in [
+            "http://localhost:8080/live/a/index.m3u8",
+            "http://127.0.0.1/",
+            "https://127.9.9.9/",
+            "http://[::1]:8080/",
+        ] {
+            assert!(is_loopback(url), "{url}");
+        }
+        for url in [
+            "http://192.168.0.1/",
+            "http://localhost.example.org/",
+            "http://127.0.0.1.example.org/",
+            "http://[::2]/",
+        ] {
+            assert!(!is_loopback(url), "{url}");
+        }
+    }
+}

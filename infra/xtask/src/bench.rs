@@ -26,9 +26,21 @@ enum Bench {
         /// How many viewers.
         #[arg(long, default_value_t = 4)]
         viewers: u32,
-        /// How long each of the two runs is measured.
+        /// How long each run is measured.
         #[arg(long, default_value_t = 40)]
         seconds: u32,
+        /// So many native viewers take part, too, with uplinks of twice the stream's rate.
+        #[arg(long, default_value_t = 0)]
+        native: u32,
+        /// Also the best open rival, p2p-media-loader, in the same browsers on the same stream.
+        #[arg(long)]
+        rival: bool,
+        /// The picture's size.
+        #[arg(long, default_value = "640x360")]
+        size: String,
+        /// The picture's bit rate.
+        #[arg(long, default_value = "1200k")]
+        bitrate: String,
     },
     /// What publishers cost the server, and by how much it delays their frames.
     Ingest {
@@ -72,14 +84,25 @@ enum Bench {
         #[arg(long)]
         no_aquatic: bool,
     },
-    /// Which kinds of NAT let two viewers connect, by network namespaces: needs root, `ip` and `nft`.
-    Nat,
+    /// Which kinds of NAT let two viewers connect, native ones and Chromium, by our relay and by coturn, in network
+    /// namespaces: needs root, `ip` and `nft`.
+    Nat {
+        /// Only rows that contain this: of a pair, of `native` or `Chromium` viewers, with `ours` or `coturn`.
+        #[arg(long, default_value = "")]
+        only: String,
+    },
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     match &options.bench {
-        Bench::Nat => run_nat(workspace),
-        Bench::Viewers { viewers, seconds } => run_viewers(workspace, *viewers, *seconds),
+        Bench::Nat { only } => run_nat(workspace, only),
+        Bench::Viewers { viewers, seconds, native, rival, size, bitrate } => {
+            let numbers = [("--viewers", *viewers), ("--seconds", *seconds), ("--native", *native)];
+            let mut flags: Vec<String> = numbers.map(|(flag, number)| format!("{flag}={number}")).into();
+            flags.extend([format!("--size={size}"), format!("--bitrate={bitrate}")]);
+            flags.extend(rival.then(|| "--rival".to_owned()));
+            run_viewers(workspace, &flags)
+        }
         Bench::Ingest { publishers, seconds, program } => {
             bench_ingest::run(workspace, publishers, *seconds, program.as_deref())
         }
@@ -93,15 +116,14 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     }
 }
 
-fn run_viewers(workspace: &Workspace, viewers: u32, seconds: u32) -> Result<()> {
+fn run_viewers(workspace: &Workspace, flags: &[String]) -> Result<()> {
     setup::everything(workspace, Purpose::Test)?;
     node::build_pages(workspace)?;
     let mut cargo = workspace.cargo();
     process::run("build shoal", cargo.args(["build", "--locked", "--release", "--package", "shoal"]))?;
     let node = Node::find(workspace)?;
-    let viewers = format!("--viewers={viewers}");
-    let seconds = format!("--seconds={seconds}");
-    let arguments = ["run", "--silent", "bench:viewers", "--", viewers.as_str(), seconds.as_str()];
+    let mut arguments = vec!["run", "--silent", "bench:viewers", "--"];
+    arguments.extend(flags.iter().map(String::as_str));
     let mut npm = node.npm(workspace, END_TO_END, &arguments);
     let status = test::environment(workspace, &mut npm, "release")
         .stdin(Stdio::null())
@@ -128,13 +150,27 @@ fn run_tracker(workspace: &Workspace, numbers: [(&str, u32); 3], with_aquatic: b
     process::run("bench tracker", &mut crowd)
 }
 
-fn run_nat(workspace: &Workspace) -> Result<()> {
+fn run_nat(workspace: &Workspace, only: &str) -> Result<()> {
     setup::everything(workspace, Purpose::Test)?;
+    // For this bench alone: no test needs it.
+    if process::find_program("turnserver").is_none() && setup::has_apt() {
+        setup::apt_install(workspace, &["coturn"])?;
+    }
     let mut build = workspace.cargo();
     let build =
         build.args(["build", "--locked", "--release", "--package", "shoal-tracker", "--example", "nat"]);
     process::run("build the NAT matrix", build)?;
-    process::run("bench nat", &mut Command::new(workspace.target("release/examples/nat")))
+    let mut matrix = Command::new(workspace.target("release/examples/nat"));
+    matrix.args(["--only", only]);
+    let [(_, chromium), _] = setup::browsers();
+    let coturn = process::find_program("turnserver").map(|program| program.to_string_lossy().into_owned());
+    for (option, program) in [("--chromium", chromium), ("--coturn", coturn)] {
+        match program {
+            Some(program) => drop(matrix.args([option, &program])),
+            None => process::say(&format!("the rows that want {option} are left out: it is not installed")),
+        }
+    }
+    process::run("bench nat", &mut matrix)
 }
 
 /// Installs another WebTorrent tracker and its load generator beside the build's output; returns their folder.

@@ -17,8 +17,8 @@ export interface Figures {
   rebuffer_s: number;
   /** Playlists, media and records. */
   origin_requests: number;
-  /** Bytes given to the player that are not those of the origin. */
-  unverified_bytes: number;
+  /** Bytes given to the player that are not those of the origin; null for a player that cannot tell. */
+  unverified_bytes: number | null;
 }
 
 /** The origin's counters at one moment. */
@@ -49,8 +49,8 @@ export function rounded(value: number, decimals: number): number {
   return Math.round(value * factor) / factor;
 }
 
-/** The table that is printed. */
-export function table(sharing: Figures, originOnly: Figures): string {
+/** The table that is printed: a column for each run. */
+export function table(runs: Record<string, Figures>): string {
   const rows: [string, keyof Figures][] = [
     ['copies per piece', 'copies_per_piece'],
     ['copies per piece, steady', 'copies_per_piece_steady'],
@@ -63,9 +63,10 @@ export function table(sharing: Figures, originOnly: Figures): string {
     ['origin requests', 'origin_requests'],
     ['unverified bytes', 'unverified_bytes'],
   ];
-  const line = (cells: string[]): string => `${(cells[0] ?? '').padEnd(26)}${cells.slice(1).map((cell) => cell.padStart(14)).join('')}`;
+  const line = (cells: string[]): string => `${(cells[0] ?? '').padEnd(26)}${cells.slice(1).map((cell) => cell.padStart(15)).join('')}`;
+  const names = Object.keys(runs).map((name) => name.replace('_', ' '));
   return [
-    line(['', 'sharing', 'origin only']),
-    ...rows.map(([name, key]) => line([name, String(sharing[key]), String(originOnly[key])])),
+    line(['', ...names]),
+    ...rows.map(([name, key]) => line([name, ...Object.values(runs).map((figures) => String(figures[key] ?? '–'))])),
   ].join('\n');
 }

@@ -1,6 +1,6 @@
 /**
  * `cargo xtask bench viewers`: real Chromium pages against a real server with a real publisher, first with sharing,
- * then without. Prints a table, and one JSON object on its last line.
+ * then without, and if asked a rival's player. Prints a table, and one JSON object on its last line.
  *
  * Counted from the first viewer's first request to the end, start-up included; "steady" from 10 s after the last
  * viewer's first frame. Bytes and requests are the origin's own counters, in its metrics.
@@ -11,13 +11,16 @@ import { parseArgs } from 'node:util';
 
 import { startChromium } from '../src/browsers.ts';
 import type { Browser } from '../src/browsers.ts';
-import { Server, sumOfMetric } from '../src/program.ts';
+import { Program, Server, shoalPath, sumOfMetric } from '../src/program.ts';
+import { RivalSite } from '../src/rival.ts';
 import { Viewer } from '../src/viewer.ts';
 import type { AuditEntry, Probe } from '../src/viewer.ts';
-import { pause } from '../src/wait.ts';
+import { pause, until } from '../src/wait.ts';
 import { copies, percentile, rounded, table } from './figures.ts';
 import type { Figures, OriginCounters } from './figures.ts';
 import { yieldProcessors } from './priority.ts';
+import { openRival, openShoal } from './watchers.ts';
+import type { Watcher } from './watchers.ts';
 
 const STREAM = 'bench';
 const PART_MS = 500;
@@ -28,6 +31,8 @@ const JOIN_INTERVAL_MS = 2_000;
 const LATENCY_INTERVAL_MS = 1_000;
 /** The table tells how busy the machine was: at its limit the figures say more about it than about Shoal. */
 const BUSY_SHARE = 0.9;
+/** The test pattern's sound as the origin sends it. */
+const AUDIO_KBPS = 128;
 
 const { values } = parseArgs({
   options: {
@@ -35,12 +40,15 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '40' },
     size: { type: 'string', default: '640x360' },
     bitrate: { type: 'string', default: '1200k' },
+    native: { type: 'string', default: '0' },
+    rival: { type: 'boolean', default: false },
   },
 });
 const viewers = Number(values.viewers);
 const seconds = Number(values.seconds);
-if (!Number.isInteger(viewers) || viewers < 1 || !Number.isInteger(seconds) || seconds < 5) {
-  console.error('--viewers wants a whole number from 1, --seconds one from 5');
+const native = Number(values.native);
+if (!Number.isInteger(viewers) || viewers < 1 || !Number.isInteger(seconds) || seconds < 5 || !Number.isInteger(native) || native < 0) {
+  console.error('--viewers wants a whole number from 1, --seconds one from 5, --native one from 0');
   process.exit(1);
 }
 
@@ -72,62 +80,82 @@ async function unverifiedBytes(entries: AuditEntry[], origin: Map<string, Buffer
   return bytes;
 }
 
-/** Start-ups and stalls of each viewer, for those who want to know why. */
-function timeline(probes: Probe[]): string {
+/** What each viewer got, its start-up and its stalls, for those who want to know why. */
+async function timeline(open: Watcher[], probes: Probe[]): Promise<string> {
+  const summaries = await Promise.all(open.map((watcher) => watcher.summary()));
   return probes
-    .map(({ firstFrameMs, stalls }) => {
+    .map(({ firstFrameMs, stalls }, index) => {
       const words = stalls.map(({ at, took }) => `${(at / 1000).toFixed(1)} s +${took.toFixed(0)} ms`).join(', ');
-      return `      first frame ${rounded(firstFrameMs ?? Number.NaN, 0)} ms; stalls: ${words || 'none'}`;
+      return `      first frame ${rounded(firstFrameMs ?? Number.NaN, 0)} ms; stalls: ${words || 'none'}; ${summaries[index]}`;
     })
     .join('\n');
 }
 
-/** Opens a viewer until it plays and throws it away, so that neither run pays for the browser's own start. */
+/** Opens a viewer until it plays and throws it away, so that no run pays for the browser's own start. */
 async function warmUp(browser: Browser, server: Server): Promise<void> {
   const viewer = await Viewer.open(browser, server.url, STREAM, { sharing: false });
   await viewer.untilPlaying(60_000);
   await viewer.close();
 }
 
-async function measure(server: Server, sharing: boolean): Promise<Figures> {
+/** Viewers without a screen, in one process, who send at most twice the stream's rate each. */
+async function startNative(server: Server): Promise<Program> {
+  const uplink = 2 * (Number.parseInt(values.bitrate, 10) + AUDIO_KBPS);
+  const flags = ['--count', String(native), '--uplink-kbps', String(uplink)];
+  const program = new Program(shoalPath(), ['watch', `${server.url}/watch/${STREAM}`, ...flags]);
+  await until('all native viewers play', () => new RegExp(`${native}/${native} playing`).test(program.stderr), 120_000);
+  return program;
+}
+
+/** Ends the native viewers; gives the media bytes that they used. */
+async function stopNative(program: Program): Promise<number> {
+  await program.stop();
+  const last = program.stdout.trim().split('\n').at(-1) ?? '';
+  console.error(`      native viewers: ${last}`);
+  const { peer_bytes: peers, origin_bytes: origin, waste_bytes: waste } = JSON.parse(last) as Record<string, number>;
+  return (peers ?? 0) + (origin ?? 0) - (waste ?? 0);
+}
+
+async function measure(server: Server, name: string, open: (browser: Browser) => Promise<Watcher>, withNative = false): Promise<Figures> {
   const browser = await startChromium();
   await yieldProcessors();
+  let helpers: Program | null = null;
   try {
     await warmUp(browser, server);
     const from = await counters(server);
-    const open: Viewer[] = [];
+    const watchers: Watcher[] = [];
     for (let index = 0; index < viewers; index++) {
       if (index > 0) await pause(JOIN_INTERVAL_MS);
-      open.push(await Viewer.open(browser, server.url, STREAM, { sharing, width: 480, height: 360 }));
+      watchers.push(await open(browser));
     }
+    if (withNative) helpers = await startNative(server);
     const begin = Date.now();
-    await Promise.all(open.map((viewer) => viewer.untilPlaying(60_000)));
+    await Promise.all(watchers.map((watcher) => watcher.untilPlaying()));
     let steadyFrom: OriginCounters | null = null;
     const steadyAt = Date.now() + SETTLE_MS;
     const latencies: number[] = [];
     const end = Math.max(begin + seconds * 1000, steadyAt + 5_000);
     while (Date.now() < end) {
       const next = Date.now() + LATENCY_INTERVAL_MS;
-      const read = await Promise.all(open.map((viewer) => viewer.latencyMs()));
+      const read = await Promise.all(watchers.map((watcher) => watcher.latencyMs()));
       latencies.push(...read.filter((latency) => latency !== null));
       if (!steadyFrom && Date.now() >= steadyAt) steadyFrom = await counters(server);
       await pause(Math.max(0, next - Date.now()));
     }
     const to = await counters(server);
-    const probes = await Promise.all(open.map((viewer) => viewer.probe()));
-    const stats = await Promise.all(open.map((viewer) => viewer.stats()));
-    const audits = await Promise.all(open.map((viewer) => viewer.audit()));
-    const usedBytes = audits.flat().reduce((sum, entry) => sum + entry.length, 0);
+    const probes = await Promise.all(watchers.map((watcher) => watcher.probe()));
+    console.error(`    ${name}: ${latencies.length} latency samples\n${await timeline(watchers, probes)}`);
+    let usedBytes = 0;
+    for (const watcher of watchers) usedBytes += await watcher.usedBytes();
+    if (helpers) usedBytes += await stopNative(helpers);
+    helpers = null;
     const resources = new Map<string, Buffer>();
-    let unverified = 0;
-    for (const audit of audits) unverified += await unverifiedBytes(audit, resources);
+    let unverified: number | null = 0;
+    for (const watcher of watchers) {
+      const audit = await watcher.audit();
+      unverified = audit === null || unverified === null ? null : unverified + (await unverifiedBytes(audit, resources));
+    }
     const startups = probes.map((probe) => probe.firstFrameMs ?? Number.NaN);
-    console.error(
-      `    ${sharing ? 'sharing' : 'origin only'}: neighbors ${stats.map((stat) => stat.neighbors).join(' ')}, ` +
-        `from peers ${stats.map((stat) => `${Math.round((100 * stat.peerBytes) / Math.max(1, stat.peerBytes + stat.originBytes))} %`).join(' ')}, ` +
-        `waste ${stats.map((stat) => stat.wasteBytes).join(' ')} B, rejected ${stats.map((stat) => stat.rejectedBytes).join(' ')} B, ` +
-        `${latencies.length} latency samples\n${timeline(probes)}`,
-    );
     return {
       copies_per_piece: rounded(copies(from, to), 3),
       copies_per_piece_steady: rounded(steadyFrom ? copies(steadyFrom, to) : Number.NaN, 3),
@@ -141,7 +169,20 @@ async function measure(server: Server, sharing: boolean): Promise<Figures> {
       unverified_bytes: unverified,
     };
   } finally {
+    await helpers?.stop();
     await browser.close();
+  }
+}
+
+/** p2p-media-loader in the same browsers on the same stream, tuned and as it comes. */
+async function measureRival(server: Server): Promise<Record<string, Figures>> {
+  const site = await RivalSite.start(server.url, STREAM);
+  try {
+    const run = (name: string, isTuned: boolean): Promise<Figures> =>
+      measure(server, name, (browser) => openRival(browser, site, name, isTuned));
+    return { rival_tuned: await run('rival-tuned', true), rival_default: await run('rival-default', false) };
+  } finally {
+    site.close();
   }
 }
 
@@ -160,15 +201,20 @@ try {
   try {
     console.log(`${viewers} viewers, ${seconds} s for each run, parts of ${PART_MS} ms, test pattern ${values.size} at ${values.bitrate}bit/s`);
     const [idleBefore, allBefore] = await processorTicks();
-    const sharing = await measure(server, true);
-    const originOnly = await measure(server, false);
+    const shoal = (sharing: boolean) => (browser: Browser): Promise<Watcher> => openShoal(browser, server.url, STREAM, sharing);
+    const sharing = await measure(server, 'sharing', shoal(true), native > 0);
+    const originOnly = await measure(server, 'origin only', shoal(false));
+    const rivals = values.rival ? await measureRival(server) : {};
     const [idleAfter, allAfter] = await processorTicks();
     const busy = 1 - (idleAfter - idleBefore) / Math.max(1, allAfter - allBefore);
-    console.log(table(sharing, originOnly));
-    const bound = Math.min(1 - 1 / viewers, 1);
-    console.log(`bound of offload with ${viewers} viewers: ${rounded(bound, 3)}; processors busy: ${Math.round(100 * busy)} %`);
+    const runs = { sharing, origin_only: originOnly, ...rivals };
+    console.log(table(runs));
+    const all = viewers + native;
+    console.log(`bound of offload with ${all} viewers: ${rounded(1 - 1 / all, 3)}; processors busy: ${Math.round(100 * busy)} %`);
+    if (native > 0) console.log(`With sharing ${native} native viewers watch, too; without, the ${viewers} browsers alone.`);
+    if (values.rival) console.log('The rival is p2p-media-loader 2.3.1, which swaps whole segments and verifies nothing.');
     if (busy > BUSY_SHARE) console.log('The machine was at its limit: start-up, latency and rebuffering are its figures as much as Shoal\'s.');
-    console.log(JSON.stringify({ viewers, seconds, part_ms: PART_MS, sharing, origin_only: originOnly }));
+    console.log(JSON.stringify({ viewers, ...(native > 0 ? { native } : {}), seconds, part_ms: PART_MS, ...runs }));
   } finally {
     await publisher.stop();
   }

@@ -8,7 +8,7 @@ import { pause, until } from './wait.ts';
  * after it. Reads only what any script of the page could, and asks for frames only while it waits for one: a callback
  * for every frame would keep the page's main thread busy, eight pages on a small machine would notice.
  */
-const PROBE = `
+export const PROBE = `
   window.shoalProbe = { firstFrameMs: null, rebufferMs: 0, waitingSince: null, stalls: [] };
   (() => {
     const probe = window.shoalProbe;
@@ -40,7 +40,7 @@ const PROBE = `
 `;
 
 /** Frames that the video element has shown: decoded, and not dropped. */
-const SHOWN_FRAMES = `(() => {
+export const SHOWN_FRAMES = `(() => {
   const quality = document.querySelector('video')?.getVideoPlaybackQuality();
   return quality ? quality.totalVideoFrames - quality.droppedVideoFrames : 0;
 })()`;
@@ -79,6 +79,16 @@ export interface Probe {
   rebufferMs: number;
   /** Pauses that are over, by the time since the first frame. */
   stalls: { at: number; took: number }[];
+}
+
+/** What the probe in a tab has seen; a pause that goes on counts up to now. */
+export async function readProbe(tab: Tab): Promise<Probe> {
+  const text = await tab.evaluate<string>(`JSON.stringify({
+    ...window.shoalProbe,
+    rebufferMs: window.shoalProbe.rebufferMs
+      + (window.shoalProbe.waitingSince === null ? 0 : performance.now() - window.shoalProbe.waitingSince),
+  })`);
+  return JSON.parse(text) as Probe;
 }
 
 export interface ViewerOptions extends TabOptions {
@@ -134,13 +144,8 @@ export class Viewer {
     return JSON.parse(text) as AuditEntry[];
   }
 
-  async probe(): Promise<Probe> {
-    const text = await this.tab.evaluate<string>(`JSON.stringify({
-      ...window.shoalProbe,
-      rebufferMs: window.shoalProbe.rebufferMs
-        + (window.shoalProbe.waitingSince === null ? 0 : performance.now() - window.shoalProbe.waitingSince),
-    })`);
-    return JSON.parse(text) as Probe;
+  probe(): Promise<Probe> {
+    return readProbe(this.tab);
   }
 
   /** Frames that the decoder has put out. */
