@@ -1,69 +1,49 @@
-//! The NAT matrix: which kinds of networks let two native viewers connect, directly or by our relay, and how fast.
+//! The NAT matrix: which kinds of networks let two viewers connect, directly or by a relay, and how fast.
 //!
 //! `cargo xtask bench nat` builds and runs it. Needs root, `ip` and `nft`: each site is a pair of network namespaces, a
 //! host behind a router with rules of its own; a third namespace is the internet, a fourth the tracker with STUN and
-//! TURN. Nothing leaves them. Prints what was expected and what was measured, then one line of JSON; where
-//! namespaces can't be made it says so and ends well.
+//! TURN. Nothing leaves them. Viewers are native ones (`peer.rs`) and, with `--chromium PROGRAM`, browsers (`browser.rs`);
+//! with `--coturn PROGRAM` some pairs meet by that relay instead of ours. Prints what was expected and what was measured,
+//! then one line of JSON; where namespaces can't be made it says so and ends well.
 
+mod browser;
+mod cases;
+mod coturn;
 mod network;
 mod peer;
 mod serve;
 
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use network::{Kind, Network};
+use cases::{Case, Path, Relay, Viewers, cases};
+use coturn::Coturn;
+use network::Network;
 use serde_json::{Value, json};
 
 /// A pair is given up after this time; viewers give up after 10 s.
-const TIMEOUT_S: u64 = 20;
-/// Pairs at a time.
-const PARALLEL: usize = 4;
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Pairs of native viewers at a time: most of the time of a pair is waiting.
+const PARALLEL: usize = 6;
+/// Pairs of browsers at a time.
+const PARALLEL_BROWSERS: usize = 2;
 
-/// What becomes of a pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Path {
-    Direct,
-    Relay,
-    /// The origin serves both.
-    Neither,
-}
-
-/// Two sites, and two hosts of one site where the second is none.
-struct Case {
-    one: (Kind, usize),
-    two: Option<(Kind, usize)>,
-    expected: Path,
-}
-
-fn cases() -> Vec<Case> {
-    use Kind::{Blocked, Open, PortRestricted, Symmetric};
-    use Path::{Direct, Neither, Relay};
-    let pair = |one, two, expected| Case { one: (one, 0), two: Some((two, 1)), expected };
-    vec![
-        pair(Open, Open, Direct),
-        pair(Open, PortRestricted, Direct),
-        pair(Open, Symmetric, Direct),
-        pair(PortRestricted, PortRestricted, Direct),
-        // The symmetric side sends from a port that the other side's router has not heard of.
-        pair(PortRestricted, Symmetric, Relay),
-        pair(Symmetric, Symmetric, Relay),
-        // Our native stack has no TURN over TCP; browsers have, and get through.
-        pair(Blocked, Open, Neither),
-        pair(Blocked, PortRestricted, Neither),
-        pair(Blocked, Symmetric, Neither),
-        pair(Blocked, Blocked, Neither),
-        Case { one: (PortRestricted, 0), two: None, expected: Direct },
-        Case { one: (Symmetric, 0), two: None, expected: Direct },
-    ]
+/// What there is to measure with.
+#[derive(Default)]
+struct Options {
+    chromium: Option<String>,
+    coturn: Option<String>,
+    /// Only rows that contain this: of a pair, of `native` or `Chromium` viewers, with `ours` or `coturn`.
+    only: String,
 }
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let value = |name: &str| {
+    let optional = |name: &str| {
         let at = arguments.iter().position(|argument| argument == name);
-        at.and_then(|at| arguments.get(at + 1)).unwrap_or_else(|| panic!("{name} is missing")).clone()
+        at.and_then(|at| arguments.get(at + 1)).cloned()
     };
+    let value = |name: &str| optional(name).unwrap_or_else(|| panic!("{name} is missing"));
     let block_on = |future: std::pin::Pin<Box<dyn Future<Output = ()>>>| {
         tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime").block_on(future);
     };
@@ -72,12 +52,19 @@ fn main() {
             let count = value("--streams").parse().expect("a number");
             block_on(Box::pin(serve::run(value("--address"), count)));
         }
-        Some("peer") => block_on(Box::pin(peer::run(value("--tracker"), value("--stream"), TIMEOUT_S))),
-        _ => matrix(),
+        Some("peer") => {
+            block_on(Box::pin(peer::run(value("--tracker"), value("--stream"), PATIENCE)));
+        }
+        Some("browser") => browser::run(&value("--program"), &value("--page"), PATIENCE),
+        _ => matrix(&Options {
+            chromium: optional("--chromium"),
+            coturn: optional("--coturn"),
+            only: optional("--only").unwrap_or_default(),
+        }),
     }
 }
 
-fn matrix() {
+fn matrix(options: &Options) {
     let network = match Network::build() {
         Ok(network) => network,
         Err(why) => {
@@ -86,46 +73,31 @@ fn matrix() {
             return;
         }
     };
-    let cases = cases();
-    let this = std::env::current_exe().expect("this program has a path");
-    let this = this.to_str().expect("its path is text");
-    let mut server = network.command("server", this);
-    let streams = cases.len().to_string();
-    let mut server = server
-        .args(["serve", "--address", network::SERVER, "--streams", &streams])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the tracker starts");
-    let mut line = String::new();
-    let output = server.stdout.take().expect("it is piped");
-    std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)
-        .expect("it says that it is ready");
+    let can_be_measured = |case: &Case| {
+        (case.viewers == Viewers::Native || options.chromium.is_some())
+            && (case.relay == Relay::Ours || options.coturn.is_some())
+            && format!("{} {} {}", case.name(), case.viewers.name(), case.relay.name())
+                .contains(&options.only)
+    };
+    let cases: Vec<Case> = cases().into_iter().filter(can_be_measured).collect();
+    let bench = Bench { network: &network, program: this_program(), chromium: options.chromium.clone() };
+    let mut server = bench.server(cases.len());
+    let coturn = options.coturn.as_ref().map(|program| Coturn::start(&network, program));
 
-    println!("{:<34} {:<9} {:<9} {:>9}", "pair", "expected", "measured", "in");
+    let heads = ["pair", "viewers", "TURN", "expected", "measured", "in"];
+    println!("{}", row(&heads.map(str::to_owned)));
     let mut rows = Vec::new();
-    // Some at a time: most of the time of a pair is waiting.
-    for (chunk_at, chunk) in cases.chunks(PARALLEL).enumerate() {
-        let measured: Vec<(Path, Option<u64>)> = std::thread::scope(|scope| {
-            let running: Vec<_> = chunk
-                .iter()
-                .enumerate()
-                .map(|(at, case)| {
-                    let (network, number) = (&network, PARALLEL * chunk_at + at);
-                    scope.spawn(move || measure(network, this, case, number))
-                })
-                .collect();
-            running.into_iter().map(|running| running.join().expect("measuring does not fail")).collect()
-        });
-        for (case, (measured, ms)) in chunk.iter().zip(measured) {
-            let name = case.name();
-            let took = ms.map_or("-".to_owned(), |ms| format!("{ms} ms"));
-            let verdict = if measured == case.expected { "" } else { "  <- differs" };
-            let expected = case.expected.name();
-            println!("{name:<34} {expected:<9} {:<9} {took:>9}{verdict}", measured.name());
-            rows.push(json!({ "pair": name, "expected": expected, "measured": measured.name(), "ms": ms }));
+    let mut number = 0;
+    for group in cases.chunk_by(|one, other| one.viewers == other.viewers) {
+        let parallel = if group[0].viewers == Viewers::Native { PARALLEL } else { PARALLEL_BROWSERS };
+        for chunk in group.chunks(parallel) {
+            for (case, found) in chunk.iter().zip(bench.measure_all(chunk, number)) {
+                rows.push(found.tell(case));
+            }
+            number += chunk.len();
         }
     }
+    drop(coturn);
     drop(server.stdin.take());
     let _ = server.kill();
     let _ = server.wait();
@@ -133,53 +105,112 @@ fn matrix() {
     println!("{}", json!({ "pairs": rows.len(), "as_expected": as_expected, "matrix": rows }));
 }
 
-/// Lets the two of a case meet; by which path they do, and in how many milliseconds.
-fn measure(network: &Network, program: &str, case: &Case, number: usize) -> (Path, Option<u64>) {
-    let (one, two) = match case.two {
-        Some(two) => (network::host(case.one, 0), network::host(two, 0)),
-        None => (network::host(case.one, 0), network::host(case.one, 1)),
-    };
-    let tracker = format!("ws://{}:{}/tracker", network::SERVER, serve::PORT);
-    let stream = format!("case{number}");
-    let start = |host: &str| -> std::process::Child {
-        let mut command: Command = network.command(host, program);
-        command.args(["peer", "--tracker", &tracker, "--stream", &stream]);
+fn this_program() -> String {
+    let this = std::env::current_exe().expect("this program has a path");
+    this.to_str().expect("its path is text").to_owned()
+}
+
+/// One line of the table.
+fn row(cells: &[String; 6]) -> String {
+    let [pair, viewers, turn, expected, measured, took] = cells;
+    format!("{pair:<40} {viewers:<9} {turn:<7} {expected:<9} {measured:<9} {took:>8}")
+}
+
+struct Bench<'a> {
+    network: &'a Network,
+    program: String,
+    chromium: Option<String>,
+}
+
+/// What came of a pair.
+struct Found {
+    path: Path,
+    ms: Option<u64>,
+    /// What the two said, for the one that differs from what was expected.
+    reports: [Value; 2],
+}
+
+impl Bench<'_> {
+    /// Starts the trackers and waits until they answer.
+    fn server(&self, streams: usize) -> Child {
+        let mut server = self
+            .network
+            .command("server", &self.program)
+            .args(["serve", "--address", network::SERVER, "--streams", &streams.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the tracker starts");
+        let mut line = String::new();
+        let output = server.stdout.take().expect("it is piped");
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(output), &mut line)
+            .expect("it says that it is ready");
+        server
+    }
+
+    fn measure_all(&self, cases: &[Case], first: usize) -> Vec<Found> {
+        std::thread::scope(|scope| {
+            let running: Vec<_> = cases
+                .iter()
+                .enumerate()
+                .map(|(at, case)| scope.spawn(move || self.measure(case, first + at)))
+                .collect();
+            running.into_iter().map(|running| running.join().expect("measuring does not fail")).collect()
+        })
+    }
+
+    /// Lets the two of a case meet.
+    fn measure(&self, case: &Case, number: usize) -> Found {
+        let port = if case.relay == Relay::Ours { serve::PORT } else { serve::PORT_COTURN };
+        let tracker = format!("{}:{port}", network::SERVER);
+        let viewers = case.hosts().map(|host| self.viewer(&host, case.viewers, &tracker, number));
+        let reports = viewers.map(|viewer| {
+            let output = viewer.wait_with_output().expect("it ends by itself");
+            let last = output.stdout.trim_ascii().rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+            serde_json::from_slice::<Value>(last).unwrap_or(Value::Null)
+        });
+        let path = match reports.each_ref().map(|report| report["path"].as_str().unwrap_or("none")) {
+            ["direct", "direct"] => Path::Direct,
+            // One side may see the other's relayed address as its peer's.
+            [one, two] if [one, two].contains(&"relay") && ![one, two].contains(&"none") => Path::Relay,
+            _ => Path::Neither,
+        };
+        let ms = reports.iter().filter_map(|report| report["ms"].as_u64()).max();
+        Found { path, ms: ms.filter(|_| path != Path::Neither), reports }
+    }
+
+    fn viewer(&self, host: &str, kind: Viewers, tracker: &str, number: usize) -> Child {
+        let mut command: Command = self.network.command(host, &self.program);
+        let stream = format!("case{number}");
+        match (kind, &self.chromium) {
+            (Viewers::Browser, Some(chromium)) => {
+                let page = format!("http://{tracker}/viewer?stream={stream}");
+                command.args(["browser", "--program", chromium, "--page", &page]);
+            }
+            _ => {
+                let tracker = format!("ws://{tracker}/tracker");
+                command.args(["peer", "--tracker", &tracker, "--stream", &stream]);
+            }
+        }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("a viewer starts")
-    };
-    let reports = [start(&one), start(&two)].map(|viewer| {
-        let output = viewer.wait_with_output().expect("it ends by itself");
-        serde_json::from_slice::<Value>(&output.stdout).unwrap_or(Value::Null)
-    });
-    let measured = match reports.each_ref().map(|report| report["path"].as_str().unwrap_or("none")) {
-        ["direct", "direct"] => Path::Direct,
-        // One side may see the other's relayed address as its peer's.
-        [one, two] if [one, two].contains(&"relay") && ![one, two].contains(&"none") => Path::Relay,
-        _ => Path::Neither,
-    };
-    let ms = reports.iter().filter_map(|report| report["ms"].as_u64()).max();
-    (measured, ms.filter(|_| measured != Path::Neither))
-}
-
-impl Case {
-    fn name(&self) -> String {
-        match self.two {
-            Some(two) => format!("{} - {}", self.one.0.name(), two.0.name()),
-            None => format!("both behind one {} NAT", self.one.0.name()),
-        }
     }
 }
 
-impl Path {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Direct => "direct",
-            Self::Relay => "relay",
-            Self::Neither => "none",
+impl Found {
+    /// Prints a line of the table and gives it as JSON.
+    fn tell(&self, case: &Case) -> Value {
+        let (viewers, turn) = (case.viewers.name(), case.relay.name());
+        let (expected, measured) = (case.expected.name(), self.path.name());
+        let took = self.ms.map_or("-".to_owned(), |ms| format!("{ms} ms"));
+        let cells =
+            [&case.name(), viewers, turn, expected, measured, &took].map(|cell: &str| cell.to_owned());
+        if measured == expected {
+            println!("{}", row(&cells));
+        } else {
+            let [one, two] = &self.reports;
+            println!("{}  <- differs: {one} {two}", row(&cells));
         }
+        json!({ "pair": cells[0], "viewers": viewers, "turn": turn, "expected": expected, "measured": measured,
+                "ms": self.ms })
     }
-}
-
-/// How long a viewer waits at most, for [`peer`].
-fn patience(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
 }

@@ -39,7 +39,8 @@ impl Kind {
             Self::Symmetric => "masquerade fully-random",
             Self::PortRestricted | Self::Blocked => "masquerade",
         };
-        let block = if self == Self::Blocked { "meta l4proto udp drop" } else { "" };
+        // Where the kernel has bridges filtered, what two hosts of the site say to each other comes along here, too.
+        let block = if self == Self::Blocked { "oifname \"wan\" meta l4proto udp drop" } else { "" };
         // What comes unasked is dropped before it is remembered: else it would take the port that the inside wants.
         format!(
             "table ip site {{

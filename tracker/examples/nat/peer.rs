@@ -1,7 +1,7 @@
 //! One viewer: joins, meets the other, opens a data channel, and tells by which path and in how long.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use futures::{SinkExt as _, StreamExt as _};
@@ -15,6 +15,9 @@ use webrtc::peer_connection::{
     RTCIceCandidateInit, RTCIceServer, RTCPeerConnectionIceEvent, RTCSessionDescription,
 };
 
+/// What is said as soon as one's own channel is open is lost where the other's is not yet: it is said again.
+const GREETING: Duration = Duration::from_millis(200);
+
 struct Handler(mpsc::UnboundedSender<Signal>);
 
 #[async_trait::async_trait]
@@ -27,8 +30,8 @@ impl PeerConnectionEventHandler for Handler {
 }
 
 /// Prints one line of JSON: the path (`direct`, `relay` or `none`) and the milliseconds from introduction to open channel.
-pub(crate) async fn run(tracker: String, stream: String, patience_s: u64) {
-    let met = tokio::time::timeout(crate::patience(patience_s), meet(tracker, stream)).await;
+pub(crate) async fn run(tracker: String, stream: String, patience: Duration) {
+    let met = tokio::time::timeout(patience, meet(tracker, stream)).await;
     let report = match met {
         Ok(Ok((path, ms))) => json!({ "path": path, "ms": ms }),
         Ok(Err(error)) => json!({ "path": "none", "why": error.to_string() }),
@@ -84,7 +87,7 @@ async fn meet(tracker: String, stream: String) -> Result<(&'static str, u64), Fa
                 while !was_heard {
                     was_heard = matches!(open.recv().await, Some(News::Heard) | None);
                 }
-                tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                tokio::time::sleep(4 * GREETING).await;
                 return Ok((path, ms));
             }
             message = socket.next() => {
@@ -96,9 +99,9 @@ async fn meet(tracker: String, stream: String) -> Result<(&'static str, u64), Fa
                         let connection = connect(&ice_servers, signals.clone(), opened.clone()).await?;
                         if offers {
                             let offer = connection.create_offer(None).await?;
-                            let sdp = offer.sdp.clone();
+                            // Told before gathering begins: a candidate must not come before it.
+                            signals.send(Signal::Offer { sdp: offer.sdp.clone() })?;
                             connection.set_local_description(offer).await?;
-                            signals.send(Signal::Offer { sdp })?;
                         }
                         pair = Some((peer, connection, since));
                     }
@@ -138,16 +141,24 @@ async fn connect(
     let init = RTCDataChannelInit { negotiated: Some(0), ..RTCDataChannelInit::default() };
     let channel = connection.create_data_channel("matrix", Some(init)).await?;
     tokio::spawn(async move {
-        while let Some(event) = channel.poll().await {
-            match event {
-                DataChannelEvent::OnOpen => {
+        let mut greeting = tokio::time::interval(GREETING);
+        let mut is_open = false;
+        loop {
+            tokio::select! {
+                event = channel.poll() => match event {
+                    None => return,
+                    Some(DataChannelEvent::OnOpen) => {
+                        is_open = true;
+                        let _ = opened.try_send(News::Opened);
+                    }
+                    Some(DataChannelEvent::OnMessage(_)) => {
+                        let _ = opened.try_send(News::Heard);
+                    }
+                    Some(_) => {}
+                },
+                _ = greeting.tick(), if is_open => {
                     let _ = channel.send(BytesMut::from(&b"hello"[..])).await;
-                    let _ = opened.send(News::Opened).await;
                 }
-                DataChannelEvent::OnMessage(_) => {
-                    let _ = opened.send(News::Heard).await;
-                }
-                _ => {}
             }
         }
     });
@@ -163,9 +174,8 @@ async fn handle(
         Signal::Offer { sdp } => {
             connection.set_remote_description(RTCSessionDescription::offer(sdp)?).await?;
             let answer = connection.create_answer(None).await?;
-            let sdp = answer.sdp.clone();
+            signals.send(Signal::Answer { sdp: answer.sdp.clone() })?;
             connection.set_local_description(answer).await?;
-            signals.send(Signal::Answer { sdp })?;
         }
         Signal::Answer { sdp } => {
             connection.set_remote_description(RTCSessionDescription::answer(sdp)?).await?;
