@@ -41,6 +41,9 @@ enum Bench {
         /// The picture's bit rate.
         #[arg(long, default_value = "1200k")]
         bitrate: String,
+        /// Its frames per second: what browsers without a graphics card spend most on.
+        #[arg(long, default_value_t = 25)]
+        fps: u32,
     },
     /// What publishers cost the server, and by how much it delays their frames.
     Ingest {
@@ -96,8 +99,9 @@ enum Bench {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     match &options.bench {
         Bench::Nat { only } => run_nat(workspace, only),
-        Bench::Viewers { viewers, seconds, native, rival, size, bitrate } => {
-            let numbers = [("--viewers", *viewers), ("--seconds", *seconds), ("--native", *native)];
+        Bench::Viewers { viewers, seconds, native, rival, size, bitrate, fps } => {
+            let numbers =
+                [("--viewers", *viewers), ("--seconds", *seconds), ("--native", *native), ("--fps", *fps)];
             let mut flags: Vec<String> = numbers.map(|(flag, number)| format!("{flag}={number}")).into();
             flags.extend([format!("--size={size}"), format!("--bitrate={bitrate}")]);
             flags.extend(rival.then(|| "--rival".to_owned()));

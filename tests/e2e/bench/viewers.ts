@@ -40,6 +40,7 @@ const { values } = parseArgs({
     seconds: { type: 'string', default: '40' },
     size: { type: 'string', default: '640x360' },
     bitrate: { type: 'string', default: '1200k' },
+    fps: { type: 'string', default: '25' },
     native: { type: 'string', default: '0' },
     rival: { type: 'boolean', default: false },
   },
@@ -197,9 +198,9 @@ async function processorTicks(): Promise<[number, number]> {
 const settings = { SEGMENTER_PART_MS: String(PART_MS), SEGMENTER_WINDOW_MS: String((seconds + 60) * 1000), LOG_LEVEL: 'warn' };
 const server = await Server.start(settings);
 try {
-  const publisher = await server.publish(STREAM, ['--size', values.size, '--bitrate', values.bitrate]);
+  const publisher = await server.publish(STREAM, ['--size', values.size, '--bitrate', values.bitrate, '--fps', values.fps]);
   try {
-    console.log(`${viewers} viewers, ${seconds} s for each run, parts of ${PART_MS} ms, test pattern ${values.size} at ${values.bitrate}bit/s`);
+    console.log(`${viewers} viewers, ${seconds} s for each run, parts of ${PART_MS} ms, test pattern ${values.size}, ${values.fps} frames a second, ${values.bitrate}bit/s`);
     const [idleBefore, allBefore] = await processorTicks();
     const shoal = (sharing: boolean) => (browser: Browser): Promise<Watcher> => openShoal(browser, server.url, STREAM, sharing);
     const sharing = await measure(server, 'sharing', shoal(true), native > 0);
