@@ -53,7 +53,7 @@ fn config() -> Config {
 }
 
 #[tokio::test]
-async fn free_riders_are_not_admitted() {
+async fn free_ride_without_a_token_that_holds_is_refused() {
     let server = Server::live(config()).await;
     let exp = now_s() + 60;
     let good = token(&json!({ "stream": "demo", "exp": exp }), SECRET);
@@ -94,7 +94,7 @@ async fn meet(server: &Server, fingerprint: Option<&str>) -> (Viewer, Viewer) {
 }
 
 #[tokio::test]
-async fn a_copied_token_is_useless_without_the_key_that_it_names() {
+async fn entitlement_in_a_copied_token_is_useless_without_the_key_that_it_names() {
     let server = Server::live(config()).await;
     let offer =
         |fingerprint: &str| Signal::Offer { sdp: format!("v=0\r\na=fingerprint:sha-256 {fingerprint}\r\n") };
@@ -122,7 +122,7 @@ async fn a_copied_token_is_useless_without_the_key_that_it_names() {
 }
 
 #[tokio::test]
-async fn a_viewer_whose_token_ends_is_put_out_and_parted_from_its_neighbors() {
+async fn entitlement_that_ends_puts_its_viewer_out_and_parts_it_from_its_neighbors() {
     let server = Server::live(config()).await;
     // Ten seconds of leeway for clocks that differ: it ends in one second.
     let short = token(&json!({ "stream": "demo", "exp": now_s() - 8 }), SECRET);
@@ -137,7 +137,7 @@ async fn a_viewer_whose_token_ends_is_put_out_and_parted_from_its_neighbors() {
 }
 
 #[tokio::test]
-async fn a_stream_that_turns_private_leaves_the_uninvited_behind() {
+async fn entitlement_is_asked_of_everybody_when_a_stream_turns_private() {
     let server = Server::live(Config { tokens_required: false, ..config() }).await;
     let mut uninvited = server.join_as(join(None, None)).await;
     let before = uninvited.welcome.clone().unwrap();

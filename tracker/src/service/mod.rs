@@ -1,7 +1,7 @@
 //! The tracker as a service: its routes, its rooms, its beginning and end.
 //!
 //! Sockets, clocks and tasks are here; what is decided is decided in `../swarm` and `../plan`. `gate.rs` lets viewers
-//! in, `socket.rs` speaks with one viewer, `room.rs` owns one swarm, `api.rs` is the operator's.
+//! in, `visitor.rs` opens their sockets, `socket.rs` speaks with one viewer, `room.rs` owns one swarm, `api.rs` is the operator's.
 
 mod announce;
 mod api;
@@ -13,18 +13,15 @@ mod room;
 mod socket;
 mod stun;
 mod token;
+mod visitor;
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::ws::WebSocketUpgrade;
-use axum::extract::{ConnectInfo, State};
-use axum::http::header::HOST;
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::extract::State;
+use axum::response::Response;
 use axum::routing::any;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -39,18 +36,14 @@ use tracing::{info, warn};
 use crate::swarm::{Credential, Published, Secret, Swarm, Switch};
 use crate::{Config, Error, PeerPolicy, plan};
 use announce::Announces;
-use gate::{Closed, Gate, Place};
+use gate::Gate;
 use locate::Atlas;
 use room::{Control, Room};
 use token::{Refused, Tokens};
+use visitor::Visitor;
 
 pub(crate) use gate::Proxies;
 
-/// What is written at once to a socket. Longer messages grow the buffer for as long as the connection lives, and it
-/// is held for every idle viewer.
-const WRITE_BUFFER_BYTES: usize = 1024;
-/// What may wait in a socket's write buffer. The queue in front of it holds messages in a smaller form.
-const WRITE_BUFFER_BYTES_MAX: usize = 256 * 1024;
 /// The longest announce: ten offers of 3 KiB and what belongs to them.
 const ANNOUNCE_BYTES_MAX: usize = 64 * 1024;
 /// The gauges are set this often.
@@ -390,72 +383,18 @@ impl Shared {
 }
 
 /// `GET /tracker` with an upgrade to WebSocket.
-async fn join(
-    State(shared): State<Arc<Shared>>,
-    ConnectInfo(socket): ConnectInfo<SocketAddr>,
-    headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let address = shared.gate.address(socket, &headers);
-    match shared.admit(address, &headers) {
-        Ok(place) => {
-            let host = headers.get(HOST).and_then(|host| host.to_str().ok()).map(str::to_owned);
-            shared
-                .limit(upgrade)
-                .on_upgrade(move |socket| socket::serve(socket, shared, address, place, host))
-        }
-        Err(refusal) => *refusal,
-    }
+async fn join(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Response {
+    let Visitor { upgrade, address, place, host } = visitor;
+    upgrade.on_upgrade(move |socket| socket::serve(socket, shared, address, place, host))
 }
 
 /// `GET /announce` with an upgrade to WebSocket.
-async fn announce(
-    State(shared): State<Arc<Shared>>,
-    ConnectInfo(socket): ConnectInfo<SocketAddr>,
-    headers: HeaderMap,
-    upgrade: WebSocketUpgrade,
-) -> Response {
-    let address = shared.gate.address(socket, &headers);
-    match shared.admit(address, &headers) {
-        Ok(place) => {
-            let (announces, clock) = (Arc::clone(&shared.announces), shared.clock);
-            shared
-                .limit(upgrade)
-                // One announce carries up to ten offers.
-                .max_message_size(ANNOUNCE_BYTES_MAX)
-                .max_frame_size(ANNOUNCE_BYTES_MAX)
-                .on_upgrade(move |socket| announces.serve(socket, clock, address, place))
-        }
-        Err(refusal) => *refusal,
-    }
-}
-
-impl Shared {
-    /// A place for a connection, or what its request is answered.
-    fn admit(&self, address: IpAddr, headers: &HeaderMap) -> Result<Place, Box<Response>> {
-        let place = if self.gate.allows_origin(headers) {
-            self.gate.enter(address, self.clock.now_ms())
-        } else {
-            Err(Closed::Origin)
-        };
-        place.map_err(|closed| {
-            let (status, why, label) = match closed {
-                Closed::Full => (StatusCode::SERVICE_UNAVAILABLE, "no room for more viewers", "full"),
-                Closed::Origin => (StatusCode::FORBIDDEN, "this page may not connect", "origin"),
-                Closed::Draining => (StatusCode::SERVICE_UNAVAILABLE, "the tracker is stopping", "draining"),
-            };
-            counter!("tracker_connections_refused_total", "why" => label).increment(1);
-            Box::new((status, why).into_response())
-        })
-    }
-
-    fn limit(&self, upgrade: WebSocketUpgrade) -> WebSocketUpgrade {
-        let config = &self.config;
-        upgrade
-            .read_buffer_size(config.read_buffer_bytes as usize)
-            .write_buffer_size(WRITE_BUFFER_BYTES)
-            .max_write_buffer_size(WRITE_BUFFER_BYTES_MAX)
-            .max_message_size(config.message_bytes_max as usize)
-            .max_frame_size(config.message_bytes_max as usize)
-    }
+async fn announce(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Response {
+    let Visitor { upgrade, address, place, .. } = visitor;
+    let (announces, clock) = (Arc::clone(&shared.announces), shared.clock);
+    upgrade
+        // One announce carries up to ten offers.
+        .max_message_size(ANNOUNCE_BYTES_MAX)
+        .max_frame_size(ANNOUNCE_BYTES_MAX)
+        .on_upgrade(move |socket| announces.serve(socket, clock, address, place))
 }

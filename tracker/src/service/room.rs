@@ -1,8 +1,9 @@
 //! The task that owns one swarm: feeds it events and time, and hands its messages to the viewers' connections.
 //!
 //! One task for each swarm, so that no lock is held and one swarm's trouble is not another's. Viewers' messages come
-//! through a bounded inbox: who floods waits in his own connection. What the program says (publications, switches)
-//! comes beside it, since it is little and must not wait.
+//! through a bounded inbox: who floods waits in his own connection. Joins come through a door of their own and go first: a
+//! viewer can do nothing before its welcome, and in a rush each joiner causes two dozen messages of others. What the
+//! program says (publications, switches) comes beside both, since it is little and must not wait.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -24,8 +25,12 @@ use crate::swarm::{
 
 /// Viewers' messages that wait for the swarm.
 const INBOX_MAX: usize = 1_024;
+/// Joins that wait for the swarm.
+const JOINS_MAX: usize = 256;
 /// Messages worked off before what the program says is looked at again.
 const BATCH_MAX: usize = 128;
+/// Joins worked off before messages are looked at again, so that a rush of joins does not starve those who have joined.
+const JOINS_BATCH_MAX: usize = 16;
 /// Counters are exported this often.
 const METRICS_INTERVAL: Duration = Duration::from_secs(2);
 /// A swarm whose stream has ended is kept this long for viewers that still swap.
@@ -58,7 +63,6 @@ pub(super) enum Goodbye {
 /// What a viewer's connection tells the room.
 #[derive(Debug)]
 pub(super) enum Event {
-    Join(Box<Join>),
     Message(Session, Box<ViewerMessage>),
     Closed { session: Session, is_final: bool },
 }
@@ -100,6 +104,7 @@ pub(super) struct Snapshot {
 /// The way to a room.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
+    pub(super) joins: mpsc::Sender<Box<Join>>,
     pub(super) inbox: mpsc::Sender<Event>,
     control: mpsc::UnboundedSender<Control>,
     viewers: Arc<AtomicUsize>,
@@ -108,6 +113,7 @@ pub(super) struct Room {
 impl Room {
     /// Starts the task of a swarm.
     pub(super) fn start(swarm: Swarm, clock: Clock) -> Self {
+        let (joins, arrivals) = mpsc::channel(JOINS_MAX);
         let (inbox, events) = mpsc::channel(INBOX_MAX);
         let (control, controls) = mpsc::unbounded_channel();
         let viewers = Arc::new(AtomicUsize::new(0));
@@ -120,8 +126,8 @@ impl Room {
             out: Vec::new(),
             ends_at: None,
         };
-        tokio::spawn(task.run(events, controls));
-        Self { inbox, control, viewers }
+        tokio::spawn(task.run(arrivals, events, controls));
+        Self { joins, inbox, control, viewers }
     }
 
     pub(super) fn viewers(&self) -> usize {
@@ -165,9 +171,11 @@ struct Queue {
 impl Task {
     async fn run(
         mut self,
+        mut arrivals: mpsc::Receiver<Box<Join>>,
         mut events: mpsc::Receiver<Event>,
         mut controls: mpsc::UnboundedReceiver<Control>,
     ) {
+        let mut joins = Vec::with_capacity(JOINS_BATCH_MAX);
         let mut batch = Vec::with_capacity(BATCH_MAX);
         let mut metrics_tick = tokio::time::interval(METRICS_INTERVAL);
         loop {
@@ -197,6 +205,16 @@ impl Task {
                     }
                 }
                 _ = metrics_tick.tick() => self.export(),
+                count = arrivals.recv_many(&mut joins, JOINS_BATCH_MAX) => {
+                    if count == 0 {
+                        break;
+                    }
+                    joins.drain(..).for_each(|join| self.handle_join(*join));
+                    while batch.len() < BATCH_MAX && let Ok(event) = events.try_recv() {
+                        batch.push(event);
+                    }
+                    batch.drain(..).for_each(|event| self.handle_event(event));
+                }
                 count = events.recv_many(&mut batch, BATCH_MAX) => {
                     if count == 0 {
                         break;
@@ -211,28 +229,31 @@ impl Task {
         self.viewers.store(0, Ordering::Relaxed);
     }
 
+    fn handle_join(&mut self, join: Join) {
+        let now_ms = self.clock.now_ms();
+        let joining = Joining {
+            address: join.address,
+            locality: join.locality,
+            shares: join.shares,
+            renditions: &join.renditions,
+            resume: join.resume.as_deref(),
+            credential: join.credential.as_ref(),
+        };
+        let mut out = Vec::new();
+        let session = self.swarm.handle_join(now_ms, &joining, join.ice_servers, &mut out);
+        // An old connection of the same viewer is closed by the first of `out`: it needs its queue still.
+        if let Some(old) = self.queues.remove(&session.peer) {
+            let _ = old.sender.try_send(Frame::Close(Goodbye::Done));
+        }
+        let _ = join.queue.try_send(Frame::Joined(session));
+        self.queues.insert(session.peer, Queue { session, sender: join.queue });
+        self.out.append(&mut out);
+        self.dispatch();
+    }
+
     fn handle_event(&mut self, event: Event) {
         let now_ms = self.clock.now_ms();
         match event {
-            Event::Join(join) => {
-                let joining = Joining {
-                    address: join.address,
-                    locality: join.locality,
-                    shares: join.shares,
-                    renditions: &join.renditions,
-                    resume: join.resume.as_deref(),
-                    credential: join.credential.as_ref(),
-                };
-                let mut out = Vec::new();
-                let session = self.swarm.handle_join(now_ms, &joining, join.ice_servers, &mut out);
-                // An old connection of the same viewer is closed by the first of `out`: it needs its queue still.
-                if let Some(old) = self.queues.remove(&session.peer) {
-                    let _ = old.sender.try_send(Frame::Close(Goodbye::Done));
-                }
-                let _ = join.queue.try_send(Frame::Joined(session));
-                self.queues.insert(session.peer, Queue { session, sender: join.queue });
-                self.out.append(&mut out);
-            }
             Event::Message(session, message) => {
                 self.swarm.handle_message(now_ms, session, *message, &mut self.out);
             }

@@ -130,7 +130,7 @@ async fn join(
     let ice_servers = ice::servers(&shared.config, policy, host, &shared.own_ice);
     let locality = shared.atlas.locate(address);
     let join = Join { address, locality, shares, renditions, resume, credential, ice_servers, queue };
-    match room.inbox.send(Event::Join(Box::new(join))).await {
+    match room.joins.send(Box::new(join)).await {
         Ok(()) => Ok((room, frames)),
         Err(_) => Err(Some(refusal(ErrorCode::UnknownStream, "the stream has just ended", Some(RETRY_MS)))),
     }

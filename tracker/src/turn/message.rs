@@ -23,7 +23,7 @@ use sha2::Sha256;
 use super::REALM;
 
 /// A nonce is good for this long; then the client is told a new one and goes on.
-const NONCE_MS: u64 = 3_600_000;
+pub(super) const NONCE_MS: u64 = 3_600_000;
 
 /// The key with which an answer is signed, and the means.
 type Signing<'a> = (&'a [u8], &'a dyn RTCCrypto);

@@ -130,6 +130,39 @@ struct Allocation {
     channels: BTreeMap<u16, (SocketAddr, u64)>,
 }
 
+impl Allocation {
+    /// Lets an address send and be sent to from now on.
+    fn permit(&mut self, now_ms: u64, address: IpAddr) -> Result<(), ErrorCode> {
+        self.permissions.retain(|_, until_ms| *until_ms > now_ms);
+        if self.permissions.len() >= PERMISSIONS_MAX && !self.permissions.contains_key(&address) {
+            return Err(CODE_INSUFFICIENT_CAPACITY);
+        }
+        self.permissions.insert(address, now_ms + PERMISSION_MS);
+        Ok(())
+    }
+
+    /// Gives a peer a channel, and permits it (RFC 8656, section 12.2).
+    fn bind(&mut self, now_ms: u64, number: u16, peer: SocketAddr) -> Result<(), ErrorCode> {
+        self.channels.retain(|_, (_, until_ms)| *until_ms > now_ms);
+        // Neither the number nor the peer may be bound otherwise.
+        let is_other =
+            |(known, (address, _)): (&u16, &(SocketAddr, u64))| (*known == number) != (*address == peer);
+        if self.channels.iter().any(is_other) {
+            return Err(CODE_BAD_REQUEST);
+        }
+        if self.channels.len() >= CHANNELS_MAX && !self.channels.contains_key(&number) {
+            return Err(CODE_INSUFFICIENT_CAPACITY);
+        }
+        self.permit(now_ms, peer.ip())?;
+        self.channels.insert(number, (peer, now_ms + CHANNEL_MS));
+        Ok(())
+    }
+
+    fn permits(&self, now_ms: u64, address: IpAddr) -> bool {
+        self.permissions.get(&address).is_some_and(|until_ms| *until_ms > now_ms)
+    }
+}
+
 struct User {
     allocations: usize,
     bucket: Bucket,
@@ -298,10 +331,25 @@ impl Turn {
     }
 
     /// The client's allocation, if it is this user's.
-    fn owned(&mut self, client: Client, by: &Authorised) -> Result<(u64, &mut Allocation), ErrorCode> {
-        let id = *self.clients.get(&client).ok_or(CODE_ALLOC_MISMATCH)?;
-        let allocation = self.allocations.get_mut(&id).ok_or(CODE_ALLOC_MISMATCH)?;
-        if allocation.user == by.user { Ok((id, allocation)) } else { Err(CODE_WRONG_CREDENTIALS) }
+    fn owned(&mut self, client: Client, by: &Authorised) -> Result<&mut Allocation, ErrorCode> {
+        let id = self.clients.get(&client).ok_or(CODE_ALLOC_MISMATCH)?;
+        let allocation = self.allocations.get_mut(id).ok_or(CODE_ALLOC_MISMATCH)?;
+        if allocation.user == by.user { Ok(allocation) } else { Err(CODE_WRONG_CREDENTIALS) }
+    }
+
+    /// The same, if it may send to all these peers.
+    fn reaching(
+        &mut self,
+        client: Client,
+        by: &Authorised,
+        peers: &[SocketAddr],
+        world: &dyn World,
+    ) -> Result<&mut Allocation, ErrorCode> {
+        let relayed = self.owned(client, by)?.relayed;
+        for peer in peers {
+            self.check_peer(relayed, *peer, world)?;
+        }
+        self.owned(client, by)
     }
 
     fn allocate(
@@ -390,7 +438,7 @@ impl Turn {
         request: &Message,
         by: &Authorised,
     ) -> Result<message::Granted, ErrorCode> {
-        let (_, allocation) = self.owned(client, by)?;
+        let allocation = self.owned(client, by)?;
         let lifetime_ms = match lifetime_ms(request) {
             // The client has done with it.
             Some(0) => 0,
@@ -431,23 +479,15 @@ impl Turn {
         client: Client,
         request: &Message,
         by: &Authorised,
-        world: &mut dyn World,
+        world: &dyn World,
     ) -> Result<message::Granted, ErrorCode> {
-        let relayed = self.owned(client, by)?.1.relayed;
         let peers = peers(request);
         if peers.is_empty() || peers.len() > PERMISSIONS_MAX {
             return Err(CODE_BAD_REQUEST);
         }
-        for peer in &peers {
-            self.check_peer(relayed, *peer, world)?;
-        }
-        let permissions = &mut self.owned(client, by)?.1.permissions;
-        permissions.retain(|_, until_ms| *until_ms > now_ms);
+        let allocation = self.reaching(client, by, &peers, world)?;
         for peer in peers {
-            if permissions.len() >= PERMISSIONS_MAX && !permissions.contains_key(&peer.ip()) {
-                return Err(CODE_INSUFFICIENT_CAPACITY);
-            }
-            permissions.insert(peer.ip(), now_ms + PERMISSION_MS);
+            allocation.permit(now_ms, peer.ip())?;
         }
         Ok(message::Granted::default())
     }
@@ -458,29 +498,15 @@ impl Turn {
         client: Client,
         request: &Message,
         by: &Authorised,
-        world: &mut dyn World,
+        world: &dyn World,
     ) -> Result<message::Granted, ErrorCode> {
-        let relayed = self.owned(client, by)?.1.relayed;
         let number = request.get(ATTR_CHANNEL_NUMBER).ok().filter(|value| value.len() >= 2);
         let number = number.map(|value| u16::from_be_bytes([value[0], value[1]])).ok_or(CODE_BAD_REQUEST)?;
         let [peer] = peers(request)[..] else { return Err(CODE_BAD_REQUEST) };
         if !(0x4000..=0x4fff).contains(&number) {
             return Err(CODE_BAD_REQUEST);
         }
-        self.check_peer(relayed, peer, world)?;
-        let allocation = self.owned(client, by)?.1;
-        allocation.channels.retain(|_, (_, until_ms)| *until_ms > now_ms);
-        // Neither the number nor the peer may be bound otherwise.
-        let is_other =
-            |(known, (address, _)): (&u16, &(SocketAddr, u64))| (*known == number) != (*address == peer);
-        if allocation.channels.iter().any(is_other) {
-            return Err(CODE_BAD_REQUEST);
-        }
-        if allocation.channels.len() >= CHANNELS_MAX && !allocation.channels.contains_key(&number) {
-            return Err(CODE_INSUFFICIENT_CAPACITY);
-        }
-        allocation.channels.insert(number, (peer, now_ms + CHANNEL_MS));
-        allocation.permissions.insert(peer.ip(), now_ms + PERMISSION_MS);
+        self.reaching(client, by, &[peer], world)?.bind(now_ms, number, peer)?;
         Ok(message::Granted::default())
     }
 
@@ -494,9 +520,7 @@ impl Turn {
     ) {
         let (Some(&id), [peer]) = (self.clients.get(&client), &peers(indication)[..]) else { return };
         let Ok(data) = indication.get(ATTR_DATA) else { return };
-        let is_permitted =
-            self.allocations[&id].permissions.get(&peer.ip()).is_some_and(|until_ms| *until_ms > now_ms);
-        if is_permitted {
+        if self.allocations[&id].permits(now_ms, peer.ip()) {
             self.send(now_ms, id, *peer, data, world, out);
         }
     }
@@ -558,8 +582,9 @@ impl Turn {
             .iter()
             .find(|(_, (peer, until_ms))| *peer == from && *until_ms > now_ms)
             .map(|(number, _)| *number);
-        let is_permitted = allocation.permissions.get(&from.ip()).is_some_and(|until_ms| *until_ms > now_ms);
-        if (channel.is_none() && !is_permitted) || !self.charge(now_ms, id, data.len()) {
+        if (channel.is_none() && !allocation.permits(now_ms, from.ip()))
+            || !self.charge(now_ms, id, data.len())
+        {
             return;
         }
         match channel {

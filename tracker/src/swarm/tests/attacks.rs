@@ -34,12 +34,12 @@ fn injected(settings: Settings) -> usize {
 }
 
 #[test]
-fn candidates_that_point_to_others_reach_nobody() {
+fn candidate_injection_reaches_nobody() {
     assert_eq!(injected(Settings::default()), 0);
 }
 
 #[test]
-fn control_without_the_check_injected_candidates_arrive() {
+fn candidate_injection_control_without_the_check_they_arrive() {
     assert_eq!(injected(Settings { check_candidates: false, ..Settings::default() }), 14);
 }
 
@@ -65,14 +65,14 @@ fn harvested(settings: Settings) -> usize {
 }
 
 #[test]
-fn one_address_learns_no_more_viewers_than_its_budget() {
+fn harvest_by_one_address_ends_at_its_budget() {
     let budget = Settings { introductions_burst: 20, introductions_per_hour: 25, ..Settings::default() };
     let met = harvested(budget);
     assert!((20..=20 + 2 * 25).contains(&met), "{met}");
 }
 
 #[test]
-fn control_without_a_budget_one_address_learns_nearly_everybody() {
+fn harvest_control_without_a_budget_one_address_learns_nearly_everybody() {
     let unlimited =
         Settings { introductions_burst: 1_000_000, introductions_per_hour: 1_000_000, ..Settings::default() };
     let met = harvested(unlimited);
@@ -102,14 +102,14 @@ fn surrounded(settings: Settings) -> (usize, usize) {
 }
 
 #[test]
-fn a_few_networks_cannot_surround_a_viewer() {
+fn eclipse_by_sybils_of_a_few_networks_fails() {
     let settings = Settings { neighbors_per_network_max: 2, ..Settings::default() };
     let (honest, attackers) = surrounded(settings);
     assert!(honest >= 3 && attackers <= 4, "{honest} honest, {attackers} attackers");
 }
 
 #[test]
-fn control_without_the_cap_attackers_take_as_many_places_as_they_are() {
+fn eclipse_control_without_the_cap_attackers_take_as_many_places_as_they_are() {
     let settings = Settings { neighbors_per_network_max: 200, ..Settings::default() };
     let (honest, attackers) = surrounded(settings);
     assert!(attackers >= 8 && 3 * attackers >= honest, "{honest} honest, {attackers} attackers");
@@ -136,19 +136,19 @@ fn slandered(accusers_min: u32, colluders: u8, others: u8) -> bool {
 }
 
 #[test]
-fn slander_by_fewer_than_three_networks_shuts_nobody_out() {
+fn slander_by_sybils_of_fewer_than_three_networks_shuts_nobody_out() {
     assert!(!slandered(3, 5, 0), "five sockets of one network are one accuser");
     assert!(!slandered(3, 3, 1));
     assert!(slandered(3, 0, 3), "three networks are evidence");
 }
 
 #[test]
-fn control_with_single_accusers_believed_slander_works() {
+fn slander_control_with_single_accusers_believed_it_works() {
     assert!(slandered(1, 1, 0));
 }
 
 #[test]
-fn only_neighbors_can_accuse_and_an_accuser_loses_its_neighbor() {
+fn slander_only_by_neighbors_and_at_the_price_of_the_neighbor() {
     let mut world = World::new(Settings::default());
     world.connects = false;
     let victim = world.join_from("5.6.7.8");
@@ -187,14 +187,14 @@ fn flooded(settings: Settings) -> (usize, bool) {
 }
 
 #[test]
-fn a_flood_of_signals_is_cut_off() {
+fn signaling_flood_is_cut_off() {
     let (effects, is_closed) = flooded(Settings::default());
     assert!(is_closed);
     assert!(effects <= 2 * Settings::default().messages_burst as usize, "{effects}");
 }
 
 #[test]
-fn control_without_a_rate_the_flood_goes_on() {
+fn signaling_flood_control_without_a_rate_it_goes_on() {
     let settings = Settings { messages_burst: 1_000_000, ..Settings::default() };
     let (effects, is_closed) = flooded(settings);
     assert!(!is_closed && effects >= 10_000, "{effects}");
