@@ -13,6 +13,7 @@ const TABLES: &[(&str, &str, &str)] = &[
     ("http", "src/settings/tables.rs", "Http"),
     ("ingest", "../ingest/src/config.rs", "Config"),
     ("segmenter", "../segmenter/src/config.rs", "Config"),
+    ("pull", "../segmenter/src/pull/config.rs", "Config"),
     ("tracker", "../tracker/src/config.rs", "Config"),
     ("keys", "src/settings/tables.rs", "Keys"),
     ("log", "src/settings/tables.rs", "Log"),

@@ -50,6 +50,10 @@ pub struct Serve {
     /// How much is logged (log.level).
     #[arg(long, value_name = "LEVEL")]
     pub log: Option<String>,
+    /// Serve the HLS or LL-HLS stream at this URL under this name too, with a swarm; may be given several times
+    /// (pull.streams, where also headers and further hosts can be set).
+    #[arg(long, value_name = "NAME=URL")]
+    pub pull: Vec<shoal_segmenter::pull::Source>,
     /// Also publish a moving test picture with sound under this name.
     #[arg(long, value_name = "STREAM")]
     pub test_pattern: Option<String>,

@@ -55,6 +55,7 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
     if let Some(level) = &flags.log {
         settings.log.level.clone_from(level);
     }
+    settings.pull.streams.extend(flags.pull.iter().cloned());
     settings.validate()?;
     telemetry::start_logs(&settings.log)?;
     let names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
@@ -125,6 +126,7 @@ impl Server {
             .await
             .map_err(|error| Error::service("ingest", error))?;
         let media_address = ingest.media_address();
+        streams.pull(&settings.pull).map_err(|error| Error::service("pull", error))?;
 
         let router = Router::new()
             .route("/metrics", get(render_metrics).with_state(metrics.clone()))
@@ -228,10 +230,16 @@ impl Server {
             let note = if settings.http.tls_self_signed { "   (self-signed)" } else { "" };
             format!("\n  TLS      {}/{note}", local_url("https", address))
         });
+        let pulled: String = settings
+            .pull
+            .streams
+            .iter()
+            .map(|source| format!("\n  watch    {base}/watch/{}   (pulled)", source.name))
+            .collect();
         // In one write, and whether or not anybody reads it: a closed pipe is no reason to end the service.
         let _ = writeln!(
             std::io::stdout(),
-            "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME{tls}\n  watch    {watch}"
+            "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME{tls}\n  watch    {watch}{pulled}"
         );
     }
 }

@@ -32,6 +32,8 @@ pub struct Settings {
     pub ingest: shoal_ingest::Config,
     /// Parts, segments, playlists, and the origin that serves them.
     pub segmenter: shoal_segmenter::Config,
+    /// Streams that are pulled from other origins.
+    pub pull: shoal_segmenter::pull::Config,
     /// Swarms.
     pub tracker: shoal_tracker::Config,
     /// The origin's identity.
@@ -98,6 +100,7 @@ impl Settings {
         self.http.validate()?;
         self.ingest.validate().map_err(Error::Settings)?;
         self.segmenter.validate().map_err(|error| Error::Settings(error.to_string()))?;
+        self.pull.validate().map_err(|error| Error::Settings(error.to_string()))?;
         self.tracker.validate().map_err(|error| Error::Settings(error.to_string()))?;
         self.log.validate()
     }
@@ -262,6 +265,19 @@ mod tests {
         assert_eq!(settings.segmenter.part_ms, 200);
         assert_eq!(settings.segmenter.segment_ms, 1600);
         assert_eq!(settings.http, Http::default());
+    }
+
+    #[test]
+    fn streams_to_pull_are_tables_whose_secrets_are_not_shown() {
+        let text = "[[pull.streams]]\nname = \"news\"\nurl = \"https://a.example/x.m3u8?token=hidden\"\n\
+            headers = [\"Authorization: Bearer hidden\"]\nhosts = [\"cdn.example\"]\n";
+        let settings = load(text, &[]).unwrap();
+        settings.validate().unwrap();
+        assert_eq!(settings.pull.streams[0].hosts, ["cdn.example"]);
+        assert!(!format!("{settings:?}").contains("hidden"));
+        let error =
+            load(&text.replace("https:", "gopher:"), &[]).unwrap().validate().unwrap_err().to_string();
+        assert!(error.contains("pull.streams: the URL of news") && !error.contains("hidden"), "{error}");
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub struct Config {
     pub settle_ms: u32,
     /// The bit rate of AAC audio in bits per second.
     pub audio_bps: u32,
-    /// How many VP8 tracks are transcoded to H.264 at once, each in a thread of its own; more
+    /// How many VP8 tracks are transcoded to H.264 at once, each in a thread that needs a fifth of a core at 720p; more
     /// are refused. 0: as many as the machine has cores.
     pub transcodes_max: usize,
     /// Where media is kept beyond memory: a directory, or `s3://BUCKET/PREFIX`. Empty: nowhere, unless `recording` or
@@ -161,6 +161,7 @@ impl Config {
             segment_us,
             target_duration_s: (segment_us as u64).div_ceil(1_000_000),
             has_parts: true,
+            has_independent_segments: true,
             window_us: i64::from(self.window_ms) * 1000,
             dvr_us: i64::from(self.dvr_ms.max(self.window_ms)) * 1000,
         }
@@ -188,6 +189,8 @@ pub(crate) struct Constants {
     pub(crate) part_target_us: i64,
     /// Whether playlists list parts. Without, each segment is one part, and is listed as the segment only.
     pub(crate) has_parts: bool,
+    /// Whether it is certain that each segment begins with a keyframe.
+    pub(crate) has_independent_segments: bool,
     /// The duration that segments are made to have.
     pub(crate) segment_us: i64,
     /// `EXT-X-TARGETDURATION`.

@@ -17,6 +17,7 @@ mod live;
 mod multivariant;
 mod mux;
 pub mod origin;
+pub mod pull;
 mod recording;
 mod rendered;
 mod session;

@@ -2,7 +2,7 @@
 //! the only writer, and any number of requests.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -146,9 +146,11 @@ impl Rendition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
+    /// It is to be pulled from another origin, and nothing has come yet.
+    Waiting,
     /// Media is coming.
     Live,
-    /// The publisher is gone and may come back.
+    /// The publisher or the origin that it is pulled from is gone and may come back.
     Away,
     /// Nothing more will come.
     Ended,
@@ -169,6 +171,8 @@ pub(crate) struct Live {
     /// Rises with every change of any rendition: playlists report on each other.
     revision: AtomicU64,
     bytes_max: usize,
+    /// Whether a segment began with something else than a keyframe.
+    has_dependent_segment: AtomicBool,
     /// Keeps what is published, where something is to be kept.
     recorder: Option<Recorder>,
     shared: Shared,
@@ -198,6 +202,7 @@ impl Live {
         name: &Arc<str>,
         started_ms: u64,
         config: &Config,
+        constants: Constants,
         shared: &Shared,
         renditions: Vec<Arc<Rendition>>,
     ) -> Self {
@@ -210,7 +215,8 @@ impl Live {
                 epoch: format!("{epoch:?}"),
                 origin_key: STANDARD.encode(origin_key.to_bytes()),
                 started_ms,
-                target_duration_s: config.constants().target_duration_s,
+                target_duration_s: constants.target_duration_s,
+                has_independent_segments: constants.has_independent_segments,
                 renditions: renditions.iter().map(describe).collect(),
             })
         });
@@ -222,13 +228,14 @@ impl Live {
             epoch,
             origin_key,
             started_ms,
-            constants: config.constants(),
+            constants,
             renditions,
             counters: Counters::new(name),
             multivariant: Cached::default(),
             state: Mutex::new(State::Live),
             revision: AtomicU64::new(0),
             bytes_max: config.stream_bytes_max,
+            has_dependent_segment: AtomicBool::new(false),
             recorder,
             shared: shared.clone(),
         };
@@ -320,11 +327,16 @@ impl Live {
                 window.end_segment();
             }
         });
+        // Named as playlists name it.
+        let file = match self.constants.has_parts {
+            true => format!("part-{}-{}.m4s", piece.msn, piece.part),
+            false => format!("seg-{}.m4s", piece.msn),
+        };
         self.emit(Event::Published(Arc::new(Published {
             stream: self.name.clone(),
             epoch: self.epoch,
             piece,
-            uri: format!("{}/{}/part-{}-{}.m4s", self.epoch_hex(), rendition.name, piece.msn, piece.part),
+            uri: format!("{}/{}/{file}", self.epoch_hex(), rendition.name),
             length: u32::try_from(length).unwrap_or(u32::MAX),
             duration_ms,
             is_last_in_segment: is_last,
@@ -350,6 +362,24 @@ impl Live {
         });
     }
 
+    /// Ends all open segments, and brings renditions that are behind to the same media sequence number with gaps of
+    /// `gap_us`. Their date is that of the end of the rendition, as `end_ms` gives it by rendition number.
+    pub(crate) fn align(&self, gap_us: i64, end_ms: impl Fn(u8) -> i64) {
+        for rendition in &self.renditions {
+            self.change(rendition, Window::end_segment);
+        }
+        let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
+        let newest = self.renditions.iter().map(msn).max().unwrap_or(0);
+        for rendition in &self.renditions {
+            let behind = newest - msn(rendition);
+            for index in 0..behind {
+                tracing::warn!(rendition = rendition.name, "a segment is missing");
+                let start_ms = end_ms(rendition.number) + index as i64 * gap_us / 1000;
+                self.publish_gap(rendition, start_ms, gap_us, true);
+            }
+        }
+    }
+
     /// Changes a rendition's window and wakes those who wait for it.
     pub(crate) fn change(&self, rendition: &Rendition, change: impl FnOnce(&mut Window)) {
         let (progress, changes) = {
@@ -368,6 +398,18 @@ impl Live {
         if let (Some(recorder), false) = (&self.recorder, changes.is_empty()) {
             recorder.take(rendition.number, changes, || rendition.description());
         }
+    }
+
+    /// A segment began with something else than a keyframe.
+    pub(crate) fn has_dependent_segment(&self) {
+        if !self.has_dependent_segment.swap(true, Ordering::AcqRel) {
+            self.revision.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether segments begin with keyframes: as far as is promised, or else as far as was seen.
+    pub(crate) fn has_independent_segments(&self) -> bool {
+        self.constants.has_independent_segments || !self.has_dependent_segment.load(Ordering::Acquire)
     }
 
     /// How its recording goes, if there is to be one.

@@ -18,6 +18,8 @@ pub(crate) struct Source<'a> {
     pub(crate) folder: &'a str,
     /// Names and descriptions, in the order of their numbers.
     pub(crate) renditions: &'a [(String, Description)],
+    /// Whether each segment begins with a keyframe.
+    pub(crate) has_independent_segments: bool,
     /// Whether nothing will be added, so that bit rates are what they are.
     pub(crate) is_complete: bool,
 }
@@ -54,7 +56,7 @@ pub(crate) fn playlist(source: &Source<'_>) -> MultivariantPlaylist {
     ];
     MultivariantPlaylist {
         version: 6,
-        has_independent_segments: true,
+        has_independent_segments: source.has_independent_segments,
         session_data: session_data
             .into_iter()
             .filter(|(_, value)| !value.is_empty())

@@ -66,6 +66,15 @@ const AVIO_BUFFER_BYTES: usize = 4096;
 impl Muxer {
     /// Opens a muxer and returns it with its initialization section (`ftyp` and `moov`).
     pub(crate) fn open(entry: &SampleEntry) -> Result<(Self, Bytes), MuxError> {
+        Self::open_for(entry, false)
+    }
+
+    /// The same for pictures that are not decoded in the order in which they are shown.
+    pub(crate) fn open_reordered(entry: &SampleEntry) -> Result<(Self, Bytes), MuxError> {
+        Self::open_for(entry, true)
+    }
+
+    fn open_for(entry: &SampleEntry, is_reordered: bool) -> Result<(Self, Bytes), MuxError> {
         // SAFETY: each pointer is checked before it is used, and `Muxer` owns it from the moment it exists, so that
         // every early return frees it. The strings are NUL-terminated literals. The extradata is allocated by
         // libavutil with the padding that it demands.
@@ -94,7 +103,14 @@ impl Muxer {
             let mut options = ptr::null_mut();
             let mut set =
                 |key: &CStr, value: &CStr| ffi::av_dict_set(&mut options, key.as_ptr(), value.as_ptr(), 0);
-            let set = set(c"movflags", c"empty_moov+default_base_moof+frag_custom+frag_discont+cmaf")
+            // As CMAF, libavformat would move decode times so that the first picture's offset is 0: each segment by another
+            // distance, and not every reader takes the negative offsets behind it for what they are.
+            let flags = match is_reordered {
+                false => c"empty_moov+default_base_moof+frag_custom+frag_discont+cmaf",
+                true => c"empty_moov+default_base_moof+frag_custom+frag_discont",
+            };
+            let set = set(c"movflags", flags)
+                .min(if is_reordered { set(c"avoid_negative_ts", c"disabled") } else { 0 })
                 .min(set(c"use_editlist", c"0"))
                 .min(set(c"video_track_timescale", c"90000"));
             let written = if set < 0 { set } else { ffi::avformat_write_header(muxer.context, &mut options) };
@@ -115,13 +131,25 @@ impl Muxer {
         is_keyframe: bool,
         data: &Bytes,
     ) -> Result<(), MuxError> {
+        self.write_reordered(start, start, duration, is_keyframe, data)
+    }
+
+    /// Adds a sample that is decoded at `start` and presented at `shown`, of a muxer for that.
+    pub(crate) fn write_reordered(
+        &mut self,
+        start: i64,
+        shown: i64,
+        duration: i64,
+        is_keyframe: bool,
+        data: &Bytes,
+    ) -> Result<(), MuxError> {
         // SAFETY: the packet is ours and empty; `av_new_packet` gives it `data.len()` bytes before they are copied.
         // `av_write_frame` does not keep it, and `av_packet_unref` frees what it holds on every path.
         unsafe {
             let length = c_int::try_from(data.len()).unwrap_or(c_int::MAX);
             check("allocate", ffi::av_new_packet(self.packet, length))?;
             ptr::copy_nonoverlapping(data.as_ptr(), (*self.packet).data, length as usize);
-            (*self.packet).pts = start;
+            (*self.packet).pts = shown;
             (*self.packet).dts = start;
             (*self.packet).duration = duration;
             (*self.packet).stream_index = 0;

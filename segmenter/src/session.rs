@@ -160,7 +160,7 @@ impl Session {
             return Err(SessionError::NoTrack);
         }
         let started_ms = u64::try_from(arrived_ms).unwrap_or(0);
-        let live = Arc::new(Live::start(name, started_ms, config, shared, renditions));
+        let live = Arc::new(Live::start(name, started_ms, config, constants, shared, renditions));
         Ok(Self {
             live,
             constants,

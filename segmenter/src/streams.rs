@@ -20,6 +20,7 @@ use crate::counters::StreamStats;
 use crate::events::{Event, RenditionInfo};
 use crate::frame::{Input, TrackId};
 use crate::live::{Live, RecordingStatus, Shared, State};
+use crate::pull::{self, PullError, Puller, Upstream, UpstreamStatus};
 use crate::recording::{RecordingInfo, Recordings};
 use crate::storage::StorageError;
 use crate::transcode::{Slots, Transcoding};
@@ -55,6 +56,10 @@ pub(crate) struct Entry {
     pub(crate) queued_bytes: AtomicUsize,
     /// The current publication, once its first frame is in.
     pub(crate) live: watch::Sender<Option<Arc<Live>>>,
+    /// Where it is pulled from, if it is.
+    upstream: Option<Arc<Upstream>>,
+    /// Whether all streams are to end.
+    pub(crate) closing: watch::Sender<bool>,
 }
 
 /// Why a stream cannot be published.
@@ -99,6 +104,9 @@ pub struct StreamInfo {
     /// How its recording goes, if there is to be one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recording: Option<RecordingStatus>,
+    /// The origin that it is pulled from, if it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upstream: Option<UpstreamStatus>,
 }
 
 /// Whether `name` may be a stream's name.
@@ -194,26 +202,60 @@ impl Streams {
     }
 
     fn start(&self, name: &str) -> Arc<Entry> {
-        let (messages, inbox) = mpsc::channel();
-        let entry = Arc::new(Entry {
-            name: name.into(),
-            messages,
-            has_publisher: AtomicBool::new(false),
-            is_closed: AtomicBool::new(false),
-            queued_bytes: AtomicUsize::new(0),
-            live: watch::Sender::new(None),
+        let (entry, inbox) = Entry::new(name, None);
+        let (inner, owned) = (self.0.clone(), entry.clone());
+        self.spawn(&entry, move || {
+            Worker::new(owned, inbox, inner.config.clone(), inner.shared.clone()).run();
         });
-        let inner = self.0.clone();
-        let owned = entry.clone();
+        entry
+    }
+
+    /// Gives a stream its thread.
+    fn spawn(&self, entry: &Arc<Entry>, work: impl FnOnce() + Send + 'static) {
+        // Also on a panic in media code: the name must not stay taken.
+        let guard = Forget { inner: self.0.clone(), entry: entry.clone() };
         std::thread::Builder::new()
-            .name(format!("stream-{name}").chars().take(15).collect())
+            .name(format!("stream-{}", entry.name).chars().take(15).collect())
             .spawn(move || {
-                // Also on a panic in media code: the name must not stay taken.
-                let _guard = Forget { inner: inner.clone(), entry: owned.clone() };
-                Worker::new(owned, inbox, inner.config.clone(), inner.shared.clone()).run();
+                let _guard = guard;
+                work();
             })
             .expect("the system has threads for as many streams as the configuration allows");
-        entry
+    }
+
+    /// Begins to pull the streams that `config` names from other origins. Their names are taken for as long as this
+    /// registry is open.
+    ///
+    /// # Errors
+    /// [`PullError`] if a stream's name is taken, or there is no room for it.
+    pub fn pull(&self, config: &pull::Config) -> Result<(), PullError> {
+        for source in &config.streams {
+            let (fetcher, upstream, named) = pull::open(source, config)?;
+            let (entry, _) = Entry::new(&source.name, Some(upstream.clone()));
+            entry.has_publisher.store(true, Ordering::Release);
+            {
+                let mut table = self.0.table.lock();
+                if table.contains_key(&entry.name) {
+                    return Err(PullError(format!("the stream {} is there already", entry.name)));
+                }
+                if table.len() >= self.0.config.streams_max {
+                    let text = format!("no room for {}: segmenter.streams_max is too small", entry.name);
+                    return Err(PullError(text));
+                }
+                table.insert(entry.name.clone(), entry.clone());
+            }
+            let inner = &self.0;
+            let puller = Puller::new(
+                entry.clone(),
+                inner.config.clone(),
+                inner.shared.clone(),
+                (fetcher, upstream),
+                config,
+                named,
+            );
+            self.spawn(&entry, move || puller.run());
+        }
+        Ok(())
     }
 
     /// Events from now on. A subscriber that is slower than thousands of events misses the oldest.
@@ -222,17 +264,27 @@ impl Streams {
         self.0.shared.events.subscribe()
     }
 
-    /// The streams that can be watched, by name.
+    /// The streams that can be watched or are to be pulled, by name.
     #[must_use]
     pub fn list(&self) -> Vec<StreamInfo> {
-        let info = |live: Arc<Live>| StreamInfo {
-            name: live.name.to_string(),
-            state: live.state(),
-            started_ms: live.started_ms,
-            renditions: live.rendition_infos(),
-            recording: live.recording(),
+        let info = |entry: &Arc<Entry>| {
+            let live = entry.live.borrow().clone();
+            let upstream = entry.upstream.as_ref().map(|upstream| upstream.status());
+            // A publisher's stream is not shown before it begins; one to be pulled may need the operator.
+            if live.is_none() && upstream.is_none() {
+                return None;
+            }
+            let live = live.as_ref();
+            Some(StreamInfo {
+                name: entry.name.to_string(),
+                state: live.map_or(State::Waiting, |live| live.state()),
+                started_ms: live.map_or(0, |live| live.started_ms),
+                renditions: live.map_or_else(Vec::new, |live| live.rendition_infos()),
+                recording: live.and_then(|live| live.recording()),
+                upstream,
+            })
         };
-        let mut list: Vec<_> = self.lives().into_iter().map(info).collect();
+        let mut list: Vec<_> = self.0.table.lock().values().filter_map(info).collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         list
     }
@@ -258,6 +310,7 @@ impl Streams {
     /// Ends all streams: their playlists are closed, blocked requests answered. For a clean shutdown.
     pub fn close(&self) {
         for entry in self.0.table.lock().values() {
+            entry.closing.send_replace(true);
             entry.send(Message::End);
         }
     }
@@ -272,6 +325,21 @@ impl Streams {
 }
 
 impl Entry {
+    fn new(name: &str, upstream: Option<Arc<Upstream>>) -> (Arc<Self>, mpsc::Receiver<Message>) {
+        let (messages, inbox) = mpsc::channel();
+        let entry = Self {
+            name: name.into(),
+            messages,
+            has_publisher: AtomicBool::new(false),
+            is_closed: AtomicBool::new(false),
+            queued_bytes: AtomicUsize::new(0),
+            live: watch::Sender::new(None),
+            upstream,
+            closing: watch::Sender::new(false),
+        };
+        (Arc::new(entry), inbox)
+    }
+
     pub(crate) fn send(&self, message: Message) {
         // The worker is gone only after it closed the entry: nobody needs the message then.
         let _ = self.messages.send(message);

@@ -71,6 +71,11 @@ impl SegmentEntry {
         self.stored.map(|stored| stored.bytes)
     }
 
+    /// Whether it was taken over whole from another origin, so that it has no parts to list.
+    fn is_whole(&self, part_target_us: i64) -> bool {
+        matches!(&self.parts[..], [only] if only.duration_us > part_target_us)
+    }
+
     fn is_gap(&self) -> bool {
         match self.stored {
             Some(stored) => stored.bytes == 0,
@@ -205,6 +210,11 @@ impl Window {
         self.bytes
     }
 
+    /// The media of the segment in the making, in bytes.
+    pub(crate) fn open_bytes(&self) -> usize {
+        self.open.as_ref().map_or(0, SegmentEntry::bytes)
+    }
+
     /// The oldest segment in memory.
     pub(crate) fn oldest(&self) -> Option<u64> {
         self.complete.front().map(|oldest| oldest.msn.max(self.memory_from))
@@ -246,7 +256,7 @@ impl Window {
         self.next_is_discontinuity = self.msn > 0;
     }
 
-    /// The parts to come need another initialization section. Only after [`Self::mark_discontinuity`].
+    /// The parts to come need another initialization section. Only between segments.
     pub(crate) fn set_init(&mut self, init: Bytes) {
         self.init += 1;
         self.inits.insert(self.init, init.clone());

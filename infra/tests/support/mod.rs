@@ -71,7 +71,11 @@ pub(crate) struct Serving {
 
 impl Serving {
     pub(crate) fn start(command: &mut Command) -> Self {
-        command.arg("serve").stdout(Stdio::piped()).stderr(Stdio::null());
+        Self::start_with(command, &[])
+    }
+
+    pub(crate) fn start_with(command: &mut Command, flags: &[&str]) -> Self {
+        command.arg("serve").args(flags).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut process = Running::start(command);
         let mut stdout = BufReader::new(process.0.stdout.take().expect("piped"));
         let (mut port, mut tls_port) = (None, None);

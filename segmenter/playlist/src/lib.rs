@@ -13,8 +13,8 @@ mod parse;
 
 pub use date_time::{format_date_time, parse_date_time};
 pub use media::{
-    Head, Hint, HintKind, Map, MediaPlaylist, OpenSegment, Part, PlaylistKind, RenditionReport, Segment,
-    ServerControl,
+    ByteRange, Head, Hint, HintKind, Map, MediaPlaylist, OpenSegment, Part, PlaylistKind, RenditionReport,
+    Segment, ServerControl,
 };
 pub use multivariant::{AudioRendition, MultivariantPlaylist, SessionData, Variant};
 pub use parse::{ParseError, parse_media};

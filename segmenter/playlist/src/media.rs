@@ -37,6 +37,8 @@ pub struct MediaPlaylist {
     pub reports: Vec<RenditionReport>,
     /// Whether `EXT-X-ENDLIST` stands at the end: nothing will be added.
     pub is_ended: bool,
+    /// The first `METHOD` of an `EXT-X-KEY` that is not `NONE`. Read only: nothing of ours is encrypted.
+    pub encryption: Option<String>,
 }
 
 /// `EXT-X-PLAYLIST-TYPE`.
@@ -72,8 +74,26 @@ pub struct Segment {
     pub duration: Micros,
     /// `EXT-X-GAP`: the segment has no media and must not be fetched.
     pub is_gap: bool,
+    /// `EXT-X-BYTERANGE`: it is this part of what the URI names.
+    pub byte_range: Option<ByteRange>,
     /// Its URI, relative to the playlist.
     pub uri: String,
+}
+
+/// A part of a resource: `LENGTH@START`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ByteRange {
+    /// In bytes.
+    pub length: u64,
+    /// Where it begins; none: where the range before it in the same resource ended.
+    pub start: Option<u64>,
+}
+
+impl std::fmt::Display for ByteRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.length)?;
+        self.start.map_or(Ok(()), |start| write!(f, "@{start}"))
+    }
 }
 
 /// A segment that is still being made: it has parts but no URI yet.
@@ -101,6 +121,8 @@ pub struct Head {
 pub struct Map {
     /// Its URI, relative to the playlist.
     pub uri: String,
+    /// `BYTERANGE`.
+    pub byte_range: Option<ByteRange>,
 }
 
 /// `EXT-X-PART`.
@@ -114,6 +136,8 @@ pub struct Part {
     pub is_independent: bool,
     /// Whether it has no media and must not be fetched.
     pub is_gap: bool,
+    /// `BYTERANGE`.
+    pub byte_range: Option<ByteRange>,
 }
 
 /// `EXT-X-PRELOAD-HINT`.
@@ -123,6 +147,10 @@ pub struct Hint {
     pub kind: HintKind,
     /// Its URI, relative to the playlist.
     pub uri: String,
+    /// `BYTERANGE-START`.
+    pub start: Option<u64>,
+    /// `BYTERANGE-LENGTH`: none where it is not known yet, or all of the resource.
+    pub length: Option<u64>,
 }
 
 /// What a preload hint announces.
@@ -158,18 +186,23 @@ impl MediaPlaylist {
             if segment.is_gap {
                 line(&mut out, format_args!("#EXT-X-GAP"));
             }
+            if let Some(range) = segment.byte_range {
+                line(&mut out, format_args!("#EXT-X-BYTERANGE:{range}"));
+            }
             line(&mut out, format_args!("{}", segment.uri));
         }
         if let Some(open) = &self.open {
             open.head.render(&mut out);
             open.parts.iter().for_each(|part| part.render(&mut out));
         }
-        for Hint { kind, uri } in &self.hints {
+        for Hint { kind, uri, start, length } in &self.hints {
             let kind = match kind {
                 HintKind::Part => "PART",
                 HintKind::Map => "MAP",
             };
-            line(&mut out, format_args!("#EXT-X-PRELOAD-HINT:TYPE={kind},URI=\"{uri}\""));
+            let start = start.map(|start| format!(",BYTERANGE-START={start}")).unwrap_or_default();
+            let length = length.map(|length| format!(",BYTERANGE-LENGTH={length}")).unwrap_or_default();
+            line(&mut out, format_args!("#EXT-X-PRELOAD-HINT:TYPE={kind},URI=\"{uri}\"{start}{length}"));
         }
         for report in &self.reports {
             let RenditionReport { uri, last_msn, last_part } = report;
@@ -233,7 +266,8 @@ impl Head {
             line(out, format_args!("#EXT-X-DISCONTINUITY"));
         }
         if let Some(map) = &self.map {
-            line(out, format_args!("#EXT-X-MAP:URI=\"{}\"", map.uri));
+            let range = quoted_range(map.byte_range);
+            line(out, format_args!("#EXT-X-MAP:URI=\"{}\"{range}", map.uri));
         }
         if let Some(ms) = self.date_time_ms {
             line(out, format_args!("#EXT-X-PROGRAM-DATE-TIME:{}", format_date_time(ms)));
@@ -246,8 +280,16 @@ impl Part {
         let independent = if self.is_independent { ",INDEPENDENT=YES" } else { "" };
         let gap = if self.is_gap { ",GAP=YES" } else { "" };
         let duration = format_seconds(self.duration);
-        line(out, format_args!("#EXT-X-PART:DURATION={duration},URI=\"{}\"{independent}{gap}", self.uri));
+        let range = quoted_range(self.byte_range);
+        line(
+            out,
+            format_args!("#EXT-X-PART:DURATION={duration},URI=\"{}\"{range}{independent}{gap}", self.uri),
+        );
     }
+}
+
+fn quoted_range(range: Option<ByteRange>) -> String {
+    range.map(|range| format!(",BYTERANGE=\"{range}\"")).unwrap_or_default()
 }
 
 pub(crate) fn line(out: &mut String, content: std::fmt::Arguments<'_>) {

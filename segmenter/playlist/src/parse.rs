@@ -5,8 +5,8 @@
 
 use crate::attributes::{Attributes, parse_seconds};
 use crate::media::{
-    Head, Hint, HintKind, Map, MediaPlaylist, OpenSegment, Part, PlaylistKind, RenditionReport, Segment,
-    ServerControl,
+    ByteRange, Head, Hint, HintKind, Map, MediaPlaylist, OpenSegment, Part, PlaylistKind, RenditionReport,
+    Segment, ServerControl,
 };
 use crate::parse_date_time;
 
@@ -66,6 +66,7 @@ struct Reader {
     parts: Vec<Part>,
     duration: Option<u64>,
     is_gap: bool,
+    byte_range: Option<ByteRange>,
 }
 
 impl Reader {
@@ -74,7 +75,7 @@ impl Reader {
         let (name, value) = tag.split_once(':').unwrap_or((tag, ""));
         let playlist = &mut self.playlist;
         match name {
-            "INF" => self.duration = Some(parse_seconds(value.split(',').next()?)?),
+            "INF" => self.duration = Some(parse_seconds(value.split(',').next()?.trim())?),
             "-X-VERSION" => playlist.version = value.parse().ok()?,
             "-X-TARGETDURATION" => playlist.target_duration_s = value.parse().ok()?,
             "-X-MEDIA-SEQUENCE" => playlist.media_sequence = value.parse().ok()?,
@@ -92,7 +93,19 @@ impl Reader {
             "-X-SERVER-CONTROL" => playlist.server_control = Some(server_control(&Attributes::parse(value)?)),
             "-X-SKIP" => playlist.skipped = Some(Attributes::parse(value)?.number("SKIPPED-SEGMENTS")?),
             "-X-DISCONTINUITY" => self.head.is_discontinuity = true,
-            "-X-MAP" => self.head.map = Some(Map { uri: Attributes::parse(value)?.get("URI")?.to_owned() }),
+            "-X-MAP" => {
+                let attributes = Attributes::parse(value)?;
+                let uri = attributes.get("URI")?.to_owned();
+                self.head.map = Some(Map { uri, byte_range: range_of(&attributes)? });
+            }
+            "-X-BYTERANGE" => self.byte_range = Some(byte_range(value)?),
+            "-X-KEY" => {
+                let attributes = Attributes::parse(value)?;
+                let method = attributes.get("METHOD")?;
+                if method != "NONE" {
+                    playlist.encryption.get_or_insert_with(|| method.to_owned());
+                }
+            }
             "-X-PROGRAM-DATE-TIME" => self.head.date_time_ms = Some(parse_date_time(value)?),
             "-X-GAP" => self.is_gap = true,
             "-X-PART" => self.parts.push(part(&Attributes::parse(value)?)?),
@@ -109,6 +122,7 @@ impl Reader {
             parts: std::mem::take(&mut self.parts),
             duration: self.duration.take()?,
             is_gap: std::mem::take(&mut self.is_gap),
+            byte_range: self.byte_range.take(),
             uri: uri.to_owned(),
         });
         Some(())
@@ -130,7 +144,26 @@ fn part(attributes: &Attributes<'_>) -> Option<Part> {
         duration: attributes.micros("DURATION")?,
         is_independent: attributes.is_yes("INDEPENDENT"),
         is_gap: attributes.is_yes("GAP"),
+        byte_range: range_of(attributes)?,
     })
+}
+
+/// `LENGTH` or `LENGTH@START`.
+fn byte_range(text: &str) -> Option<ByteRange> {
+    let (length, start) = text.trim().split_once('@').map_or((text.trim(), None), |(l, s)| (l, Some(s)));
+    let start = match start {
+        Some(start) => Some(start.parse().ok()?),
+        None => None,
+    };
+    Some(ByteRange { length: length.parse().ok()?, start })
+}
+
+/// The attribute `BYTERANGE`, which may be missing but not be broken.
+fn range_of(attributes: &Attributes<'_>) -> Option<Option<ByteRange>> {
+    match attributes.get("BYTERANGE") {
+        Some(text) => byte_range(text).map(Some),
+        None => Some(None),
+    }
 }
 
 fn hint(attributes: &Attributes<'_>) -> Option<Hint> {
@@ -139,7 +172,8 @@ fn hint(attributes: &Attributes<'_>) -> Option<Hint> {
         "MAP" => HintKind::Map,
         _ => return None,
     };
-    Some(Hint { kind, uri: attributes.get("URI")?.to_owned() })
+    let (start, length) = (attributes.number("BYTERANGE-START"), attributes.number("BYTERANGE-LENGTH"));
+    Some(Hint { kind, uri: attributes.get("URI")?.to_owned(), start, length })
 }
 
 fn report(attributes: &Attributes<'_>) -> Option<RenditionReport> {
@@ -158,21 +192,26 @@ mod tests {
     use proptest::prelude::*;
 
     prop_compose! {
-        fn head()(is_discontinuity: bool, map in option::of("[a-z0-9/.-]{1,12}"),
+        fn any_range()(length: u64, start in option::of(any::<u64>())) -> ByteRange {
+            ByteRange { length, start }
+        }
+    }
+    prop_compose! {
+        fn head()(is_discontinuity: bool, map in option::of("[a-z0-9/.-]{1,12}"), byte_range in option::of(any_range()),
                   date_time_ms in option::of(0i64..4_000_000_000_000)) -> Head {
-            Head { is_discontinuity, map: map.map(|uri| Map { uri }), date_time_ms }
+            Head { is_discontinuity, map: map.map(|uri| Map { uri, byte_range }), date_time_ms }
         }
     }
     prop_compose! {
         fn any_part()(uri in "[a-z0-9/.?=,-]{1,12}", duration in 0u64..20_000_000, is_independent: bool,
-                      is_gap: bool) -> Part {
-            Part { uri, duration, is_independent, is_gap }
+                      is_gap: bool, byte_range in option::of(any_range())) -> Part {
+            Part { uri, duration, is_independent, is_gap, byte_range }
         }
     }
     prop_compose! {
         fn segment()(head in head(), parts in vec(any_part(), 0..5), duration in 0u64..20_000_000, is_gap: bool,
-                     uri in "[a-z0-9/.-]{1,12}") -> Segment {
-            Segment { head, parts, duration, is_gap, uri }
+                     byte_range in option::of(any_range()), uri in "[a-z0-9/.-]{1,12}") -> Segment {
+            Segment { head, parts, duration, is_gap, byte_range, uri }
         }
     }
     prop_compose! {
@@ -184,14 +223,16 @@ mod tests {
     }
     prop_compose! {
         fn tail()(open in option::of((head(), vec(any_part(), 1..5))), is_ended: bool,
-                  hints in vec((any::<bool>(), "[a-z0-9/.-]{1,12}"), 0..2),
+                  hints in vec((any::<bool>(), "[a-z0-9/.-]{1,12}", option::of(any::<u64>()), option::of(any::<u64>())), 0..2),
                   reports in vec(("[a-z0-9/.-]{1,12}", any::<u64>(), option::of(any::<u64>())), 0..3)) -> MediaPlaylist {
             MediaPlaylist {
                 open: open.map(|(head, parts)| OpenSegment { head, parts }),
                 is_ended,
                 hints: hints
                     .into_iter()
-                    .map(|(is_map, uri)| Hint { kind: if is_map { HintKind::Map } else { HintKind::Part }, uri })
+                    .map(|(is_map, uri, start, length)| {
+                        Hint { kind: if is_map { HintKind::Map } else { HintKind::Part }, uri, start, length }
+                    })
                     .collect(),
                 reports: reports
                     .into_iter()
@@ -235,6 +276,14 @@ mod tests {
             let ours: Vec<_> = playlist.segments.iter().map(|segment| segment.uri.clone()).collect();
             prop_assert_eq!(uris, ours);
         }
+    }
+
+    #[test]
+    fn encryption_is_seen_and_its_end_is_none() {
+        let text = "#EXTM3U\n#EXT-X-KEY:METHOD=NONE\n#EXTINF:1,\na\n";
+        assert_eq!(parse_media(text).unwrap().encryption, None);
+        let text = "#EXTM3U\n#EXTINF:1,\na\n#EXT-X-KEY:METHOD=AES-128,URI=\"k\"\n#EXTINF:1,\nb\n";
+        assert_eq!(parse_media(text).unwrap().encryption.as_deref(), Some("AES-128"));
     }
 
     #[test]

@@ -73,6 +73,7 @@ fn multivariant_playlist(live: &Live, tracker_url: &str) -> MultivariantPlaylist
         tracker_url,
         folder: &format!("{epoch}/"),
         renditions: &live.renditions.iter().map(describe).collect::<Vec<_>>(),
+        has_independent_segments: live.has_independent_segments(),
         is_complete: false,
     })
 }

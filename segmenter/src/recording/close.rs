@@ -48,6 +48,7 @@ pub(super) async fn close(
         tracker_url: "",
         folder: "",
         renditions: &named,
+        has_independent_segments: header.has_independent_segments,
         is_complete: true,
     })
     .render();
@@ -152,12 +153,13 @@ fn playlist(target_duration_s: u64, rows: &[Row]) -> MediaPlaylist {
     let mut init_before = None;
     let segment = |row: &Row| {
         let map = (init_before.replace(row.init) != Some(row.init))
-            .then(|| Map { uri: format!("init-{}.mp4", row.init) });
+            .then(|| Map { uri: format!("init-{}.mp4", row.init), byte_range: None });
         Segment {
             head: Head { is_discontinuity: row.is_discontinuity, map, date_time_ms: Some(row.date_time_ms) },
             parts: Vec::new(),
             duration: row.duration_us.unsigned_abs(),
             is_gap: row.is_gap,
+            byte_range: None,
             uri: format!("seg-{}.m4s", row.msn),
         }
     };
@@ -172,6 +174,7 @@ fn playlist(target_duration_s: u64, rows: &[Row]) -> MediaPlaylist {
         media_sequence: 0,
         discontinuity_sequence: 0,
         skipped: None,
+        encryption: None,
         segments: rows.iter().map(segment).collect(),
         open: None,
         hints: Vec::new(),

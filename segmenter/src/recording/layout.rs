@@ -46,6 +46,9 @@ pub(crate) struct Header {
     pub(crate) origin_key: String,
     pub(crate) started_ms: u64,
     pub(crate) target_duration_s: u64,
+    /// Whether each segment begins with a keyframe.
+    #[serde(default = "yes")]
+    pub(crate) has_independent_segments: bool,
     /// False: it only serves the live window and goes with it.
     pub(crate) is_kept: bool,
     pub(crate) state: RecordingState,
@@ -57,6 +60,10 @@ pub(crate) struct Header {
     pub(crate) bytes: u64,
     /// Why it ended before its stream did; empty if it did not.
     pub(crate) failure: String,
+}
+
+fn yes() -> bool {
+    true
 }
 
 /// A rendition of a recording.

@@ -2,16 +2,14 @@
 //! there with a discontinuity.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use tracing::{debug, warn};
+use tracing::debug;
 
 use super::{Session, SessionError, audio_entry, cutter, publish_audio_part, sample_entry};
 use crate::audio::{self, AudioCutter, Transcoder};
 use crate::frame::{TrackFormat, TrackId};
-use crate::live::{Rendition, State};
+use crate::live::State;
 use crate::mux::Muxer;
-use crate::window::Window;
 
 impl Session {
     /// Cuts everything at one point: the media stops here. Returns at once if it is paused already.
@@ -42,27 +40,12 @@ impl Session {
         }
         let audio_end = self.audio.as_ref().map(|audio| audio::micros(audio.cutter.part_start()));
         let end_us = video_end_us.max(audio_end).unwrap_or(0);
-        self.align_segments();
+        self.live.align(self.constants.part_us, |_| self.zero_ms);
         self.paused_at_us = Some(end_us);
         self.gap_parts = 0;
         self.live.set_state(State::Away);
         debug!(end_us, "paused");
         Ok(())
-    }
-
-    /// Ends all open segments, and brings renditions that are behind to the same media sequence number.
-    fn align_segments(&self) {
-        for rendition in &self.live.renditions {
-            self.live.change(rendition, Window::end_segment);
-        }
-        let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
-        let newest = self.live.renditions.iter().map(msn).max().unwrap_or(0);
-        for rendition in &self.live.renditions {
-            while msn(rendition) < newest {
-                warn!(rendition = rendition.name, "a segment is missing");
-                self.live.publish_gap(rendition, self.zero_ms, self.constants.part_us, true);
-            }
-        }
     }
 
     /// While the publisher is away, says that there is nothing, part by part as its time passes.

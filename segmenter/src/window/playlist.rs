@@ -23,19 +23,23 @@ impl Window {
             init_before = Some(segment.head.init);
             // Parts are for clients at the live edge: section 6.2.2 wants them gone after three target durations.
             from_end_us -= segment.duration_us();
-            let with_parts = !self.is_ended && from_end_us <= 3_000_000 * constants.target_duration_s as i64;
+            let with_parts = constants.has_parts
+                && !self.is_ended
+                && from_end_us <= 3_000_000 * constants.target_duration_s as i64
+                && !segment.is_whole(constants.part_target_us);
             if index >= skipped {
                 segments.push(Segment {
                     head,
                     parts: if with_parts { parts(segment) } else { Vec::new() },
                     duration: segment.duration_us() as u64,
                     is_gap: segment.is_gap(),
+                    byte_range: None,
                     uri: format!("seg-{}.m4s", segment.msn),
                 });
             }
         }
-        let open =
-            self.open.as_ref().map(|open| OpenSegment { head: head(open, init_before), parts: parts(open) });
+        let open = self.open.as_ref().filter(|_| constants.has_parts);
+        let open = open.map(|open| OpenSegment { head: head(open, init_before), parts: parts(open) });
         let last_init = self.open.as_ref().map(|open| open.head.init).or(init_before);
         MediaPlaylist {
             // EXT-X-SKIP needs 9; EXT-X-MAP without I-frames needs 6. GAP needs 8.
@@ -47,12 +51,12 @@ impl Window {
                 6
             },
             target_duration_s: constants.target_duration_s,
-            part_target: Some(constants.part_target_us as u64),
+            part_target: constants.has_parts.then_some(constants.part_target_us as u64),
             server_control: Some(ServerControl {
                 can_block_reload: true,
                 can_skip_until: Some(constants.can_skip_until_us()),
                 hold_back: Some(constants.hold_back_us()),
-                part_hold_back: Some(constants.part_hold_back_us()),
+                part_hold_back: constants.has_parts.then_some(constants.part_hold_back_us()),
             }),
             kind: None,
             has_independent_segments: false,
@@ -61,17 +65,23 @@ impl Window {
             skipped: (skipped > 0).then_some(skipped as u64),
             segments,
             open,
-            hints: if self.is_ended { Vec::new() } else { self.hints(last_init) },
+            hints: if self.is_ended || !constants.has_parts { Vec::new() } else { self.hints(last_init) },
             reports: if self.is_ended { Vec::new() } else { reports },
             is_ended: self.is_ended,
+            encryption: None,
         }
     }
 
     fn hints(&self, last_init: Option<u32>) -> Vec<Hint> {
         let Progress { msn, parts, .. } = self.progress();
-        let map = (last_init.is_some_and(|last| last != self.init))
-            .then(|| Hint { kind: HintKind::Map, uri: format!("init-{}.mp4", self.init) });
-        let part = Hint { kind: HintKind::Part, uri: format!("part-{msn}-{parts}.m4s") };
+        let map = (last_init.is_some_and(|last| last != self.init)).then(|| Hint {
+            kind: HintKind::Map,
+            uri: format!("init-{}.mp4", self.init),
+            start: None,
+            length: None,
+        });
+        let part =
+            Hint { kind: HintKind::Part, uri: format!("part-{msn}-{parts}.m4s"), start: None, length: None };
         map.into_iter().chain([part]).collect()
     }
 
@@ -92,7 +102,7 @@ fn head(segment: &SegmentEntry, init_before: Option<u32>) -> Head {
     Head {
         is_discontinuity: segment.head.is_discontinuity,
         map: (init_before != Some(segment.head.init))
-            .then(|| Map { uri: format!("init-{}.mp4", segment.head.init) }),
+            .then(|| Map { uri: format!("init-{}.mp4", segment.head.init), byte_range: None }),
         date_time_ms: Some(segment.head.date_time_ms),
     }
 }
@@ -104,6 +114,7 @@ fn parts(segment: &SegmentEntry) -> Vec<Part> {
         duration: part.duration_us as u64,
         is_independent: part.is_independent,
         is_gap: part.is_gap,
+        byte_range: None,
     };
     segment.parts.iter().enumerate().map(part).collect()
 }

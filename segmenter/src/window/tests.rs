@@ -68,16 +68,21 @@ fn next_part_with_another_map_is_announced() {
     window.mark_discontinuity();
     window.set_init(Bytes::from_static(b"other"));
     let hints = window.playlist(Vec::new(), false).hints;
-    assert_eq!(hints[0], Hint { kind: HintKind::Map, uri: "init-1.mp4".to_owned() });
+    assert_eq!(
+        hints[0],
+        Hint { kind: HintKind::Map, uri: "init-1.mp4".to_owned(), start: None, length: None }
+    );
     window.add_part(part(500_000), 0);
     let playlist = window.playlist(Vec::new(), false);
     assert_eq!(playlist.hints.len(), 1);
     let head = playlist.open.unwrap().head;
-    assert!(head.is_discontinuity && head.map == Some(Map { uri: "init-1.mp4".to_owned() }));
+    assert!(
+        head.is_discontinuity && head.map == Some(Map { uri: "init-1.mp4".to_owned(), byte_range: None })
+    );
     add_segments(&mut window, 20);
     let playlist = window.playlist(Vec::new(), false);
     assert_eq!(playlist.discontinuity_sequence, 1);
-    assert_eq!(playlist.segments[0].head.map, Some(Map { uri: "init-1.mp4".to_owned() }));
+    assert_eq!(playlist.segments[0].head.map, Some(Map { uri: "init-1.mp4".to_owned(), byte_range: None }));
     assert!(window.init(0).is_none(), "an init that nothing needs is let go");
 }
 

@@ -104,6 +104,7 @@ pub struct Fragment {
     pub(super) is_video: bool,
     pub(super) starts_with_keyframe: bool,
     pub(super) has_keyframe: bool,
+    samples: u32,
 }
 
 /// The same in the track's timescale, as it is gathered.
@@ -114,6 +115,7 @@ struct Span {
     has_gap: bool,
     starts_with_keyframe: bool,
     has_keyframe: bool,
+    samples: u32,
 }
 
 impl Fragment {
@@ -147,11 +149,32 @@ impl Fragment {
             is_video: track.is_video,
             starts_with_keyframe: span.starts_with_keyframe,
             has_keyframe: span.has_keyframe,
+            samples: span.samples,
         })
     }
 
-    pub(super) fn duration_us(&self) -> u64 {
+    /// How long its samples last in all.
+    #[must_use]
+    pub fn duration_us(&self) -> u64 {
         self.end_us.saturating_sub(self.start_us)
+    }
+
+    /// Whether decoding can start with its first sample.
+    #[must_use]
+    pub fn starts_with_keyframe(&self) -> bool {
+        self.starts_with_keyframe
+    }
+
+    /// Whether decoding can start with any of its samples.
+    #[must_use]
+    pub fn has_keyframe(&self) -> bool {
+        self.has_keyframe
+    }
+
+    /// How many samples it has.
+    #[must_use]
+    pub fn samples(&self) -> u32 {
+        self.samples
     }
 }
 
@@ -194,6 +217,7 @@ impl Span {
                     self.starts_with_keyframe = is_keyframe;
                 }
                 self.end = self.end.checked_add(duration.into())?;
+                self.samples = self.samples.saturating_add(1);
                 index += 1;
             }
         }
