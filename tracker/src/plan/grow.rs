@@ -206,16 +206,19 @@ impl Forest {
         let is_at_ease = |other: PeerId| {
             self.nodes.get(&other).is_some_and(|node| node.has_home(stripe) || self.excess(node) == 0)
         };
+        // Whoever offers nothing needs no closer look: this is where a rush of joiners spends its time.
         let linked = |at_ease: bool| {
-            let linked = links.connected(viewer).filter(|(other, _)| !at_ease || is_at_ease(*other));
-            linked.filter_map(|(other, rtt_ms)| Some((offer(other)? + rtt_ms / 2, other))).min()
+            let linked = links
+                .connected(viewer)
+                .filter_map(|(other, rtt_ms)| Some((offer(other)? + rtt_ms / 2, other)));
+            linked.filter(|(_, other)| !at_ease || is_at_ease(*other)).min()
         };
         if let Some((arrival, parent)) = linked(true) {
             return Found::Linked(parent, arrival);
         }
         // Meetings under way serve several stripes at once, which keeps the number of connections low.
-        let coming = links.introduced(viewer).filter(|other| is_at_ease(*other));
-        if let Some((_, parent)) = coming.filter_map(|other| Some((offer(other)?, other))).min() {
+        let coming = links.introduced(viewer).filter_map(|other| Some((offer(other)?, other)));
+        if let Some((_, parent)) = coming.filter(|(_, other)| is_at_ease(*other)).min() {
             return Found::Unlinked(parent);
         }
         let index = if is_top { &self.for_tops } else { &self.for_leaves };
@@ -264,7 +267,9 @@ impl Forest {
         let has_home = node.has_home(stripe);
         let has_room = node.free() > 0;
         let strength = self.nodes[&viewer].uplink_kbps;
-        let interior = seat.children.iter().filter(|child| self.nodes[child].has_home(stripe)).count();
+        // Only who comes to feed others asks how many such are there already.
+        let interior = || seat.children.iter().filter(|child| self.nodes[child].has_home(stripe)).count();
+        let interior = if is_top { interior() } else { 0 };
         // A strong viewer takes the place of a leaf, which then finds room below it.
         let displaces =
             is_top && has_home && node.used <= node.slots && strength > 0 && interior < seat.children.len();

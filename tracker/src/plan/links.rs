@@ -168,12 +168,12 @@ impl Links {
                     && ends.introduced < settings.introductions_max as usize
             })
         };
-        let refused = match self.get(a, b) {
+        let is_refused = || match self.get(a, b) {
             None => false,
             Some(Link::Refused { until }) => until > now,
             Some(Link::Introduced { .. } | Link::Connected { .. }) => true,
         };
-        a != b && !refused && room(a) && room(b)
+        a != b && room(a) && room(b) && !is_refused()
     }
 
     pub(super) fn introduce(&mut self, now: Ms, a: PeerId, b: PeerId) {
