@@ -27,7 +27,7 @@ pub struct Config {
     pub settle_ms: u32,
     /// The bit rate of AAC audio in bits per second.
     pub audio_bps: u32,
-    /// How many VP8 tracks are transcoded to H.264 at once, each in a thread that needs a fifth of a core at 720p; more
+    /// How many VP8 tracks are transcoded to H.264 at once, each in a thread of its own; more
     /// are refused. 0: as many as the machine has cores.
     pub transcodes_max: usize,
     /// Where media is kept beyond memory: a directory, or `s3://BUCKET/PREFIX`. Empty: nowhere, unless `recording` or
