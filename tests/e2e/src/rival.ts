@@ -83,6 +83,17 @@ hls.attachMedia(video);
 </script>`;
 }
 
+/**
+ * A playlist without LL-HLS, media by absolute URLs. The rival knows a playlist by its address, and loses sight of one
+ * that is asked for with delivery directives: it would load everything from the origin.
+ */
+function withoutLowLatency(playlist: string, url: string): string {
+  const plain = playlist.replace(/^#EXT-X-(SERVER-CONTROL|PART|PRELOAD-HINT|RENDITION-REPORT).*\n/gm, '');
+  if (!plain.includes('#EXTINF')) return plain;
+  const absolute = (uri: string): string => new URL(uri, url).href;
+  return plain.replace(/^[^#\n].*$/gm, absolute).replace(/URI="([^"]*)"/g, (_, uri: string) => `URI="${absolute(uri)}"`);
+}
+
 /** The site; close it after use. */
 export class RivalSite {
   private constructor(
@@ -92,11 +103,16 @@ export class RivalSite {
 
   /** Serves the page for a stream of `server`, whose `/announce` is its tracker. */
   static async start(server: string, stream: string): Promise<RivalSite> {
-    const html = page(`${server}/live/${stream}/index.m3u8`, `${server.replace('http', 'ws')}/announce`);
+    const html = page(`/live/${stream}/index.m3u8`, `${server.replace('http', 'ws')}/announce`);
     const answer = async (pathname: string, response: ServerResponse): Promise<void> => {
       const file = FILES[pathname];
       if (file !== undefined) {
         response.writeHead(200, { 'content-type': 'text/javascript' }).end(await readFile(new URL(file, MODULES)));
+      } else if (pathname.endsWith('.m3u8')) {
+        const url = server + pathname;
+        const playlist = await fetch(url);
+        response.writeHead(playlist.status, { 'content-type': 'application/vnd.apple.mpegurl' });
+        response.end(withoutLowLatency(await playlist.text(), url));
       } else if (pathname.startsWith('/assets/')) {
         // The reader of the clock in the picture is the same for both players.
         const asset = await fetch(server + pathname);
