@@ -22,7 +22,7 @@ use crate::rtp::receiver::{Limits, Receiver};
 use crate::sdp::{self, Offer, Refusal};
 use crate::session::{Command, Latencies, Session, Timeouts};
 use crate::sink::{PublishError, Streams};
-use crate::status::Status;
+use crate::status::{State, Status};
 use crate::transport::Protocol;
 use crate::transport::stack::{self, Stack};
 
@@ -289,9 +289,10 @@ impl Server {
         let silence = Duration::from_millis(self.config.takeover_silence_ms);
         let silent = self.sessions.iter().find_map(|entry| {
             let status = entry.status.lock();
+            // One whose connection is closed only waits for a DELETE.
             let is_silent = status.stream == stream
-                && status.state != crate::status::State::Ended
-                && status.heard_at.elapsed() >= silence;
+                && !entry.commands.is_closed()
+                && (status.state == State::Ended || status.heard_at.elapsed() >= silence);
             is_silent.then(|| Arc::clone(entry.value()))
         });
         let Some(handle) = silent else { return false };
@@ -318,7 +319,7 @@ impl Server {
     /// The entity tag of a session's ICE session, if there is such a session and it goes on.
     pub(crate) fn etag(&self, id: &str) -> Option<String> {
         let handle = self.handle(id)?;
-        if handle.commands.is_closed() {
+        if handle.commands.is_closed() || handle.status.lock().state == State::Ended {
             return None;
         }
         let etag = handle.ice.lock().etag.clone();

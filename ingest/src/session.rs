@@ -24,6 +24,10 @@ const BATCH: usize = 64;
 /// How often status and metrics are brought up to date.
 const STATUS_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A publisher that closes its connection may be about to delete its session, as OBS does: its stream is over then, and
+/// nobody has to wait for it.
+const GOODBYE_MAX: Duration = Duration::from_secs(2);
+
 /// Why a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -110,24 +114,52 @@ pub(crate) struct Session {
 impl Session {
     /// Runs until the session ends, and cleans up after it.
     pub(crate) async fn run(mut self) -> End {
-        let end = self.drive().await;
+        let mut end = self.drive().await;
         self.transport.close(Instant::now());
         self.transmit();
         for ufrag in &self.ufrags {
             self.network.unregister(ufrag);
         }
         self.network.forget(&self.member);
-        let mut status = self.status.lock();
-        status.update(Instant::now(), &mut self.receiver, self.transport.figures(Instant::now()));
-        status.state = State::Ended;
-        status.ended = Some(end);
-        drop(status);
+        self.note_end(end);
+        if end == End::Closed && self.is_deleted_after_all().await {
+            end = End::Deleted;
+            self.note_end(end);
+        }
         metrics::counter!(metric::SESSIONS_ENDED, "reason" => end.name()).increment(1);
         // Who says that it stops is not waited for: viewers are told at once. All others may come back.
         if end == End::Deleted {
             self.sink.end();
         }
         end
+    }
+
+    fn note_end(&mut self, end: End) {
+        let mut status = self.status.lock();
+        status.update(Instant::now(), &mut self.receiver, self.transport.figures(Instant::now()));
+        status.state = State::Ended;
+        status.ended = Some(end);
+    }
+
+    async fn is_deleted_after_all(&mut self) -> bool {
+        let mut patience = std::pin::pin!(tokio::time::sleep(GOODBYE_MAX));
+        loop {
+            tokio::select! {
+                biased;
+                () = self.cancelled.cancelled() => return false,
+                command = self.commands.recv() => match command {
+                    Some(Command::Delete(reply)) => {
+                        // Whoever waits for it has gone when this fails.
+                        let _ = reply.send(());
+                        return true;
+                    }
+                    None | Some(Command::Replace) => return false,
+                    // There is no connection any more that they could be for.
+                    Some(Command::Candidates(_) | Command::Restart { .. }) => {}
+                },
+                () = &mut patience => return false,
+            }
+        }
     }
 
     async fn drive(&mut self) -> End {

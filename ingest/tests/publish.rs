@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use http::{Method, StatusCode};
 use shoal_ingest::Config;
 use shoal_segmenter::frame::{Input, TrackId};
-use support::live::{Endpoint, Live, config, text, until};
+use support::live::{Endpoint, Live, PATIENCE, config, text, until};
 use support::{picture, picture_number};
 
 #[tokio::test]
@@ -73,6 +73,37 @@ async fn delete_frees_the_stream_before_it_is_answered() {
     assert_eq!(endpoint.recorder.ended(), ["cam"], "who stops on purpose isn't waited for");
     let again = Live::publish(&endpoint, "cam").await;
     assert_ne!(again.session, live.session);
+}
+
+/// Closes the connection, and waits until the server has noticed.
+async fn close(endpoint: &Endpoint, live: &Live) {
+    live.publisher.lock().close();
+    let noticed = tokio::time::timeout(PATIENCE, async {
+        while endpoint.stats(&live.session).await["state"] != "ended" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    noticed.await.expect("the server notices a closed connection");
+}
+
+#[tokio::test]
+async fn a_publisher_that_closes_its_connection_and_then_deletes_has_stopped_on_purpose() {
+    let endpoint = Endpoint::start(config()).await;
+    let live = Live::publish(&endpoint, "cam").await;
+    close(&endpoint, &live).await;
+    let response = endpoint.call(Method::DELETE, &live.session).await;
+    assert_eq!(response.status(), StatusCode::OK);
+    assert!(!endpoint.recorder.is_busy("cam"));
+    assert_eq!(endpoint.recorder.ended(), ["cam"]);
+}
+
+#[tokio::test]
+async fn a_publisher_that_closes_its_connection_and_comes_back_is_let_in_at_once() {
+    let endpoint = Endpoint::start(config()).await;
+    let live = Live::publish(&endpoint, "cam").await;
+    close(&endpoint, &live).await;
+    let _again = Live::publish(&endpoint, "cam").await;
+    assert!(endpoint.recorder.ended().is_empty(), "it came back");
 }
 
 #[tokio::test]
