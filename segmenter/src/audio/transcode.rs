@@ -22,6 +22,11 @@ const STRETCH: i64 = 120;
 /// A gap longer than this is the caller's to bridge; a broken time must not make us write hours of silence.
 const GAP_MAX: i64 = 10 * SAMPLE_RATE;
 
+/// The encoder works at a constant quality, in libavcodec's unit: so many bits per second for each step of it are what dense
+/// music takes, and simple sounds take less. Made to spend a bit rate on everything, it searches up to five times for where
+/// to put bits that a simple sound has no use for, which was most of what a stream cost.
+const BITS_PER_QUALITY: u32 = 1_360;
+
 /// libavcodec refused something. Broken packets are not among this: they are counted and become silence.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("libavcodec: {action}: {cause}")]
@@ -55,7 +60,7 @@ impl std::fmt::Debug for Transcoder {
 }
 
 impl Transcoder {
-    /// Opens decoder and encoder; the first frame out begins at sample `start`.
+    /// Opens decoder and encoder; the first frame out begins at sample `start`. Dense music takes `bits_per_second`.
     pub(crate) fn open(start: i64, bits_per_second: u32) -> Result<Self, AudioError> {
         let missing = failed("this FFmpeg has no Opus decoder or no AAC encoder");
         let opus =
@@ -67,13 +72,14 @@ impl Transcoder {
 
         let opening = failed("open the AAC encoder");
         let mut context = Context::new_with_codec(aac);
-        context.set_flags(codec::Flags::GLOBAL_HEADER);
+        context.set_flags(codec::Flags::GLOBAL_HEADER | codec::Flags::QSCALE);
         let mut settings = context.encoder().audio().map_err(&opening)?;
         settings.set_rate(SAMPLE_RATE as i32);
         settings.set_channel_layout(ChannelLayout::STEREO);
         settings.set_channels(2);
         settings.set_format(Sample::F32(Type::Planar));
         settings.set_bit_rate(bits_per_second as usize);
+        settings.set_quality((bits_per_second / BITS_PER_QUALITY) as usize);
         settings.set_time_base((1, SAMPLE_RATE as i32));
         let encoder = settings.open_as(aac).map_err(&opening)?;
         Ok(Self { decoder, encoder, waiting: [Vec::new(), Vec::new()], next: start, start, broken: 0 })
