@@ -20,9 +20,7 @@ const CONNECTIONS: u32 = 50;
 /// The generator looks every 5 s; so many of its figures are averaged, from when all connections are open.
 const FIGURES: usize = 4;
 /// What is open after this many of its figures is all that it opens.
-const OPENING_FIGURES_MAX: usize = 10;
-/// How often each thread opens a connection. Faster, and those that are under way make it open too many.
-const OPENING_MS: u32 = 400;
+const OPENING_FIGURES_MAX: usize = 8;
 /// Between two figures.
 const SILENCE_MAX: Duration = Duration::from_secs(20);
 
@@ -94,13 +92,10 @@ impl Generator {
         let config = work.join("load.toml");
         let text = format!(
             "server_address = \"{server}\"\nnum_workers = {WORKERS}\nnum_connections_per_worker = {CONNECTIONS}\n\
-             connection_creation_interval_ms = {OPENING_MS}\n"
+             connection_creation_interval_ms = 50\n"
         );
         std::fs::write(&config, text).expect("written");
-        // Its many threads get what the server leaves: else the server with more threads would get more of the machine.
-        let mut child = Command::new("nice")
-            .args(["-n", "10"])
-            .arg(folder.join("aquatic_ws_load_test"))
+        let mut child = Command::new(folder.join("aquatic_ws_load_test"))
             .args(["-c", &config.to_string_lossy()])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
