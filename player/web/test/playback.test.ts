@@ -4,7 +4,7 @@ import { test } from 'node:test';
 import type { LevelDetails } from 'hls.js';
 import { Meter } from '../src/meter.ts';
 import { roundedUp } from '../src/pages/graph.ts';
-import { preferH264, withStartBitrate } from '../src/pages/whip.ts';
+import { layersOf, preferH264, withStartBitrate } from '../src/pages/whip.ts';
 import { bufferedAhead, isStallOver, programTimeAt } from '../src/playback.ts';
 
 test('program time follows the fragment that is played, across gaps of the clock', () => {
@@ -65,6 +65,18 @@ test('H.264 is offered first, packetization mode 1 before 0, and nothing is left
     { mimeType: 'video/H264', sdpFmtpLine: 'packetization-mode=1;profile-level-id=42e01f' },
   ];
   assert.deepEqual(preferH264(codecs), [codecs[3], codecs[1], codecs[0], codecs[2]]);
+});
+
+test('several sizes are halves of each other, none of them tiny, and cost less than half of the first together', () => {
+  const heights = (height: number, isInSizes: boolean): number[] =>
+    layersOf(height, 2_000_000, isInSizes).map(({ scaleResolutionDownBy }) => height / scaleResolutionDownBy);
+  assert.deepEqual(heights(1080, true), [1080, 540, 270]);
+  assert.deepEqual(heights(720, true), [720, 360]);
+  assert.deepEqual(heights(480, true), [480]);
+  assert.deepEqual(heights(1080, false), [1080]);
+  const [first = 0, ...others] = layersOf(1080, 2_000_000, true).map(({ maxBitrate }) => maxBitrate);
+  assert.equal(first, 2_000_000);
+  assert.ok(others.reduce((sum, bitrate) => sum + bitrate, 0) < first / 2);
 });
 
 test('start bitrate goes into video formats only, and not into retransmission', () => {

@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { after, before, describe, test } from 'node:test';
 
 import { startChromium, startFirefox } from '../src/browsers.ts';
-import type { Browser } from '../src/browsers.ts';
+import type { Browser, Tab } from '../src/browsers.ts';
 import { assertClockRuns, decode } from '../src/decoded.ts';
 import { Program, Server } from '../src/program.ts';
 import { Studio } from '../src/studio.ts';
@@ -108,6 +108,77 @@ describe('Chromium', () => {
       await studio.stop();
     }
   });
+
+  /** Goes live by clicking on the publish page; `prelude` is what its browser is like. */
+  async function goLive(stream: string, prelude: string): Promise<Tab> {
+    const tab = await browser.open({ prelude });
+    await tab.goto(`${server.url}/publish`);
+    await tab.click('#sizes');
+    await tab.click('#start-preview');
+    await until('the preview moves', () => tab.evaluate<boolean>("document.querySelector('#preview').videoWidth > 0"));
+    await tab.type('#name', stream);
+    await tab.click('#go-live');
+    await server.untilLive(stream);
+    return tab;
+  }
+
+  /** The sizes that a stream's multivariant playlist names. */
+  async function sizesOf(stream: string): Promise<string[]> {
+    const text = await (await fetch(`${server.url}/live/${stream}/index.m3u8`)).text();
+    return [...text.matchAll(/RESOLUTION=(\d+x\d+)/g)].map(([, size = '']) => size);
+  }
+
+  test('sends several sizes from the publish page when that is ticked', async () => {
+    const stream = 'sizes';
+    const tab = await goLive(stream, '');
+    const [high = '', low = '', ...more] = await until('two sizes are listed', async () => {
+      const sizes = await sizesOf(stream);
+      return sizes.length === 2 && sizes;
+    });
+    assert.deepEqual(more, []);
+    const [width = 0, height = 0] = high.split('x').map(Number);
+    assert.equal(low, `${width / 2}x${height / 2}`);
+    for (const url of (await server.mediaPlaylists(stream)).slice(0, 2)) {
+      const text = await (await fetch(url)).text();
+      assert.ok(text.includes('#EXTINF'), text);
+    }
+    await until('the page says so', async () => {
+      const words = await tab.evaluate<string>("document.querySelector('#resolution').innerText");
+      return words.includes(`${width} × ${height}`) && words.includes(`${width / 2} × ${height / 2}`);
+    });
+    await tab.click('#stop');
+    await until('the stream has ended', async () =>
+      (await server.streams()).every(({ name, state }) => name !== stream || state === 'ended'),
+    );
+    assert.deepEqual(tab.errors, []);
+    await tab.close();
+  });
+
+  const REFUSALS: [string, string][] = [
+    [
+      'the server',
+      `const real = window.fetch;
+       window.fetch = (url, options) => String(options?.body).includes('a=simulcast')
+         ? Promise.resolve(new Response('no simulcast here', { status: 422 })) : real(url, options);`,
+    ],
+    [
+      'the browser',
+      `const real = RTCPeerConnection.prototype.addTransceiver;
+       RTCPeerConnection.prototype.addTransceiver = function (track, init) {
+         if (init?.sendEncodings?.length > 1) throw new TypeError('no simulcast here');
+         return real.call(this, track, init);
+       };`,
+    ],
+  ];
+  for (const [who, prelude] of REFUSALS) {
+    test(`sends one size from the publish page where ${who} refuses several`, async () => {
+      const stream = `one-size-${who.slice(4)}`;
+      const tab = await goLive(stream, prelude);
+      assert.equal((await sizesOf(stream)).length, 1);
+      await tab.click('#stop');
+      await tab.close();
+    });
+  }
 
   test('changes its size twice and comes back after a crash, and the player goes on', async () => {
     const stream = 'changing';

@@ -11,7 +11,7 @@ import {
   rateWords,
   setText,
 } from './dom.ts';
-import { PublishError, Publisher } from './whip.ts';
+import { PublishError, Publisher, layersOf } from './whip.ts';
 import type { PublishErrorCode } from './whip.ts';
 
 /** The largest bitrate for each height, in bit/s: what looks clean in H.264 without wasting uplink. */
@@ -32,6 +32,7 @@ const keyField = byId<HTMLInputElement>('key');
 const cameraField = byId<HTMLSelectElement>('camera');
 const soundField = byId<HTMLSelectElement>('sound');
 const qualityField = byId<HTMLSelectElement>('quality');
+const sizesField = byId<HTMLInputElement>('sizes');
 const previewButton = byId<HTMLButtonElement>('start-preview');
 const goLiveButton = byId<HTMLButtonElement>('go-live');
 
@@ -65,6 +66,8 @@ function showBadge(words: string, live = false): void {
 }
 
 function updateButtons(): void {
+  // Nothing to be gained below a certain size.
+  sizesField.disabled = layersOf(Number(qualityField.value), 1, true).length === 1;
   goLiveButton.disabled = !stream || !nameField.checkValidity();
   previewButton.textContent = stream ? 'Change source' : 'Start preview';
 }
@@ -204,7 +207,7 @@ async function publish(): Promise<void> {
     endpoint: `/whip/${encodeURIComponent(nameField.value)}`,
     tracks: stream.getTracks(),
     key: keyField.value,
-    videoBitrateMax: BITRATES[qualityField.value] ?? 2_500_000,
+    layers: layersOf(Number(qualityField.value), BITRATES[qualityField.value] ?? 2_500_000, sizesField.checked),
   });
   publisher = next;
   next.onLost = () => void reconnect();
@@ -276,7 +279,8 @@ async function showStats(): Promise<void> {
   const stats = await publisher.stats();
   setText('on-air', durationWords(Date.now() - liveSince));
   const fps = stats.framesPerSecond > 0 ? `, ${Math.round(stats.framesPerSecond)} fps` : '';
-  setText('resolution', stats.width > 0 ? `${stats.width} × ${stats.height}${fps}` : '–');
+  const others = stats.others.map(({ width, height }) => `, ${width} × ${height}`).join('');
+  setText('resolution', stats.width > 0 ? `${stats.width} × ${stats.height}${fps}${others}` : '–');
   setText('bitrate', stats.bitrateBps > 0 ? rateWords(stats.bitrateBps) : '–');
   setText('rtt', stats.rttMs > 0 ? `${Math.max(1, Math.round(stats.rttMs))} ms` : '–');
   setText('loss', `${(100 * stats.lossRatio).toFixed(1)} %`);
@@ -334,8 +338,9 @@ function setUp(): void {
   const wanted = new URLSearchParams(location.search).get('name') ?? remembered();
   nameField.value = STREAM_NAME.test(wanted) ? wanted : `live-${Math.random().toString(36).slice(2, 6)}`;
   form.addEventListener('change', ({ target }) => {
-    if (target === nameField || target === keyField) return;
+    if (target === nameField || target === keyField || target === sizesField) return;
     byId('camera-field').hidden = source() === 'screen';
+    updateButtons();
     void ('mediaDevices' in navigator ? listDevices() : undefined);
     // Another device is wanted: show it at once. A screen is picked by a click only, so that its picker explains itself.
     if (stream && source() === 'camera') void startPreview();

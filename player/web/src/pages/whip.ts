@@ -12,6 +12,9 @@ const GATHERING_MAX_MS = 300;
 /** A session whose path is broken for this long is lost, in milliseconds: longer than a Wi-Fi roam. */
 const DISCONNECTED_MAX_MS = 5_000;
 
+/** A server that doesn't answer gets nothing more after this time, in milliseconds. */
+const DELETE_TIMEOUT_MS = 2_000;
+
 /** The bitrate to begin with, as a share of the largest: what most uplinks carry, and enough for the full size. */
 const START_BITRATE_SHARE = 0.5;
 
@@ -52,8 +55,17 @@ export interface PublishOptions {
   endpoint: string;
   tracks: MediaStreamTrack[];
   key?: string;
-  /** The video's largest bitrate in bit/s. */
-  videoBitrateMax: number;
+  /** The video's encodings, largest first. More than one is simulcast, where browser and server can do it. */
+  layers: Layer[];
+}
+
+/** One size in which the video is sent. */
+export interface Layer {
+  /** Its name in the session description. */
+  rid: string;
+  scaleResolutionDownBy: number;
+  /** In bit/s. */
+  maxBitrate: number;
 }
 
 /** What is known of a running session. */
@@ -68,6 +80,8 @@ export interface PublishStats {
   lossRatio: number;
   /** Why the browser sends less than it could: `cpu`, `bandwidth`, or empty. */
   limitedBy: string;
+  /** The sizes beside that one which are being sent, largest first. */
+  others: { width: number; height: number }[];
 }
 
 /** The video codecs in the order in which they are offered: H.264 first, because the server passes it through. */
@@ -77,6 +91,23 @@ export function preferH264<T extends { mimeType: string; sdpFmtpLine?: string }>
     return sdpFmtpLine.includes('packetization-mode=1') ? 0 : 1;
   };
   return [...codecs].sort((left, right) => rank(left) - rank(right));
+}
+
+/** The bitrate that each smaller size needs, as a share of the next larger one's: a quarter of the pixels, which compress less well. */
+const LAYER_BITRATE_SHARE = 0.3;
+/** Smaller pictures help nobody: who has no line for that has none for live video. */
+const LAYER_HEIGHT_MIN = 270;
+
+/** The sizes for a picture of this height: itself, and with `isInSizes` halves of it, each half the one before, three at most. */
+export function layersOf(height: number, bitrateMax: number, isInSizes: boolean): Layer[] {
+  const layers: Layer[] = [];
+  let [scale, bitrate] = [1, bitrateMax];
+  for (const rid of ['h', 'm', 'l']) {
+    if (scale > 1 && (!isInSizes || height / scale < LAYER_HEIGHT_MIN)) break;
+    layers.push({ rid, scaleResolutionDownBy: scale, maxBitrate: Math.round(bitrate) });
+    [scale, bitrate] = [scale * 2, bitrate * LAYER_BITRATE_SHARE];
+  }
+  return layers;
 }
 
 /**
@@ -94,24 +125,23 @@ export function withStartBitrate(answer: string, kbps: number): string {
 export class Publisher {
   /** Called once when a session that had worked ends by itself. */
   onLost: (error: PublishError) => void = () => undefined;
-  readonly #pc: RTCPeerConnection;
+  #pc: RTCPeerConnection;
+  #layers: Layer[];
   #sessionUrl: string | null = null;
   #isStopped = false;
   #before = { bytes: 0, at: 0 };
 
   constructor(private readonly options: PublishOptions) {
     if (typeof RTCPeerConnection !== 'function') throw new PublishError('no-webrtc');
-    this.#pc = new RTCPeerConnection({ bundlePolicy: 'max-bundle' });
+    this.#pc = connection();
+    this.#layers = options.layers;
   }
 
   /** Resolves when media flows. Rejects with a {@link PublishError}, and then everything is cleaned up. */
   async start(): Promise<void> {
     try {
-      this.#addTracks();
-      await this.#pc.setLocalDescription();
-      await this.#gathered();
-      const kbps = Math.round((this.options.videoBitrateMax * START_BITRATE_SHARE) / 1000);
-      const answer = withStartBitrate(await this.#post(this.#pc.localDescription?.sdp ?? ''), kbps);
+      const bitrate = this.#layers.reduce((sum, { maxBitrate }) => sum + maxBitrate, 0);
+      const answer = withStartBitrate(await this.#negotiate(), Math.round((bitrate * START_BITRATE_SHARE) / 1000));
       if (this.#isStopped) return;
       const connected = this.#connected();
       await this.#pc.setRemoteDescription({ type: 'answer', sdp: answer }).catch((error: unknown) => {
@@ -130,11 +160,17 @@ export class Publisher {
     if (this.#isStopped) return;
     this.#isStopped = true;
     this.#pc.onconnectionstatechange = null;
-    this.#pc.close();
-    if (this.#sessionUrl !== null) {
-      const headers = this.#authorization();
-      fetch(this.#sessionUrl, { method: 'DELETE', keepalive: true, headers }).catch(() => undefined);
+    const close = (): void => {
+      this.#pc.close();
+    };
+    if (this.#sessionUrl === null) {
+      close();
+      return;
     }
+    // First the word that it is over: a connection that just closes is waited for, and so are its viewers.
+    const headers = this.#authorization();
+    const signal = AbortSignal.timeout(DELETE_TIMEOUT_MS);
+    fetch(this.#sessionUrl, { method: 'DELETE', keepalive: true, headers, signal }).then(close, close);
   }
 
   /** Measures the running session; rates are since the last call. */
@@ -147,6 +183,7 @@ export class Publisher {
       rttMs: 0,
       lossRatio: 0,
       limitedBy: '',
+      others: [],
     };
     const report = await this.#pc.getStats();
     let bytes = 0;
@@ -155,8 +192,7 @@ export class Publisher {
       if (entry['type'] === 'outbound-rtp') {
         bytes += number('bytesSent') + number('headerBytesSent');
         if (entry['kind'] === 'video') {
-          result.width = Math.max(result.width, number('frameWidth'));
-          result.height = Math.max(result.height, number('frameHeight'));
+          if (number('framesPerSecond') > 0) result.others.push({ width: number('frameWidth'), height: number('frameHeight') });
           result.framesPerSecond = Math.max(result.framesPerSecond, number('framesPerSecond'));
           const reason = entry['qualityLimitationReason'];
           if (reason === 'cpu' || reason === 'bandwidth') result.limitedBy = reason;
@@ -168,19 +204,43 @@ export class Publisher {
         if (result.rttMs === 0) result.rttMs = number('roundTripTime') * 1000;
       }
     }
+    result.others.sort((one, other) => other.width - one.width);
+    const largest = result.others.shift();
+    if (largest) Object.assign(result, largest);
     const at = performance.now();
     if (this.#before.at > 0) result.bitrateBps = (8_000 * (bytes - this.#before.bytes)) / (at - this.#before.at);
     this.#before = { bytes, at };
     return result;
   }
 
+  /** Offers, and gives the answer. Several sizes that the browser or the server does not take are offered as one. */
+  async #negotiate(): Promise<string> {
+    try {
+      return await this.#offer();
+    } catch (error) {
+      const [largest, ...others] = this.#layers;
+      const isRefused = !(error instanceof PublishError) || error.code === 'codec-refused' || error.code === 'refused';
+      if (!largest || others.length === 0 || !isRefused || this.#isStopped) throw error;
+      this.#layers = [largest];
+      this.#pc.close();
+      this.#pc = connection();
+      return this.#offer();
+    }
+  }
+
+  async #offer(): Promise<string> {
+    this.#addTracks();
+    await this.#pc.setLocalDescription();
+    await this.#gathered();
+    return this.#post(this.#pc.localDescription?.sdp ?? '');
+  }
+
   #addTracks(): void {
     for (const track of this.options.tracks) {
       const isVideo = track.kind === 'video';
-      const transceiver = this.#pc.addTransceiver(track, {
-        direction: 'sendonly',
-        ...(isVideo && { sendEncodings: [{ maxBitrate: this.options.videoBitrateMax }] }),
-      });
+      // A name for a single one would make it simulcast.
+      const encodings = this.#layers.length > 1 ? this.#layers : this.#layers.map(({ maxBitrate }) => ({ maxBitrate }));
+      const transceiver = this.#pc.addTransceiver(track, { direction: 'sendonly', ...(isVideo && { sendEncodings: encodings }) });
       if (!isVideo) continue;
       const codecs = RTCRtpSender.getCapabilities('video')?.codecs;
       // Firefox has no `setCodecPreferences` before 128; its order is then as good as any.
@@ -261,6 +321,10 @@ export class Publisher {
   #authorization(): Record<string, string> {
     return this.options.key ? { Authorization: `Bearer ${this.options.key}` } : {};
   }
+}
+
+function connection(): RTCPeerConnection {
+  return new RTCPeerConnection({ bundlePolicy: 'max-bundle' });
 }
 
 function codeOf(status: number): PublishErrorCode {
