@@ -114,9 +114,16 @@ impl Publishing {
     }
 }
 
-/// The times at which something begins, in seconds of the output's timeline. A beep whose beginning or end was lost on
-/// the way tells nothing of when it was to begin, and is left out.
-fn onsets(path: &Path, kind: Type) -> Vec<f64> {
+/// A flash or a beep, in seconds of the output's timeline.
+#[derive(Clone, Copy)]
+struct Seen {
+    begun: f64,
+    ended: f64,
+}
+
+/// What is seen or heard. A beep whose beginning or end was lost on the way tells nothing of when it was to begin, and
+/// is left out.
+fn seen(path: &Path, kind: Type) -> Vec<Seen> {
     let mut input = format::input(path).unwrap();
     let stream = input.streams().best(kind).unwrap();
     let time_base = f64::from(stream.time_base());
@@ -124,16 +131,18 @@ fn onsets(path: &Path, kind: Type) -> Vec<f64> {
     let mut found = Vec::new();
     if kind == Type::Video {
         let mut decoder = context.decoder().video().unwrap();
-        let (mut was_bright, mut shown) = (false, frame::Video::empty());
+        let (mut begun, mut shown) = (None, frame::Video::empty());
         for (_, packet) in input.packets() {
             decoder.send_packet(&packet).unwrap();
             while decoder.receive_frame(&mut shown).is_ok() {
                 assert!(!shown.is_corrupt() && !shown.has_decode_errors());
                 let is_bright = shown.data(0)[shown.stride(0) * 40 + 80] > 126;
-                if is_bright && !was_bright {
-                    found.push(shown.pts().unwrap() as f64 * time_base);
+                let at = shown.pts().unwrap() as f64 * time_base;
+                if is_bright {
+                    begun.get_or_insert(at);
+                } else if let Some(begun) = begun.take() {
+                    found.push(Seen { begun, ended: at });
                 }
-                was_bright = is_bright;
             }
         }
         return found;
@@ -153,7 +162,8 @@ fn onsets(path: &Path, kind: Type) -> Vec<f64> {
                 }
                 let at = start + index as f64 / 1000.0;
                 if at - last > 0.5 {
-                    found.extend(begun.filter(|begun| is_whole(*begun, last)));
+                    let whole = begun.filter(|begun| is_whole(*begun, last));
+                    found.extend(whole.map(|begun| Seen { begun, ended: last }));
                     begun = Some(at);
                 }
                 last = at;
@@ -175,9 +185,20 @@ fn lags(onsets: &[f64], period: f64) -> VecDeque<(f64, f64)> {
     lags.collect()
 }
 
-/// Gives the difference of sound and picture in milliseconds, in the minute where it is largest, and how many were
-/// compared. Of each minute the median counts: a beep that loss has damaged is no measure of the clocks.
-fn run(seed: u64, minutes: u64, computer_ppm: i64, sound_card_ppm: i64) -> (f64, usize) {
+/// What half an hour showed.
+struct Outcome {
+    /// The largest difference of a sound and its picture, in milliseconds.
+    worst_ms: f64,
+    /// How many were compared.
+    compared: usize,
+    /// How many flashes began early: see below.
+    early: usize,
+}
+
+/// A flash is measured by its end. Where a freeze begins right behind a part, that part has gone out with the end that was
+/// foretold, and the first picture after the freeze is put there, so that the timeline has no hole: it is shown early, by
+/// at most the freeze. That is the segmenter's choice and no fault of the clocks; how often it happens is counted.
+fn run(seed: u64, minutes: u64, computer_ppm: i64, sound_card_ppm: i64) -> Outcome {
     let mut world = World::new(seed, Link { loss_percent: 5, ..Link::CLEAN });
     world.publisher.media = Media::Reel(reel());
     world.publisher.drift_ppm = computer_ppm;
@@ -207,8 +228,12 @@ fn run(seed: u64, minutes: u64, computer_ppm: i64, sound_card_ppm: i64) -> (f64,
     }
     publishing.collect();
 
-    let flashes = onsets(publishing.renditions[0].file.path(), Type::Video);
-    let beeps = onsets(publishing.renditions[1].file.path(), Type::Audio);
+    let flashes = seen(publishing.renditions[0].file.path(), Type::Video);
+    let beeps = seen(publishing.renditions[1].file.path(), Type::Audio);
+    let early =
+        flashes.iter().filter(|flash| flash.ended - flash.begun > BEEP_S + SKEW_MAX_MS / 1000.0).count();
+    let flashes: Vec<f64> = flashes.iter().map(|flash| flash.ended - BEEP_S).collect();
+    let beeps: Vec<f64> = beeps.iter().map(|beep| beep.begun).collect();
     // A sound card that runs fast has had its 48,000 samples before the second is over.
     let beep_period = 1.0 - sound_card_ppm as f64 * 1e-6;
     let (flash_lags, beep_lags) = (lags(&flashes, 1.0), lags(&beeps, beep_period));
@@ -227,8 +252,8 @@ fn run(seed: u64, minutes: u64, computer_ppm: i64, sound_card_ppm: i64) -> (f64,
             skews.entry(*happened as u64 / 60).or_default().push((beep_lag - start - flash_lag) * 1000.0);
         }
     }
-    let compared: usize = skews.values().map(Vec::len).sum();
-    let largest = skews.values().flatten().fold(0.0f64, |largest, skew| largest.max(skew.abs()));
+    let compared = skews.values().map(Vec::len).sum();
+    let worst_ms = skews.values().flatten().fold(0.0f64, |worst, skew| worst.max(skew.abs()));
     let medians: Vec<f64> = skews
         .values_mut()
         .map(|minute| {
@@ -236,24 +261,26 @@ fn run(seed: u64, minutes: u64, computer_ppm: i64, sound_card_ppm: i64) -> (f64,
             minute[minute.len() / 2]
         })
         .collect();
-    let worst = medians.iter().fold(0.0f64, |worst, median| worst.max(median.abs()));
     println!(
-        "{computer_ppm} ppm, sound card {sound_card_ppm} ppm: medians of minutes {medians:.1?} ms, {largest:.1} ms at most, \
-         {compared} compared"
+        "{computer_ppm} ppm, sound card {sound_card_ppm} ppm: medians of minutes {medians:.1?} ms, {worst_ms:.1} ms at most, \
+         {compared} compared, {early} flashes early"
     );
-    (worst, compared)
+    Outcome { worst_ms, compared, early }
+}
+
+fn check(outcome: &Outcome, compared_min: usize) {
+    let Outcome { worst_ms, compared, early } = *outcome;
+    assert!(compared > compared_min, "{compared} flashes with beeps");
+    assert!(worst_ms < SKEW_MAX_MS, "{worst_ms:.1} ms");
+    assert!(early * 20 < compared, "{early} flashes of {compared} began early");
 }
 
 #[test]
 fn sound_and_pictures_stay_together_when_all_clocks_run_fast() {
-    let (worst_ms, compared) = run(41, 5, 200, 200);
-    assert!(compared > 200, "{compared} flashes with beeps");
-    assert!(worst_ms < SKEW_MAX_MS, "{worst_ms:.1} ms");
+    check(&run(41, 5, 200, 200), 200);
 }
 
 #[test]
 fn sound_and_pictures_stay_together_for_half_an_hour_when_the_clocks_run_apart() {
-    let (worst_ms, compared) = run(42, 30, -200, 200);
-    assert!(compared > 1200, "{compared} flashes with beeps");
-    assert!(worst_ms < SKEW_MAX_MS, "{worst_ms:.1} ms");
+    check(&run(42, 30, -200, 200), 1200);
 }
