@@ -21,6 +21,9 @@ pub struct Config {
     pub upload_uplink_percent: u64,
     /// Upload at most this share of the stream's rate, in percent. The tracker's `welcome` can lower it.
     pub upload_ratio_percent: u64,
+    /// The token bucket of uploads holds what the upload rate brings in this time. A stripe's block goes to all children at
+    /// the line's speed instead of one after the other at half of it.
+    pub upload_burst: Span,
     /// The uplink to assume before anything was measured, in bit/s.
     pub uplink_initial_bps: u64,
     /// A block may be this much later than expected before it is pulled. Wide, because pulls are duplicates in the
@@ -58,6 +61,7 @@ impl Config {
             upload_uplink_percent: 50,
             // The smallest cap that lets a swarm with 30 % who never upload carry 95 % of a 3 Mbit/s stream.
             upload_ratio_percent: 200,
+            upload_burst: Span::from_ms(350),
             // Low enough not to hurt a slow line in the seconds until the first measurement.
             uplink_initial_bps: 2_000_000,
             pull_margin: Span::from_ms(250),

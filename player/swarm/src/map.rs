@@ -3,6 +3,9 @@
 //! Each map here holds a few dozen entries under a limit: there a vector is faster than a tree, iterates in a fixed
 //! order, and compiles to a fraction of the code, which browsers download.
 
+/// So many entries at the end are looked at first.
+const TAIL: usize = 12;
+
 /// Entries sorted by key.
 #[derive(Clone, Debug)]
 pub(crate) struct Map<K, V>(Vec<(K, V)>);
@@ -28,8 +31,10 @@ impl<K: Ord + Copy, V> Map<K, V> {
 
     /// Where the key is, or where it would be.
     fn find(&self, key: &K) -> Result<usize, usize> {
-        // What is asked for is mostly the newest, and the newest keys are mostly the last.
-        let at = self.0.partition_point(|(other, _)| other < key);
+        // What is asked for is mostly the newest, and the newest keys are mostly the last: these few are in the cache.
+        let tail = self.0.len().saturating_sub(TAIL);
+        let from = if self.0.get(tail).is_some_and(|(first, _)| first <= key) { tail } else { 0 };
+        let at = from + self.0[from..].partition_point(|(other, _)| other < key);
         if self.0.get(at).is_some_and(|(other, _)| other == key) { Ok(at) } else { Err(at) }
     }
 

@@ -120,10 +120,11 @@ impl Origin {
         }
     }
 
-    /// Learns from a piece that the driver loaded itself.
+    /// Learns from a piece that the driver loaded itself. Half of the time counts as waiting, which is true enough to
+    /// estimate pieces of that size.
     pub(crate) fn loaded(&mut self, blocks: u32, took: Span) {
-        let rest = self.next_block.p95().as_us() * u64::from(blocks.saturating_sub(1));
-        self.first_block.add(took.saturating_sub(Span::from_us(rest)));
+        self.first_block.add(took.percent(50));
+        self.next_block.add(Span::from_us(took.as_us() / 2 / u64::from(blocks.max(1))));
     }
 
     pub(crate) fn failed(&mut self, now: Time, rng: &mut Rng) {

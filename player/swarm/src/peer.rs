@@ -16,6 +16,8 @@ mod attacks;
 #[cfg(test)]
 mod behaviour;
 #[cfg(test)]
+mod newcomers;
+#[cfg(test)]
 mod world;
 
 use std::collections::VecDeque;
@@ -174,6 +176,7 @@ impl Peer {
     pub fn new(config: Config, seed: u64) -> Self {
         let upload_ratio_percent = config.upload_ratio_percent;
         let neighbors_max = config.neighbors_max;
+        let uploads = Uploads::new(config.upload_burst);
         Self {
             config,
             rng: Rng::new(seed),
@@ -209,7 +212,7 @@ impl Peer {
             announce_at: Time::NEVER,
             origin: Origin::new(),
             catching_up: Map::new(),
-            uploads: Uploads::new(),
+            uploads,
             shed_at: Time::ZERO,
             upkeep_at: Time::ZERO,
             report_interval: Span::ZERO,

@@ -27,6 +27,7 @@ pub(crate) struct Request {
 pub(crate) struct Player {
     pub(crate) has_started: bool,
     pub(crate) is_stalled: bool,
+    stalled_since: Time,
     position_ms: u64,
     pub(crate) buffered_until_ms: u64,
     rate_percent: u16,
@@ -44,6 +45,9 @@ impl Player {
         is_stalled: bool,
     ) -> Span {
         let stalled = if self.is_stalled { now.since(self.at) } else { Span::ZERO };
+        if !self.is_stalled {
+            self.stalled_since = now;
+        }
         self.position_ms = position_ms;
         self.buffered_until_ms = buffered_until_ms;
         self.rate_percent = rate_percent;
@@ -51,6 +55,25 @@ impl Player {
         self.has_started |= rate_percent > 0;
         self.at = now;
         stalled
+    }
+
+    /// Since when playback has been waiting for data, if it does.
+    pub(crate) fn stalled_for(&self, now: Time) -> Span {
+        if self.is_stalled { now.since(self.stalled_since) } else { Span::ZERO }
+    }
+
+    /// The player was given a piece: where that continues its buffer, the buffer ends later. The driver says so too, but up
+    /// to a second later, and a buffer that seems a second shorter than it is makes requests give up too early.
+    pub(crate) fn was_given(&mut self, record: &Record) {
+        let end_ms = record.start_ms + u64::from(record.duration_ms);
+        if !self.lacks_before(record) {
+            self.buffered_until_ms = self.buffered_until_ms.max(end_ms);
+        }
+    }
+
+    /// Whether there is a gap between the buffer's end and this piece.
+    fn lacks_before(&self, record: &Record) -> bool {
+        record.start_ms > self.buffered_until_ms + u64::from(record.duration_ms / 2)
     }
 
     /// The program date time at the playhead.
@@ -79,9 +102,13 @@ impl Player {
         if !self.has_started || self.rate_percent == 0 {
             return Time::NEVER;
         }
-        let ahead_ms = start_ms.saturating_sub(self.position_ms);
-        // A playhead that waits stays where it is.
-        let from = if self.is_stalled { now } else { self.at };
+        // A playhead that waits goes on with what comes next, however much is left in the buffer: that is due now.
+        let (from, position_ms) = if self.is_stalled {
+            (now, self.position_ms.max(self.buffered_until_ms))
+        } else {
+            (self.at, self.position_ms)
+        };
+        let ahead_ms = start_ms.saturating_sub(position_ms);
         from + Span::from_us(ahead_ms.saturating_mul(100_000) / u64::from(self.rate_percent))
     }
 }

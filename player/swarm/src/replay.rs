@@ -232,13 +232,14 @@ impl Writer {
 }
 
 /// The configuration's numbers in the order in which they are written.
-fn numbers(config: &Config) -> [u64; 14] {
+fn numbers(config: &Config) -> [u64; 15] {
     [
         config.store_bytes_max,
         config.pieces_max as u64,
         config.neighbors_max as u64,
         config.upload_uplink_percent,
         config.upload_ratio_percent,
+        config.upload_burst.as_us(),
         config.uplink_initial_bps,
         config.pull_margin.as_us(),
         config.append_margin.as_us(),
@@ -314,6 +315,7 @@ impl<'a> Reader<'a> {
             neighbors_max: self.small()?,
             upload_uplink_percent: self.number()?,
             upload_ratio_percent: self.number()?,
+            upload_burst: self.span()?,
             uplink_initial_bps: self.number()?,
             pull_margin: self.span()?,
             append_margin: self.span()?,

@@ -8,12 +8,9 @@ use shoal_digest::{BLOCK_BYTES, PieceId};
 
 use crate::{Span, Time, input::PeerId};
 
-/// The token bucket's depth at least: four blocks, enough to measure a line by.
+/// The token bucket's depth at least: four blocks, enough to measure a line by. Where the rate is higher it holds what comes
+/// in the configured time.
 const BURST_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
-/// And where the rate is higher, what it brings in this time. A stripe's block goes to all children at the line's speed
-/// instead of one after the other at half of it: with 1,000 viewers pieces are complete after 440 ms instead of 730 ms
-/// (median), and a third fewer blocks are pulled. Longer bursts gain nothing more and delay what else uses the line.
-const BURST: Span = Span::from_ms(350);
 /// What one byte costs in the bucket's unit.
 const UNIT: u64 = 8_000_000;
 /// A neighbor's channel is given no more while this much waits in it: what is handed over can't be cancelled.
@@ -47,6 +44,7 @@ pub(crate) struct Uploads {
     /// In bits times microseconds per second, so that no refill is lost to rounding.
     tokens: u64,
     tokens_at: Time,
+    burst: Span,
     rate_bps: u64,
     uplink_bps: u64,
     sent_total: u64,
@@ -56,8 +54,9 @@ pub(crate) struct Uploads {
 }
 
 impl Uploads {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(burst: Span) -> Self {
         Self {
+            burst,
             queue: Vec::new(),
             queued_bytes: 0,
             tokens: BURST_BYTES_MIN * UNIT,
@@ -142,7 +141,7 @@ impl Uploads {
 
     fn refill(&mut self, now: Time) {
         let elapsed = now.since(self.tokens_at).as_us().min(60_000_000);
-        let depth = (self.rate_bps.saturating_mul(BURST.as_us())).max(BURST_BYTES_MIN * UNIT);
+        let depth = (self.rate_bps.saturating_mul(self.burst.as_us())).max(BURST_BYTES_MIN * UNIT);
         self.tokens = self.tokens.saturating_add(elapsed.saturating_mul(self.rate_bps)).min(depth);
         self.tokens_at = now;
     }
@@ -225,7 +224,7 @@ mod tests {
 
     #[test]
     fn the_bucket_holds_uploads_to_its_rate() {
-        let mut uploads = Uploads::new();
+        let mut uploads = Uploads::new(Span::from_ms(350));
         uploads.set_rate(Time::ZERO, 1_000_000);
         (0..200).for_each(|block| uploads.push(Time::ZERO, upload(1, block)));
         let mut sent = 0;
@@ -241,7 +240,7 @@ mod tests {
 
     #[test]
     fn a_blocked_channel_does_not_hold_up_the_others() {
-        let mut uploads = Uploads::new();
+        let mut uploads = Uploads::new(Span::from_ms(350));
         uploads.set_rate(Time::ZERO, 1_000_000);
         uploads.push(Time::ZERO, upload(1, 0));
         uploads.push(Time::ZERO, upload(2, 0));
@@ -251,7 +250,7 @@ mod tests {
 
     #[test]
     fn the_wake_up_finds_tokens() {
-        let mut uploads = Uploads::new();
+        let mut uploads = Uploads::new(Span::from_ms(350));
         uploads.set_rate(Time::ZERO, 777_777);
         (0..20).for_each(|block| uploads.push(Time::ZERO, upload(1, block)));
         let mut now = Time::ZERO;
@@ -268,7 +267,7 @@ mod tests {
     fn late_notices_of_drained_channels_do_not_double_the_uplink() {
         // Two channels with two blocks each, which leave in turns on a line of 8 Mbit/s; each channel is told of only when
         // it is empty, so the last notice speaks of a block that left long before.
-        let mut uploads = Uploads::new();
+        let mut uploads = Uploads::new(Span::from_ms(350));
         let block = Span::of_bytes(u64::from(BLOCK_BYTES), 8_000_000);
         let mut now = Time::from_ms(5);
         for _ in 0..20 {
@@ -282,7 +281,7 @@ mod tests {
 
     #[test]
     fn draining_queues_measure_the_line() {
-        let mut uploads = Uploads::new();
+        let mut uploads = Uploads::new(Span::from_ms(350));
         let mut now = Time::from_ms(5);
         for _ in 0..20 {
             (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES));

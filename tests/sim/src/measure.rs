@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::origin::Origin;
 use crate::people::{Nat, Visit};
+use crate::player::Player;
 use crate::scenario::Scenario;
 
 /// Counts in steps of 10 ms, for percentiles without keeping every value.
@@ -77,16 +78,35 @@ pub(crate) struct Measure {
     pub(crate) stopped_though_held: u64,
     /// When the first viewer had a piece, by number.
     pub(crate) first_held: std::collections::BTreeMap<u64, u64>,
-    /// Viewers stopped, in each second.
-    pub(crate) stopped_by_second: Vec<u32>,
     /// Messages beside blocks.
     pub(crate) control_messages: u64,
     /// The same, in bytes.
     pub(crate) control_bytes: u64,
     /// Events worked off.
     pub(crate) events: u64,
-    /// Offload in each second, for recovery times.
-    pub(crate) used_by_second: Vec<u64>,
+    /// What happened in each second, for recovery times and for people.
+    pub(crate) seconds: Vec<Second>,
+}
+
+/// What happened in one second.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Second {
+    /// Bytes of pieces that were given to players.
+    pub(crate) used_bytes: u64,
+    /// Viewers whose playback stood still.
+    stopped: u32,
+    /// Requests that players were sent to plain HTTP with.
+    pub(crate) fallbacks: u32,
+    /// Pieces that were complete later than a second after their publication.
+    late: u32,
+}
+
+/// How far the figures have followed one viewer's player.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Followed {
+    stalled_us: u64,
+    played_us: u64,
+    has_stalled: bool,
 }
 
 impl Measure {
@@ -99,36 +119,70 @@ impl Measure {
     /// A viewer's playback stands still for want of a piece. `SPREAD_US` is what a piece takes to reach nearly everybody.
     pub(crate) fn stopped(&mut self, now_us: u64, number: u64) {
         const SPREAD_US: u64 = 1_500_000;
-        let second = (now_us / 1_000_000) as usize;
-        if self.stopped_by_second.len() <= second {
-            self.stopped_by_second.resize(second + 1, 0);
-        }
-        self.stopped_by_second[second] += 1;
+        self.at(now_us).stopped += 1;
         let held = self.first_held.get(&number).is_some_and(|held_us| held_us + SPREAD_US < now_us);
         self.stopped_though_held += u64::from(held && self.counts(now_us));
     }
 
+    /// The second that a time lies in.
+    pub(crate) fn at(&mut self, now_us: u64) -> &mut Second {
+        let second = (now_us / 1_000_000) as usize;
+        if self.seconds.len() <= second {
+            self.seconds.resize(second + 1, Second::default());
+        }
+        &mut self.seconds[second]
+    }
+
+    /// A viewer has all of a piece, so long after its publication.
+    pub(crate) fn completed(&mut self, now_us: u64, age_us: u64) {
+        self.at(now_us).late += u32::from(age_us > 1_000_000);
+        if self.counts(now_us) {
+            self.arrival.add(age_us);
+        }
+    }
+
+    /// Counts what a player, moved to now, did since the last call. To be called once a second for each viewer.
+    pub(crate) fn second(&mut self, now_us: u64, player: &Player, followed: &mut Followed) {
+        if self.counts(now_us) {
+            if player.startup_us.is_some() {
+                self.latency.add(player.latency_us_at(now_us));
+            }
+            self.stalled_us += player.stalled_us - followed.stalled_us;
+            self.watched_us += player.played_us - followed.played_us;
+            if player.stalled_us > followed.stalled_us && !followed.has_stalled {
+                followed.has_stalled = true;
+                self.stalled_viewers += 1;
+            }
+        }
+        followed.stalled_us = player.stalled_us;
+        followed.played_us = player.played_us;
+    }
+
+    /// A viewer who joined at `join_us` saw its first frame after this time.
+    pub(crate) fn started(&mut self, join_us: u64, startup_us: u64) {
+        self.startup_all.add(startup_us);
+        if join_us >= self.from_us {
+            self.startup.add(startup_us);
+        }
+    }
+
     /// One line for each second: what left the origin, the share of what was used that did not, who stood still.
     pub(crate) fn timeline(&self, origin: &Origin) -> Vec<String> {
-        let seconds = 0..self.used_by_second.len();
-        let line = |second: usize| {
-            let from_us = second as u64 * 1_000_000;
-            let sent = origin.sent(from_us, from_us + 1_000_000);
-            let used = self.used_by_second[second];
-            let stopped = self.stopped_by_second.get(second).copied().unwrap_or(0);
-            let offload = 100.0 * (1.0 - sent as f64 / used.max(1) as f64);
-            format!("{second:4} s  origin {:9} kB  offload {offload:8.2} %  stopped {stopped}", sent / 1_000)
+        let line = |(number, second): (u64, &Second)| {
+            let sent = origin.sent(number * 1_000_000, (number + 1) * 1_000_000);
+            let offload = 100.0 * (1.0 - sent as f64 / second.used_bytes.max(1) as f64);
+            let Second { stopped, fallbacks, late, .. } = second;
+            format!(
+                "{number:4} s  origin {:9} kB  offload {offload:8.2} %  stopped {stopped}  fallbacks {fallbacks}  late {late}",
+                sent / 1_000
+            )
         };
-        seconds.map(line).collect()
+        (0..).zip(&self.seconds).map(line).collect()
     }
 
     /// A piece was given to a player.
     pub(crate) fn used(&mut self, now_us: u64, bytes: u64) {
-        let second = (now_us / 1_000_000) as usize;
-        if self.used_by_second.len() <= second {
-            self.used_by_second.resize(second + 1, 0);
-        }
-        self.used_by_second[second] += bytes;
+        self.at(now_us).used_bytes += bytes;
         if self.counts(now_us) {
             self.used_bytes += bytes;
         }
@@ -143,7 +197,7 @@ impl Measure {
         Figures {
             offload: round(offload, 5),
             bound: round(bound, 5),
-            measured_over_bound: round(offload / bound.max(1e-9), 5),
+            measured_over_bound: if bound > 0.0 { round(offload / bound, 5) } else { 1.0 },
             copies_per_piece: round(sent / (self.media_bytes as f64).max(1.0), 3),
             latency_p95_s: self.latency.percentile(95.0) as f64 / 1e6,
             startup_p95_ms: startup.percentile(95.0) as f64 / 1e3,
@@ -166,7 +220,7 @@ impl Measure {
         let from = at_s as u64;
         let to = self.to_us / 1_000_000;
         let offload = |second: u64| {
-            let used = self.used_by_second.get(second as usize).copied().unwrap_or(0) as f64;
+            let used = self.seconds.get(second as usize).map_or(0, |second| second.used_bytes) as f64;
             1.0 - origin.sent(second * 1_000_000, (second + 1) * 1_000_000) as f64 / used.max(1.0)
         };
         (from..to).rev().find(|second| offload(*second) < 0.95).map_or(0.0, |last| (last + 1 - from) as f64)
@@ -216,7 +270,7 @@ pub struct Figures {
     pub recovery_s: Option<f64>,
 }
 
-/// What no policy can exceed: min(reachable viewers − 1/n, mean usable uplink / rate, 1 − 2^(−D/τ)), summed over the renditions.
+/// What no policy can exceed: min(reachable viewers − 1/n, where n is the mean of those times at which anybody watches; mean usable uplink / rate, 1 − 2^(−D/τ)), summed over the renditions.
 ///
 /// D is the time between publication and the last useful moment, τ the shortest time in which copies of a block can
 /// double: its serialisation at the largest permitted uplink and half the shortest round trip.
@@ -232,8 +286,13 @@ pub(crate) fn bound(scenario: &Scenario, visits: &[Visit]) -> f64 {
         // Viewers switch, but the share of each rendition stays: the bound is that of the first choice.
         let (mut time, mut given) = (0.0, 0.0);
         let mut reachable = 0.0;
+        // For as long as anybody watches, one copy has to come from the origin. Visits are sorted by their beginning.
+        let (mut watched_us, mut until_us) = (0, from_us);
         for visit in visits.iter().filter(|visit| visit.rendition == rendition) {
-            let there = visit.leave_us.min(to_us).saturating_sub(visit.join_us.max(from_us)) as f64;
+            let leave_us = visit.leave_us.min(to_us);
+            let there = leave_us.saturating_sub(visit.join_us.max(from_us)) as f64;
+            watched_us += leave_us.saturating_sub(visit.join_us.max(until_us));
+            until_us = until_us.max(leave_us);
             time += there;
             // Who has no UDP can neither give nor take: the cut around him is his whole rate.
             if scenario.network.nat && visit.nat == Nat::Blocked {
@@ -243,7 +302,7 @@ pub(crate) fn bound(scenario: &Scenario, visits: &[Visit]) -> f64 {
             given += there * (visit.usable_bps as f64).min(scenario.people.uplink_cap * best_bps);
         }
         let viewers = time / (to_us - from_us) as f64;
-        if viewers <= 0.0 {
+        if time <= 0.0 {
             continue;
         }
         let slack_ms = f64::from(scenario.play.latency_ms)
@@ -254,7 +313,7 @@ pub(crate) fn bound(scenario: &Scenario, visits: &[Visit]) -> f64 {
         let by_time = 1.0 - (-slack_ms / tau_ms).exp2();
         let by_uplink = given / time / overhead / rate_bps;
         all += viewers * rate_bps;
-        let by_count = reachable / time - 1.0 / viewers.max(1.0);
+        let by_count = (reachable - watched_us as f64) / time;
         saved += viewers * rate_bps * by_count.min(by_uplink).min(by_time).max(0.0);
     }
     if all > 0.0 { saved / all } else { 0.0 }

@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::Policy;
-use crate::measure::{Figures, Measure, bound};
+use crate::measure::{Figures, Followed, Measure, bound};
 use crate::media::Stream;
 use crate::network::Network;
 use crate::origin::Origin;
@@ -68,9 +68,7 @@ struct Viewer {
     p2p: BTreeMap<u64, Download>,
     random_http_us: u64,
     appending: Option<u64>,
-    seen_stall_us: u64,
-    seen_play_us: u64,
-    has_stalled: bool,
+    followed: Followed,
 }
 
 /// A run of a rival.
@@ -168,6 +166,17 @@ impl<'a> World<'a> {
     }
 
     fn handle(&mut self, event: Event) {
+        if let Event::HttpDone { viewer, .. }
+        | Event::Listed { viewer, .. }
+        | Event::Chunk { to: viewer, .. } = event
+        {
+            let join_us = self.visits[viewer as usize].join_us;
+            let ready_us = self.scenario.people.ready_us(self.now_us, join_us);
+            if ready_us > self.now_us {
+                self.queue.push(ready_us, event);
+                return;
+            }
+        }
         match event {
             Event::Join(viewer) => self.join(viewer),
             Event::Opened(viewer) => {
@@ -232,9 +241,7 @@ impl<'a> World<'a> {
             p2p: BTreeMap::new(),
             random_http_us: self.now_us + 1_000_000,
             appending: None,
-            seen_stall_us: 0,
-            seen_play_us: 0,
-            has_stalled: false,
+            followed: Followed::default(),
         });
         let rtt_us = self.network.server_rtt_us(viewer as usize);
         self.queue.push(self.now_us + 2 * rtt_us + self.random.below(10_000), Event::Opened(viewer));
@@ -484,10 +491,8 @@ impl<'a> World<'a> {
         state.partial.remove(&number);
         state.have.entry(number).or_insert(self.now_us);
         state.have = state.have.split_off(&number.saturating_sub(KEPT));
-        if self.measure.counts(self.now_us) {
-            let age_us = self.now_us.saturating_sub(self.stream.published_us(number));
-            self.measure.arrival.add(age_us);
-        }
+        let age_us = self.now_us.saturating_sub(self.stream.published_us(number));
+        self.measure.completed(self.now_us, age_us);
         self.offer(viewer);
         self.poll(viewer);
     }
@@ -512,10 +517,7 @@ impl<'a> World<'a> {
         state.player.append(self.now_us, number);
         self.measure.used(self.now_us, u64::from(self.stream.piece(0, number).length));
         if let (false, Some(startup_us)) = (had_started, state.player.startup_us) {
-            self.measure.startup_all.add(startup_us);
-            if self.visits[viewer as usize].join_us >= self.measure.from_us {
-                self.measure.startup.add(startup_us);
-            }
+            self.measure.started(self.visits[viewer as usize].join_us, startup_us);
         }
         self.poll(viewer);
     }
@@ -523,19 +525,7 @@ impl<'a> World<'a> {
     fn second(&mut self, viewer: u32) {
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
         state.player.advance(self.now_us);
-        if self.measure.counts(self.now_us) {
-            if state.player.startup_us.is_some() {
-                self.measure.latency.add(state.player.latency_us_at(self.now_us));
-            }
-            self.measure.stalled_us += state.player.stalled_us - state.seen_stall_us;
-            self.measure.watched_us += state.player.played_us - state.seen_play_us;
-            if state.player.stalled_us > state.seen_stall_us && !state.has_stalled {
-                state.has_stalled = true;
-                self.measure.stalled_viewers += 1;
-            }
-        }
-        state.seen_stall_us = state.player.stalled_us;
-        state.seen_play_us = state.player.played_us;
+        self.measure.second(self.now_us, &state.player, &mut state.followed);
         state.player.jump(self.now_us, &self.stream);
         self.poll(viewer);
         self.queue.push(self.now_us + 1_000_000, Event::Second(viewer));

@@ -18,6 +18,7 @@ const FILES: &[(&str, &str)] = &[
     ("polluters", include_str!("../../scenarios/polluters.toml")),
     ("tiny", include_str!("../../scenarios/tiny.toml")),
     ("abr", include_str!("../../scenarios/abr.toml")),
+    ("joins", include_str!("../../scenarios/joins.toml")),
 ];
 
 /// Why a scenario can't be run.
@@ -116,6 +117,10 @@ pub struct People {
     pub leeches: f64,
     /// Share of viewers who send garbage instead of blocks.
     pub polluters: f64,
+    /// For so long after it was opened a viewer's page is busy with starting, and so is everything it shares a machine with.
+    pub busy_start_ms: u32,
+    /// While it is busy it sees to what has arrived, and to its timers, only this often.
+    pub busy_slice_ms: u32,
 }
 
 /// How viewers come and go.
@@ -259,6 +264,8 @@ impl Default for People {
             downlink_sigma: 1.0,
             leeches: 0.0,
             polluters: 0.0,
+            busy_start_ms: 0,
+            busy_slice_ms: 1,
         }
     }
 }
@@ -301,6 +308,17 @@ impl Default for Origin {
             answer_median_ms: 8.0,
             answer_sigma: 0.8,
         }
+    }
+}
+
+impl People {
+    /// When a viewer gets round to what happens now: at once, unless its page is busy with starting.
+    pub(crate) fn ready_us(&self, now_us: u64, join_us: u64) -> u64 {
+        let age_us = now_us.saturating_sub(join_us);
+        if age_us >= u64::from(self.busy_start_ms) * 1_000 {
+            return now_us;
+        }
+        now_us - age_us + age_us.next_multiple_of(u64::from(self.busy_slice_ms) * 1_000)
     }
 }
 
@@ -362,6 +380,9 @@ impl Scenario {
             * 1.1;
         if largest > 128.0 * 16_384.0 {
             return Err("pieces would have more than 128 blocks".to_owned());
+        }
+        if self.people.busy_slice_ms == 0 {
+            return Err("people.busy-slice-ms must be at least 1".to_owned());
         }
         if self.measure_from_s >= self.seconds {
             return Err("measure-from-s must be before the end".to_owned());

@@ -96,6 +96,8 @@ pub struct Knobs {
     pub push: bool,
     /// Drivers compute digests; off only to show that the invariant about bad bytes can fail.
     pub hash: bool,
+    /// Milliseconds of its rate that a viewer's token bucket holds, if not as many as by default.
+    pub burst_ms: Option<u32>,
     /// Settings of the planner.
     pub plan: plan::Settings,
     /// Without tracker from the start.
@@ -106,7 +108,14 @@ pub struct Knobs {
 
 impl Default for Knobs {
     fn default() -> Self {
-        Self { push: true, hash: true, plan: plan::Settings::default(), tracker: true, complaints: true }
+        Self {
+            push: true,
+            hash: true,
+            burst_ms: None,
+            plan: plan::Settings::default(),
+            tracker: true,
+            complaints: true,
+        }
     }
 }
 
@@ -224,7 +233,8 @@ impl<'a> World<'a> {
             if at_us >= next_progress {
                 next_progress += 1_000_000;
                 let (from, to) = (at_us.saturating_sub(5_000_000), at_us);
-                let used: u64 = self.measure.used_by_second.iter().rev().take(5).sum();
+                let used: u64 =
+                    self.measure.seconds.iter().rev().take(5).map(|second| second.used_bytes).sum();
                 let note = format!(
                     "{} viewers, {} events, last 5 s offload {:.3}",
                     self.tracker.planner.viewer_count(),
@@ -274,7 +284,36 @@ impl<'a> World<'a> {
         self.knobs.tracker && !(from..to).contains(&self.now_us)
     }
 
+    /// When a viewer gets round to an event: now, unless its page is busy with starting.
+    fn ready_us(&self, event: &Event) -> u64 {
+        let (Event::Wake(viewer)
+        | Event::Arrive { to: viewer, .. }
+        | Event::Sent { viewer, .. }
+        | Event::FetchBlock { viewer, .. }
+        | Event::FetchEnd { viewer, .. }
+        | Event::Loaded { viewer, .. }
+        | Event::Listed { viewer, .. }
+        | Event::FromTracker { to: viewer, .. }) = event
+        else {
+            return self.now_us;
+        };
+        self.scenario.people.ready_us(self.now_us, self.visits[*viewer as usize].join_us)
+    }
+
     fn handle(&mut self, event: Event) {
+        if self.scenario.people.busy_start_ms > 0 {
+            let ready_us = self.ready_us(&event);
+            if ready_us > self.now_us {
+                if let Event::Wake(viewer) = event
+                    && let Some(state) = &mut self.viewers[viewer as usize]
+                    && state.wake_us == self.now_us
+                {
+                    state.wake_us = ready_us;
+                }
+                self.queue.push(ready_us, event);
+                return;
+            }
+        }
         match event {
             Event::Join(viewer) => self.join(viewer),
             Event::Opened(viewer) => self.opened(viewer),

@@ -13,17 +13,20 @@ const ACCUSERS_MIN: usize = 2;
 pub(crate) struct Tracker {
     pub(crate) planner: Planner,
     pub(crate) is_down: bool,
+    /// When the next round is, and when the last was.
+    pub(crate) next_round_ms: u64,
+    last_round_ms: u64,
     accusers: BTreeMap<u32, Vec<u32>>,
     is_banned: Vec<bool>,
 }
 
 impl Tracker {
-    pub(crate) const TICK_US: u64 = 500_000;
-
     pub(crate) fn new(settings: Settings, seed: u64, visits: usize) -> Self {
         Self {
             planner: Planner::new(settings, seed),
             is_down: false,
+            next_round_ms: 0,
+            last_round_ms: 0,
             accusers: BTreeMap::new(),
             is_banned: vec![false; visits],
         }
@@ -88,7 +91,15 @@ impl Tracker {
         neighbors.into_iter().map(|neighbor| (neighbor, FromTracker::Part { peer: viewer })).collect()
     }
 
+    /// Something happened that somebody waits for: as in the tracker's service, the next round comes soon.
+    pub(crate) fn hurry(&mut self, now_ms: u64) -> u64 {
+        let soon_ms = (self.last_round_ms + self.planner.spacing_ms()).max(now_ms + 1);
+        self.next_round_ms = self.next_round_ms.min(soon_ms);
+        self.next_round_ms
+    }
+
     pub(crate) fn tick(&mut self, now_ms: u64) -> Vec<(u32, FromTracker)> {
+        self.last_round_ms = now_ms;
         let mut messages = Vec::new();
         for output in self.planner.tick(now_ms) {
             match output {

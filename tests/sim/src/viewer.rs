@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use shoal_swarm::{Config, FetchId, HoldId, Peer, PieceId, RequestId, block_count};
+use shoal_swarm::{Config, FetchId, HoldId, Peer, PieceId, RequestId, Span, block_count};
 
+use crate::measure::Followed;
 use crate::media::Stream;
 use crate::people::Visit;
 use crate::player::Player;
-use crate::shoal::Brought;
+use crate::shoal::{Brought, Knobs};
 
 /// An open connection.
 #[derive(Debug)]
@@ -53,9 +54,7 @@ pub(crate) struct Viewer {
     pub(crate) request: RequestId,
     /// What the player waits for.
     pub(crate) wanted: Option<(RequestId, u64)>,
-    pub(crate) seen_stall_us: u64,
-    pub(crate) seen_play_us: u64,
-    pub(crate) has_stalled: bool,
+    pub(crate) followed: Followed,
     /// Block bytes that came from peers.
     pub(crate) received_bytes: u64,
     pub(crate) origin_bytes: u64,
@@ -65,9 +64,12 @@ pub(crate) struct Viewer {
 }
 
 impl Viewer {
-    pub(crate) fn new(visit: &Visit, player: Player, stream: &Stream, seed: u64, push: bool) -> Self {
+    pub(crate) fn new(visit: &Visit, player: Player, stream: &Stream, seed: u64, knobs: &Knobs) -> Self {
         let mut config = Config::new(stream.key(), stream.epoch());
-        config.push = push;
+        config.push = knobs.push;
+        if let Some(burst_ms) = knobs.burst_ms {
+            config.upload_burst = Span::from_ms(u64::from(burst_ms));
+        }
         Self {
             peer: Peer::new(config, seed),
             player,
@@ -85,9 +87,7 @@ impl Viewer {
             listed: 0,
             request: 0,
             wanted: None,
-            seen_stall_us: 0,
-            seen_play_us: 0,
-            has_stalled: false,
+            followed: Followed::default(),
             received_bytes: 0,
             origin_bytes: 0,
             cancelled_bytes: 0,

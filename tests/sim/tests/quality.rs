@@ -6,7 +6,11 @@ fn simulate(name: &str, viewers: usize, seed: u64, seconds: f64, knobs: Knobs) -
     let mut scenario = Scenario::named(name).expect("the tests name scenarios that exist");
     scenario.seconds = seconds;
     scenario.measure_from_s = scenario.measure_from_s.min(seconds / 2.0);
-    run(&scenario, viewers, seed, Policy::Shoal, knobs, &mut |_, _| {})
+    let outcome = run(&scenario, viewers, seed, Policy::Shoal, knobs, &mut |_, _| {});
+    // Shown where a test fails.
+    eprintln!("{name}, {viewers} viewers, seed {seed}: {:?}", outcome.figures);
+    outcome.timeline.iter().for_each(|line| eprintln!("{line}"));
+    outcome
 }
 
 #[test]
@@ -84,4 +88,14 @@ fn a_tracker_that_is_away_for_a_minute_is_not_noticed_by_players() {
     let figures = simulate("tracker-loss", 60, 1, 140.0, Knobs::default()).figures;
     assert!(figures.rebuffer_ratio < 0.0001, "rebuffering {}", figures.rebuffer_ratio);
     assert!(figures.offload > 0.96, "offload {}", figures.offload);
+}
+
+#[test]
+fn newcomers_with_busy_pages_stop_nobody_in_a_tiny_swarm() {
+    for viewers in [3, 5] {
+        for seed in [1, 2] {
+            let figures = simulate("joins", viewers, seed, 90.0, Knobs::default()).figures;
+            assert_eq!(figures.stalled_viewers, 0, "{viewers} viewers, seed {seed}: {figures:?}");
+        }
+    }
 }

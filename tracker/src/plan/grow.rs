@@ -33,6 +33,9 @@ const ANCESTORS_MAX: usize = 16;
 /// A viewer should have stayed this long before it is made a root, where there is a choice: a third of all viewers leave
 /// within the first minute.
 const ROOT_AGE_MS: Ms = 60_000;
+/// And so long before a root hands its role over to it: a page that has just been opened is busy with starting, and what
+/// it fetched late everybody below it would get late.
+const SETTLED_MS: Ms = 10_000;
 
 /// What came of looking for a parent.
 enum Found {
@@ -366,7 +369,8 @@ impl Forest {
             .connected(root)
             .filter(|(other, _)| {
                 self.nodes.get(other).is_some_and(|node| {
-                    node.slots as u64 >= here
+                    now.saturating_sub(node.joined) >= SETTLED_MS
+                        && node.slots as u64 >= here
                         && node.free() as u64 >= here
                         && (node.has_home(stripe) || self.excess(node) == 0)
                         && load(node) + share(node.slots) + share(self.nodes[&root].slots) / 2 < mine

@@ -26,10 +26,20 @@ use links::Links;
 /// Milliseconds on the caller's monotonic clock.
 pub type Ms = u64;
 
+/// The longest time between two rounds of a planner that has viewers.
+pub const ROUND_MS: Ms = 500;
+/// After something happened: in a small swarm a burst of reports from one pair of viewers comes within this time.
+const ROUND_SOON_MS: Ms = 20;
+/// The same from [`SMALL_SWARM`] viewers on. A joiner waits half of it for its first introduction.
+const ROUND_LATER_MS: Ms = 100;
+/// Below this number of viewers a round costs less than a millisecond.
+const SMALL_SWARM: usize = 100;
 /// Introductions made for the mesh in one tick. The trees come first; the mesh fills up over some seconds.
 const MESH_INTRODUCTIONS_MAX: usize = 400;
-/// A full round of looking for better places takes about this long.
-const ROUND_MS: Ms = 20_000;
+/// A full tour of looking for better places takes about this long.
+const TOUR_MS: Ms = 20_000;
+/// A tour goes no faster after a pause: everybody who moves misses what is on its way to the old place.
+const PASSED_MAX_MS: Ms = 1_000;
 /// Changes of a viewer's uplink below this percentage are measurement noise.
 const UPLINK_STEP_PERCENT: u32 = 15;
 /// The same for a rendition's rate.
@@ -149,8 +159,10 @@ pub struct Planner {
     lonely: BTreeSet<PeerId>,
     outputs: Vec<Output>,
     random: u64,
-    /// Where the round of looking for better places stands.
-    round_at: PeerId,
+    /// Where the tour of looking for better places stands.
+    tour_at: PeerId,
+    /// Viewers times milliseconds for which the tour has not gone on yet.
+    tour_owed: u64,
     last_tick: Ms,
 }
 
@@ -166,7 +178,8 @@ impl Planner {
             lonely: BTreeSet::new(),
             outputs: Vec::new(),
             random: seed ^ 0x9e37_79b9_7f4a_7c15,
-            round_at: 0,
+            tour_at: 0,
+            tour_owed: 0,
             last_tick: 0,
         }
     }
@@ -314,8 +327,14 @@ impl Planner {
         }
     }
 
-    /// Works off what happened, and returns what is to be sent. To be called every 250 to 1000 ms: repairs wait for it,
-    /// and changes of a second in one message cost less than each for itself.
+    /// How long after the last round the next one may be, once something happened.
+    #[must_use]
+    pub fn spacing_ms(&self) -> Ms {
+        if self.viewers.len() < SMALL_SWARM { ROUND_SOON_MS } else { ROUND_LATER_MS }
+    }
+
+    /// Works off what happened, and returns what is to be sent. To be called every [`ROUND_MS`], and after something
+    /// happened as soon as [`Self::spacing_ms`] allows: repairs and newcomers wait for it.
     pub fn tick(&mut self, now: Ms) -> Vec<Output> {
         for (a, b) in self.links.expire(now) {
             for forest in self.forests.values_mut() {
@@ -451,14 +470,16 @@ impl Planner {
         self.outputs.push(Output::Introduce { offers: a, answers: b });
     }
 
-    /// A slow round over all viewers, some in each tick.
+    /// A slow tour over all viewers, some in each tick.
     fn better_some(&mut self, now: Ms) {
-        let passed = now.saturating_sub(self.last_tick).min(ROUND_MS);
-        let count = (self.viewers.len() as u64 * passed).div_ceil(ROUND_MS);
+        let passed = now.saturating_sub(self.last_tick).min(PASSED_MAX_MS);
+        self.tour_owed += self.viewers.len() as u64 * passed;
+        let count = self.tour_owed / TOUR_MS;
+        self.tour_owed %= TOUR_MS;
         for _ in 0..count {
-            let next = self.viewers.range(self.round_at..).next().or_else(|| self.viewers.first_key_value());
+            let next = self.viewers.range(self.tour_at..).next().or_else(|| self.viewers.first_key_value());
             let Some((&id, _)) = next else { return };
-            self.round_at = id.wrapping_add(1);
+            self.tour_at = id.wrapping_add(1);
             for forest in self.forests.values_mut().filter(|forest| forest.nodes.contains_key(&id)) {
                 forest.better(now, id);
             }

@@ -12,16 +12,8 @@ use std::collections::BTreeMap;
 
 use shoal_tracker_protocol::PeerId;
 
-use crate::plan::{self, Locality, Planner};
+use crate::plan::{self, Locality, Planner, ROUND_MS};
 
-/// A planner's rounds when nothing happens.
-const ROUND_MS: u64 = 500;
-/// After something happened: in a small swarm a burst of reports from one pair of viewers comes within this time.
-const ROUND_SOON_MS: u64 = 20;
-/// The same from [`SMALL_GROUP`] viewers on. A joiner waits half of it for its first introduction.
-const ROUND_LATER_MS: u64 = 100;
-/// Below this number of viewers a round costs less than a millisecond.
-const SMALL_GROUP: usize = 100;
 /// A group with less than this part of the largest size is given up when another has room for it.
 const DWINDLED_PART: usize = 8;
 /// The viewers of a country get a group of their own when there are as many as this part of the largest size.
@@ -277,9 +269,7 @@ impl Groups {
 
 impl Group {
     fn hurry(&mut self, now_ms: u64) {
-        let spacing_ms =
-            if self.planner.viewer_count() < SMALL_GROUP { ROUND_SOON_MS } else { ROUND_LATER_MS };
-        let at_ms = (self.last_round_ms + spacing_ms).max(now_ms);
+        let at_ms = (self.last_round_ms + self.planner.spacing_ms()).max(now_ms);
         self.next_round_ms = Some(self.next_round_ms.map_or(at_ms, |next| next.min(at_ms)));
     }
 }

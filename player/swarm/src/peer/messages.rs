@@ -22,6 +22,11 @@ const ANSWERS_MAX: u16 = 16;
 const BACKLOG_MAX: Span = Span::from_ms(600);
 /// Who said that it has too much to send is left alone for this long: it sends a few blocks in that time.
 const BUSY: Span = Span::from_ms(150);
+/// A new neighbor that has no tracker is told the records of so many pieces: what a player has before it.
+const RECORDS_FOR_NEW: usize = 16;
+/// One that lost its tracker a moment ago has all but the last. If every neighbor told it more, that would fill the
+/// uplinks for as long as a piece may take.
+const RECORDS_FOR_KNOWN: usize = 1;
 /// At most this many neighbors' knowledge is kept for one piece; more than there are neighbors.
 const KNOWN_MAX: usize = 64;
 
@@ -145,12 +150,14 @@ impl Peer {
                     self.part_from(peer, DisconnectReason::Incompatible, false);
                 } else {
                     neighbor.has_greeted = true;
-                    self.accept_state(peer, flags, uplink_class);
+                    self.accept_state(peer, flags, uplink_class, RECORDS_FOR_NEW);
                     // Also to one whose hello came before ours was sent with the present flags.
                     self.wake_pieces();
                 }
             }
-            Control::State { flags, uplink_class } => self.accept_state(peer, flags, uplink_class),
+            Control::State { flags, uplink_class } => {
+                self.accept_state(peer, flags, uplink_class, RECORDS_FOR_KNOWN);
+            }
             Control::Have(sets) => self.accept_have(peer, sets),
             Control::Request(sets) => self.accept_request(peer, sets),
             Control::Cancel(sets) => self.accept_cancel(peer, sets),
@@ -170,7 +177,7 @@ impl Peer {
         }
     }
 
-    fn accept_state(&mut self, peer: PeerId, flags: Flags, uplink_class: u8) {
+    fn accept_state(&mut self, peer: PeerId, flags: Flags, uplink_class: u8, records: usize) {
         let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
         let before = std::mem::replace(&mut neighbor.flags, flags);
         neighbor.uplink_class = uplink_class;
@@ -178,7 +185,7 @@ impl Peer {
             self.announce_all(peer);
         }
         if flags.wants_records && !before.wants_records {
-            let newest = self.pieces.values().rev().filter_map(|piece| piece.record.clone()).take(16);
+            let newest = self.pieces.values().rev().filter_map(|piece| piece.record.clone()).take(records);
             for record in newest.collect::<Vec<_>>() {
                 self.send(peer, &Control::Record(record.bytes()));
             }

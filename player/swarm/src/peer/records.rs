@@ -266,6 +266,9 @@ impl Peer {
     fn settle_loaded(&mut self, id: PieceId, length: u32, digests: &[BlockDigest]) {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         piece.is_loaded = true;
+        if let Some(record) = piece.record() {
+            self.player.was_given(record);
+        }
         let is_true =
             piece.record().is_some_and(|record| record.length == length && record.blocks == digests);
         if !is_true || piece.is_complete {

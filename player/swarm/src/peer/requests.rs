@@ -7,6 +7,7 @@ use crate::{
     Output, Span, Time,
     input::{RequestId, Target},
     output::FallbackReason,
+    piece::Piece,
     player::Request,
 };
 
@@ -101,6 +102,13 @@ impl Peer {
                 Answer::Deliver { first, parts } => {
                     let request = self.end_request(at);
                     self.stats.delivered += 1;
+                    for part in first.part..first.part.saturating_add(parts) {
+                        let given = self.pieces.get(&PieceId { part, ..first });
+                        given
+                            .and_then(Piece::record)
+                            .into_iter()
+                            .for_each(|record| self.player.was_given(record));
+                    }
                     self.outputs.push_back(Output::Deliver { request, first, parts });
                 }
                 Answer::Fallback(reason) => {

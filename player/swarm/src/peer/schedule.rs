@@ -41,8 +41,9 @@ const CATCH_UP_PERCENT: u64 = 88;
 /// Where everybody else's attempts fail too, each viewer tries for itself after this time, spread widely.
 const LAST_RESORT_AFTER: Span = Span::from_secs(10);
 const LAST_RESORT_SPREAD: Span = Span::from_secs(30);
-/// With so much in its buffer a viewer goes by its deadlines again.
-const RECOVERED_MS: u64 = 1_000;
+/// With so much in its buffer a viewer goes by its deadlines again: two seconds, so that those who catch up with the others
+/// first do not ask for what is on its way to all.
+const RECOVERED_MS: u64 = 2_000;
 /// The last of them may be late by this much before all is as usual.
 const CATCH_UP_GRACE: Span = Span::from_secs(3);
 /// The origin's bytes may contradict the record this often before the player is sent to plain HTTP.
@@ -279,6 +280,10 @@ impl Peer {
         for (peer, neighbor) in giving {
             count += 1;
             better += u64::from(rendezvous(id, *peer, neighbor.uplink_class) > mine);
+        }
+        if count == 1 {
+            // Whom would it help to go first? Meanwhile neighbors may come.
+            return (0, true);
         }
         let slot = 65_536 / count;
         let turn = (count - 1 - better) * slot + self.rng.below(slot);

@@ -30,6 +30,8 @@ const SHED_BACKLOG: Span = Span::from_ms(700);
 const SHED_INTERVAL: Span = Span::from_ms(1500);
 /// Reports before their time are at least this far apart.
 const REPORT_INTERVAL_MIN: Span = Span::from_secs(1);
+/// Who waits for data for this long gives less.
+const STALL_PATIENCE: Span = Span::from_secs(3);
 /// A piece whose end lies this far behind the playhead is not obtained any more.
 const RETIRE_AFTER_MS: u64 = 1500;
 
@@ -146,9 +148,11 @@ impl Peer {
     /// Sets the upload rate: what the line, the stream and the viewer's own playback allow.
     pub(super) fn update_rate(&mut self) {
         let usable = self.usable_bps();
-        // A viewer whose playback waits needs its line; but where the origin was away everybody waits, and for each other.
+        // A viewer whose playback waits and waits needs its line. Not at once: in a small swarm its children would wait
+        // next, and all for each other. And where the origin was away everybody does.
         let is_common = self.origin.is_down() || self.now < self.origin.recovering_until;
-        let rate = if self.player.is_stalled && !is_common { usable / 4 } else { usable };
+        let is_short = self.player.stalled_for(self.now) > STALL_PATIENCE && !is_common;
+        let rate = if is_short { usable / 4 } else { usable };
         // The planner plans on what was reported: it should soon know of a change that matters.
         if usable.abs_diff(self.reported_bps) > self.reported_bps / 4 && self.report_at < Time::NEVER {
             self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);

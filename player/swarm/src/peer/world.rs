@@ -238,6 +238,17 @@ impl World {
         viewer
     }
 
+    /// Adds a viewer that joins now and reaches no tracker.
+    pub(crate) fn join_without_tracker(&mut self) -> usize {
+        let viewer = self.viewers.len();
+        let mut joining = Self::with_config(1, self.rng.next(), config()).viewers.remove(0);
+        joining.id = viewer as PeerId + 100;
+        joining.peer.set_id_for_test(joining.id);
+        self.viewers.push(joining);
+        self.input(viewer, Input::Playing { renditions: &[0] });
+        viewer
+    }
+
     fn welcome(&mut self, viewer: usize) {
         let peer = self.id(viewer);
         let report_interval = Span::from_secs(1);

@@ -88,11 +88,8 @@ impl World<'_> {
                     self.stream.piece(piece.rendition, number).length,
                 ) {
                     self.measure.first_held.entry(number).or_insert(self.now_us);
-                    if !self.measure.counts(self.now_us) {
-                        return;
-                    }
                     let age_us = self.now_us.saturating_sub(self.stream.published_us(number));
-                    self.measure.arrival.add(age_us);
+                    self.measure.completed(self.now_us, age_us);
                 }
             }
             Output::Hold { hold } => {
@@ -141,7 +138,10 @@ impl World<'_> {
                 self.measure.bad_bytes += state.store.bad_blocks(first.rendition, number) * 16_384;
                 self.answer(viewer, state, request, first.rendition, number);
             }
-            Output::Fallback { request, .. } => self.load(viewer, state, request),
+            Output::Fallback { request, .. } => {
+                self.measure.at(self.now_us).fallbacks += 1;
+                self.load(viewer, state, request);
+            }
             Output::Disconnect { peer, .. } => {
                 let other = viewer_of(peer);
                 if state.drop_link(other) {

@@ -7,8 +7,7 @@ impl World<'_> {
         let visit = &self.visits[viewer as usize];
         let player = Player::new(&self.scenario.play, &self.stream, self.now_us);
         let seed = self.random.fork(u64::from(viewer)).next();
-        let mut state = Viewer::new(visit, player, &self.stream, seed, self.knobs.push);
-        state.seen_stall_us = 0;
+        let state = Viewer::new(visit, player, &self.stream, seed, &self.knobs);
         self.viewers[viewer as usize] = Some(Box::new(state));
         let rtt_us = self.network.server_rtt_us(viewer as usize);
         // The page, its scripts and the multivariant playlist are there; the media playlist takes one more exchange.
@@ -136,10 +135,7 @@ impl World<'_> {
             self.measure.used(self.now_us, u64::from(length));
         }
         if let (false, Some(startup_us)) = (had_started, state.player.startup_us) {
-            self.measure.startup_all.add(startup_us);
-            if self.visits[viewer as usize].join_us >= self.measure.from_us {
-                self.measure.startup.add(startup_us);
-            }
+            self.measure.started(self.visits[viewer as usize].join_us, startup_us);
         }
         if begins || !had_started {
             self.playhead(viewer);
@@ -150,22 +146,10 @@ impl World<'_> {
     pub(super) fn second(&mut self, viewer: u32) {
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
         state.player.advance(self.now_us);
-        if self.measure.counts(self.now_us) {
-            if state.player.startup_us.is_some() {
-                self.measure.latency.add(state.player.latency_us_at(self.now_us));
-            }
-            self.measure.stalled_us += state.player.stalled_us - state.seen_stall_us;
-            self.measure.watched_us += state.player.played_us - state.seen_play_us;
-            if state.player.stalled_us > state.seen_stall_us && !state.has_stalled {
-                state.has_stalled = true;
-                self.measure.stalled_viewers += 1;
-            }
-        }
+        self.measure.second(self.now_us, &state.player, &mut state.followed);
         if state.player.is_stalled() {
             self.measure.stopped(self.now_us, state.player.next);
         }
-        state.seen_stall_us = state.player.stalled_us;
-        state.seen_play_us = state.player.played_us;
         if state.player.jump(self.now_us, &self.stream)
             && let Some((request, _)) = state.wanted.take()
         {

@@ -1,0 +1,186 @@
+//! What a viewer does before it has neighbors, and how little a stop of its own playback or of the tracker may cost the
+//! others.
+
+use super::world::{World, config, record, sign};
+use crate::{
+    BLOCK_BYTES, Input, Output, Peer, PieceId, SignedRecord, Span, Time,
+    wire::{Control, Flags, VERSION},
+};
+
+const PIECE: PieceId = PieceId { rendition: 0, msn: 4, part: 0 };
+
+/// A viewer that plays, 1.5 s before the piece that it needs next.
+fn playing(seed: u64) -> Peer {
+    let mut peer = Peer::new(config(), seed);
+    let report_interval = Span::ZERO;
+    let welcome = Input::Welcome { peer: 1, neighbors_max: 8, upload_ratio_percent: 200, report_interval };
+    peer.handle_input(Time::from_ms(1), welcome);
+    peer.handle_input(Time::from_ms(1), Input::Playing { renditions: &[0] });
+    playhead(&mut peer, 1, false);
+    peer
+}
+
+fn playhead(peer: &mut Peer, now_ms: u64, is_stalled: bool) {
+    let playhead = Input::Playhead {
+        position_ms: 998_500,
+        buffered_until_ms: if is_stalled { 998_500 } else { 1_000_000 },
+        rate_percent: 100,
+        is_stalled,
+    };
+    peer.handle_input(Time::from_ms(now_ms), playhead);
+}
+
+fn drain(peer: &mut Peer) -> Vec<Output> {
+    std::iter::from_fn(|| peer.poll_output()).collect()
+}
+
+fn the_record() -> std::sync::Arc<SignedRecord> {
+    sign(&record(PIECE, 12 * BLOCK_BYTES, 1_000_000, 500, false))
+}
+
+/// When the piece is fetched from the origin, in milliseconds.
+fn fetched_at(peer: &mut Peer) -> u64 {
+    peer.handle_input(Time::from_ms(2), Input::Record { record: &the_record() });
+    loop {
+        if drain(peer).iter().any(|output| matches!(output, Output::Fetch { .. })) {
+            return peer.now.as_us() / 1_000;
+        }
+        let (at, _) = peer.next_deadline().expect("something is left to do");
+        assert!(at < Time::from_ms(3_000), "it is never fetched");
+        peer.handle_input(at, Input::Wake);
+    }
+}
+
+#[test]
+fn who_has_no_neighbors_yet_waits_for_them_until_the_last_call() {
+    // The playhead is there after 1,500 ms, 150 ms are for appending, and a fetch from an unknown origin is taken to last
+    // 300 + 11 * 32 ms.
+    for seed in 1..20 {
+        assert_eq!(fetched_at(&mut playing(seed)), 699);
+    }
+    // With a neighbor that shares, one of them goes first.
+    let mut early = 0;
+    for seed in 1..20 {
+        let mut peer = playing(seed);
+        peer.handle_input(Time::from_ms(1), Input::NeighborConnected { peer: 11, rtt: None });
+        let flags = Flags { shares: true, ..Default::default() };
+        let epoch = super::world::EPOCH;
+        let hello = Control::Hello { version: VERSION, flags, uplink_class: 12, epoch, peer: 11 };
+        peer.handle_input(Time::from_ms(1), Input::Message { peer: 11, bytes: &hello.to_bytes() });
+        early += u32::from(fetched_at(&mut peer) < 699);
+    }
+    assert!(early > 10, "{early}");
+}
+
+#[test]
+fn what_the_player_loaded_itself_tells_how_long_fetches_take() {
+    let mut peer = playing(1);
+    for part in 0..3 {
+        let piece = PieceId { msn: 3, part, ..PIECE };
+        let digests: Vec<_> = (0..12).map(|block| super::world::truth(piece, block)).collect();
+        let took = Span::from_ms(48);
+        peer.handle_input(
+            Time::from_ms(2),
+            Input::Loaded { piece, length: 12 * BLOCK_BYTES, digests: &digests, took },
+        );
+    }
+    drain(&mut peer);
+    // 24 ms and half as much again, because three measurements are few; and 11 times 2 ms.
+    assert_eq!(fetched_at(&mut peer), 1_501 - 150 - 36 - 22);
+}
+
+#[test]
+fn what_a_waiting_player_needs_next_is_due_at_once_although_something_is_left_in_its_buffer() {
+    let mut peer = playing(1);
+    for part in 0..10 {
+        let piece = PieceId { msn: 3, part, ..PIECE };
+        let digests: Vec<_> = (0..12).map(|block| super::world::truth(piece, block)).collect();
+        let took = Span::from_ms(24);
+        peer.handle_input(
+            Time::from_ms(2),
+            Input::Loaded { piece, length: 12 * BLOCK_BYTES, digests: &digests, took },
+        );
+    }
+    drain(&mut peer);
+    // As before its first picture: half a second is left, which is too little to begin with.
+    let playhead = Input::Playhead {
+        position_ms: 999_500,
+        buffered_until_ms: 1_000_000,
+        rate_percent: 100,
+        is_stalled: true,
+    };
+    peer.handle_input(Time::from_ms(2), playhead);
+    assert!(fetched_at(&mut peer) < 5);
+}
+
+#[test]
+fn a_request_waits_for_its_record_as_long_as_what_the_player_was_given_since_lasts() {
+    let mut peer = playing(1);
+    // Half a second is left, as far as the driver has said.
+    let playhead = Input::Playhead {
+        position_ms: 998_500,
+        buffered_until_ms: 999_000,
+        rate_percent: 100,
+        is_stalled: false,
+    };
+    peer.handle_input(Time::from_ms(2), playhead);
+    let mut give = |part: u16, start_ms: u64| {
+        let piece = PieceId { msn: 3, part, ..PIECE };
+        let known = sign(&record(piece, BLOCK_BYTES, start_ms, 500, part == 1));
+        peer.handle_input(Time::from_ms(2), Input::Record { record: &known });
+        let took = Span::from_ms(20);
+        let digests = [super::world::truth(piece, 0)];
+        peer.handle_input(
+            Time::from_ms(2),
+            Input::Loaded { piece, length: BLOCK_BYTES, digests: &digests, took },
+        );
+    };
+    give(0, 999_000);
+    give(1, 999_500);
+    let target = crate::Target::Piece(PIECE);
+    peer.handle_input(Time::from_ms(400), Input::Want { request: 1, target, deadline: None });
+    peer.handle_input(Time::from_ms(600), Input::Wake);
+    let fell_back =
+        |peer: &mut Peer| drain(peer).iter().any(|output| matches!(output, Output::Fallback { .. }));
+    assert!(!fell_back(&mut peer), "a second is left");
+    peer.handle_input(Time::from_ms(1_400), Input::Wake);
+    assert!(fell_back(&mut peer), "now it would come too late");
+}
+
+#[test]
+fn playback_that_waits_for_a_moment_costs_the_children_nothing_and_a_long_wait_three_quarters() {
+    let mut peer = playing(1);
+    let full = peer.stats().upload_rate_bps;
+    assert!(full > 0);
+    playhead(&mut peer, 1_000, true);
+    playhead(&mut peer, 2_000, true);
+    assert_eq!(peer.stats().upload_rate_bps, full);
+    playhead(&mut peer, 4_500, true);
+    assert_eq!(peer.stats().upload_rate_bps, full / 4);
+    playhead(&mut peer, 5_000, false);
+    assert_eq!(peer.stats().upload_rate_bps, full);
+}
+
+#[test]
+fn who_has_just_lost_its_tracker_is_told_the_newest_record_only_and_a_newcomer_the_last_sixteen() {
+    let told = |world: &mut World, event: &dyn Fn(&mut World)| {
+        world.record_outputs_of = Some(0);
+        world.recorded_outputs.clear();
+        event(world);
+        world.run_for(Span::from_ms(40));
+        let is_record = |output: &&Output| match output {
+            Output::SendControl { bytes, .. } => matches!(Control::parse(bytes), Ok(Control::Record(_))),
+            _ => false,
+        };
+        world.recorded_outputs.iter().filter(is_record).count()
+    };
+    let mut world = World::new(3, 1);
+    world.start();
+    world.run_for(Span::from_ms(12_300));
+    assert_eq!(told(&mut world, &World::lose_tracker), 2, "one for each of two neighbors");
+    let meet = |world: &mut World| {
+        let newcomer = world.join_without_tracker();
+        world.connect(newcomer, 0);
+    };
+    assert_eq!(told(&mut world, &meet), 16);
+}
