@@ -1,0 +1,191 @@
+/** Everybody's players on our streams: live, back in the window, over a publisher's return and a change of size, recorded. */
+
+import assert from 'node:assert/strict';
+import { after, before, test } from 'node:test';
+
+import { startChromium } from '../src/browsers.ts';
+import type { Browser, Tab } from '../src/browsers.ts';
+import type { Shown } from '../src/players-page.ts';
+import { servePlayers } from '../src/players.ts';
+import { Program, run, scratchFolder, Server, shoalPath } from '../src/program.ts';
+import { Studio } from '../src/studio.ts';
+import { until } from '../src/wait.ts';
+
+/** Each player has a name of this machine for itself: connections of its own, and its requests can be told apart. */
+const HOSTS: Record<string, string> = {
+  'hls.js LL': 'hls-ll.localhost',
+  'hls.js': 'hls.localhost',
+  'Shaka LL': 'shaka-ll.localhost',
+  Shaka: 'shaka.localhost',
+  'video.js': 'videojs.localhost',
+};
+const NAMES = Object.keys(HOSTS);
+/** Shaka plays all that is below as well, but where the processors are busy it may stop after a jump and stay there; so it is
+ * asked for live playback only. */
+const STEADY = NAMES.filter((name) => !name.startsWith('Shaka'));
+const [STREAM, CHANGING] = ['everybody', 'changing'];
+/** Small pictures: up to five players decode them at once. */
+const SMALL = ['--size', '256x144', '--fps', '15', '--bitrate', '200k'];
+const STEP_MS = 40_000;
+
+type Look = Record<string, Shown>;
+
+let server: Server;
+let publisher: Program;
+let browser: Browser;
+let tab: Tab;
+let page: { url: string; close: () => void };
+
+before(async () => {
+  server = await Server.start({ SEGMENTER_RECORDING: 'true', SEGMENTER_STORAGE: scratchFolder() });
+  publisher = await server.publish(STREAM, SMALL);
+  page = await servePlayers();
+  browser = await startChromium();
+  tab = await browser.open();
+});
+after(async () => {
+  await browser?.close();
+  page?.close();
+  await publisher?.stop();
+  await server?.stop();
+});
+
+/** Opens the page anew, with these players on this path. */
+async function play(path: string, names: string[]): Promise<void> {
+  await tab.goto(page.url);
+  const urls = Object.fromEntries(names.map((name) => [name, `http://${HOSTS[name]}:${server.port}${path}`]));
+  await tab.evaluate(`window.page.start(${JSON.stringify(urls)})`);
+}
+
+const look = (): Promise<Look> => tab.evaluate<Look>('window.page.look()');
+
+/** Waits until a condition has held for every player; says for which it has not. */
+async function all(what: string, holds: (now: Shown, name: string) => boolean, names = STEADY): Promise<void> {
+  let last: Look = {};
+  let missing = names;
+  await until(what, async () => {
+    last = await look();
+    missing = missing.filter((name) => last[name] === undefined || !holds(last[name], name));
+    return missing.length === 0;
+  }, STEP_MS).catch((error: unknown) => {
+    throw new Error(`${String(error)}\n${missing.map((name) => `${name}: ${JSON.stringify(last[name])}`).join('\n')}`);
+  });
+  for (const name of names) assert.deepEqual(last[name]?.failures, [], name);
+}
+
+/** Waits until each player has shown more frames and gone on in time. */
+async function playsOn(what: string, names = STEADY): Promise<void> {
+  const from = await look();
+  await all(what, ({ position, frames }, name) => {
+    const before = from[name];
+    return before !== undefined && frames > before.frames + 10 && position > before.position + 1;
+  }, names);
+}
+
+async function videoPlaylist(stream = STREAM): Promise<string> {
+  const [video = ''] = await server.mediaPlaylists(stream);
+  return (await fetch(video)).text();
+}
+
+/** Waits until so many segments are complete. */
+async function untilSegments(count: number, stream = STREAM): Promise<void> {
+  await until(`${count} segments`, async () => ((await videoPlaylist(stream)).match(/#EXTINF/g) ?? []).length >= count);
+}
+
+/**
+ * Shaka 5.2.12 looks for captions in two segments before it plays, and asks for `undefined` when one of these is the one in
+ * the making. That is so as long as there are fewer.
+ */
+const SHAKA_SEGMENTS = 4;
+
+test('every player plays the live stream, and in low latency mode by its parts', async () => {
+  await untilSegments(SHAKA_SEGMENTS);
+  await play(`/live/${STREAM}/index.m3u8`, NAMES);
+  await all('all show pictures', ({ frames }) => frames > 10, NAMES);
+  await playsOn('all go on', NAMES);
+  for (const name of NAMES) {
+    const parts = await tab.evaluate<number>(`window.page.parts('${HOSTS[name]}')`);
+    assert.equal(parts > 5, name.endsWith('LL'), `${name} has fetched ${parts} parts`);
+  }
+});
+
+test('with low latency hls.js is nearer to the live edge than without', async () => {
+  const shown = await look();
+  const [low = 0, plain = 0] = ['hls.js LL', 'hls.js'].map((name) => shown[name]?.dateMs ?? 0);
+  assert.ok(low > plain + 1_000, `${low - plain} ms nearer`);
+});
+
+test('players seek back in the window and play from there', async () => {
+  await play(`/live/${STREAM}/index.m3u8`, STEADY);
+  await all('all show pictures', ({ frames }) => frames > 10);
+  await untilSegments(8);
+  const edge = await look();
+  await tab.evaluate("window.page.seek('start', 3)");
+  await all('all are back', ({ position }, name) => position < (edge[name]?.position ?? 0) - 2);
+  await playsOn('all play from there');
+});
+
+/** video.js does not know `EXT-X-GAP`, which says that the publisher is away: it asks for the missing segments. */
+const KNOW_GAPS = STEADY.filter((name) => name !== 'video.js');
+
+test('players that know gaps go on over the discontinuity when the publisher comes back', async () => {
+  await tab.evaluate("window.page.seek('end', 6)");
+  await playsOn('all are near the edge again');
+  // Without goodbye: the stream waits for it.
+  await publisher.stop('SIGKILL');
+  const publish = (): Program => new Program(shoalPath(), ['publish', 'test-pattern', `${server.url}/whip/${STREAM}`, ...SMALL]);
+  publisher = publish();
+  await until('the discontinuity', async () => {
+    // Refused until the server has noticed that the first one is gone.
+    if (!publisher.isRunning) publisher = publish();
+    return /#EXT-X-DISCONTINUITY\n[^]*#EXTINF[^]*#EXTINF/.test(await videoPlaylist());
+  }, STEP_MS);
+  const returned = Date.now();
+  await all('all show what was taken after the return', ({ dateMs }) => dateMs !== null && dateMs > returned, KNOW_GAPS);
+  await playsOn('all go on', KNOW_GAPS);
+});
+
+test('ffmpeg and GStreamer play the live stream', async () => {
+  const url = `${server.url}/live/${STREAM}/index.m3u8`;
+  const ffmpeg = await run('ffmpeg', ['-v', 'error', '-i', url, '-t', '3', '-f', 'null', '-']);
+  assert.deepEqual([ffmpeg.code, ffmpeg.stderr], [0, '']);
+  // Each sink ends by itself after so many buffers; an error is another exit code, and a time-out is 124.
+  const sinks = 'd. ! queue ! videoconvert ! fakesink num-buffers=45 d. ! queue ! audioconvert ! fakesink num-buffers=45';
+  const gstreamer = await run('timeout', ['30', 'gst-launch-1.0', '-q', 'uridecodebin3', `uri=${url}`, 'name=d', ...sinks.split(' ')]);
+  assert.equal(gstreamer.code, 0, gstreamer.stderr);
+});
+
+test('players that know gaps play to the end of the stream', async () => {
+  await tab.evaluate("window.page.seek('end', 6)");
+  await publisher.stop();
+  await until('the end is in the playlist', async () => (await videoPlaylist()).includes('#EXT-X-ENDLIST'));
+  await all('all come to the end', ({ hasEnded }) => hasEnded, KNOW_GAPS);
+});
+
+test('players play the recording, from its start and to its end', async () => {
+  const path = await until('the recording is closed', async () => {
+    const recordings = (await (await fetch(`${server.url}/api/recordings`)).json()) as { stream: string; url?: string }[];
+    return recordings.find(({ stream }) => stream === STREAM)?.url;
+  });
+  await play(path, STEADY);
+  await all('all begin at the beginning', ({ frames, position }) => frames > 10 && position < 10);
+  await tab.evaluate("window.page.seek('end', 4)");
+  await all('all come to the end', ({ hasEnded }) => hasEnded);
+  const ffmpeg = await run('ffmpeg', ['-v', 'error', '-i', `${server.url}${path}`, '-f', 'null', '-']);
+  assert.deepEqual([ffmpeg.code, ffmpeg.stderr], [0, '']);
+});
+
+test('players show the new size when the picture changes it', async () => {
+  const studio = await Studio.publish(browser, server.url, CHANGING, { codec: 'H264', width: 320, height: 180, framesPerSecond: 12 });
+  try {
+    await server.untilLive(CHANGING);
+    await untilSegments(SHAKA_SEGMENTS, CHANGING);
+    await play(`/live/${CHANGING}/index.m3u8`, STEADY);
+    await all('all show 320x180', ({ frames, width, height }) => frames > 10 && width === 320 && height === 180);
+    await studio.resize(180, 320);
+    await all('all show 180x320', ({ width, height }) => width === 180 && height === 320);
+    await playsOn('all go on');
+  } finally {
+    await studio.stop();
+  }
+});
