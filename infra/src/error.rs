@@ -1,5 +1,7 @@
 //! What only the operator can put right.
 
+use shoal_segmenter::with_causes;
+
 /// Why the program cannot start or go on. Printed as one line; the exit code is 1.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,20 +42,4 @@ impl Error {
     pub(crate) fn service(service: &'static str, error: impl std::error::Error) -> Self {
         Self::Service { service, reason: with_causes(&error) }
     }
-}
-
-/// An error and its causes in one line.
-pub(crate) fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let next = error.to_string();
-        // Many libraries print their cause themselves.
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }

@@ -1,10 +1,11 @@
-//! Frames in; CMAF parts, segments, playlists and digests out; the HTTP origin.
+//! Frames in, or another origin's HLS ([`pull`]); CMAF parts, segments, playlists and digests out; the HTTP origin.
 //!
 //! The way of a frame: [`Publication::push`] puts it into its stream's queue (VP8 by way of `transcode`); the stream's `worker` hands it to the
 //! `session`, which cuts (`cut`, `audio`), muxes (`mux`) and publishes into a `window`; `live` signs, counts and
 //! wakes; [`origin`] answers the requests. What is decided is decided in pure modules: `cut`, `audio::cut`, `window`.
 
 mod audio;
+mod causes;
 mod codecs;
 mod config;
 #[cfg(test)]
@@ -27,6 +28,7 @@ mod transcode;
 mod window;
 mod worker;
 
+pub use causes::with_causes;
 pub use config::{Config, ConfigError, Secret};
 pub use counters::{ByClass, StreamStats};
 pub use events::{Event, Published, RenditionInfo};

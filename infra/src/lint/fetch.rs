@@ -8,9 +8,9 @@ use flate2::read::MultiGzDecoder;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use reqwest::{Client, Url};
 use shoal_playlist::lint::Answer;
+use shoal_segmenter::with_causes;
 
 use crate::Error;
-use crate::error::with_causes;
 
 /// A server that says nothing for this long is not waited for: more than the three target durations of 10 s for which
 /// a blocked request may be held.

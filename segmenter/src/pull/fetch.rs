@@ -15,6 +15,7 @@ use reqwest::{Client, Response, StatusCode, Url};
 use tokio::time::timeout;
 
 use super::config::{Config, Source, shown};
+use crate::with_causes;
 
 /// Why something could not be fetched. The texts are shown to operators: no secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,7 +79,7 @@ impl Fetcher {
             .user_agent(concat!("shoal/", env!("CARGO_PKG_VERSION")))
             .referer(false)
             .build()
-            .map_err(|error| FetchError::Refused(with_causes(error)))?;
+            .map_err(|error| FetchError::Refused(with_causes(&error)))?;
         Ok(Self {
             client,
             named,
@@ -122,7 +123,7 @@ impl Fetcher {
             let response = request
                 .send()
                 .await
-                .map_err(|error| FetchError::Network(with_causes(error.without_url())))?;
+                .map_err(|error| FetchError::Network(with_causes(&error.without_url())))?;
             let status = response.status();
             if status.is_success() {
                 return Ok((url, response));
@@ -192,7 +193,7 @@ async fn body(
     range: Option<Range<u64>>,
     bytes_max: usize,
 ) -> Result<Bytes, FetchError> {
-    let network = |error: reqwest::Error| FetchError::Network(with_causes(error.without_url()));
+    let network = |error: reqwest::Error| FetchError::Network(with_causes(&error.without_url()));
     let is_partial = response.status() == StatusCode::PARTIAL_CONTENT;
     let is_gzip = response.headers().get(header::CONTENT_ENCODING).is_some_and(|encoding| encoding == "gzip");
     // A server that knows no ranges sends everything: what is before the range is thrown away as it comes.
@@ -249,21 +250,6 @@ fn starts_at(response: &Response, start: u64) -> bool {
     let value = response.headers().get(header::CONTENT_RANGE).and_then(|value| value.to_str().ok());
     let first = value.and_then(|value| value.strip_prefix("bytes ")?.split_once('-')?.0.parse::<u64>().ok());
     first == Some(start)
-}
-
-/// An error and its causes in one line.
-fn with_causes(error: reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(&error);
-    while let Some(error) = cause {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
