@@ -5,6 +5,9 @@ use std::process::{Command, Stdio};
 use crate::upstream::{File, Upstream, encode};
 use crate::{World, source};
 
+/// All segments in one file, as byte ranges.
+const ONE_FILE: [&str; 5] = ["-hls_segment_type", "fmp4", "-hls_flags", "single_file", "one.m3u8"];
+
 fn is_complete(playlist: &shoal_playlist::MediaPlaylist) -> bool {
     playlist.is_ended
 }
@@ -42,12 +45,7 @@ async fn serve(world: &World) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn recording_in_byte_ranges_is_served_byte_for_byte_with_digests() {
     let folder = tempfile::tempdir().unwrap();
-    encode(
-        folder.path(),
-        8,
-        "320x180",
-        &["-hls_segment_type", "fmp4", "-hls_flags", "single_file", "one.m3u8"],
-    );
+    encode(folder.path(), 8, "320x180", &ONE_FILE);
     let upstream = Upstream::start().await;
     upstream.put_folder("/a/", folder.path());
     let mut world = World::pull(source(&upstream.url("/a/one.m3u8")));
@@ -81,12 +79,7 @@ async fn recording_in_byte_ranges_is_served_byte_for_byte_with_digests() {
 #[tokio::test(flavor = "multi_thread")]
 async fn server_that_knows_no_ranges_is_pulled_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
-    encode(
-        folder.path(),
-        3,
-        "160x90",
-        &["-hls_segment_type", "fmp4", "-hls_flags", "single_file", "one.m3u8"],
-    );
+    encode(folder.path(), 3, "160x90", &ONE_FILE);
     let upstream = Upstream::start().await;
     upstream.put_folder("/", folder.path());
     let media = File::new(std::fs::read(folder.path().join("one.m4s")).unwrap());

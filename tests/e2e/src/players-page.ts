@@ -22,7 +22,6 @@ export interface Player {
   seekEnd(): number;
   /** The wall-clock time of the picture that is shown, in milliseconds. */
   dateMs(): number | null;
-  destroy(): Promise<void> | void;
 }
 
 /** Errors that the player itself calls fatal. */
@@ -58,7 +57,6 @@ function playHls(name: string, url: string, lowLatencyMode: boolean): Player {
     seekStart: () => edge('start'),
     seekEnd: () => edge('end'),
     dateMs: () => hls.playingDate?.getTime() ?? null,
-    destroy: () => hls.destroy(),
   };
 }
 
@@ -85,13 +83,12 @@ async function playShaka(name: string, url: string, lowLatencyMode: boolean): Pr
     seekStart: () => player.seekRange().start,
     seekEnd: () => player.seekRange().end,
     dateMs: () => player.getPlayheadTimeAsDate()?.getTime() ?? null,
-    destroy: async () => void (await player.destroy()),
   };
 }
 
-function playVideoJs(name: string, url: string, llhls: boolean): Player {
+function playVideoJs(name: string, url: string): Player {
   const video = element(name);
-  const player = videojs(video, { html5: { vhs: { llhls, overrideNative: true } }, liveui: true, muted: true });
+  const player = videojs(video, { html5: { vhs: { overrideNative: true } }, liveui: true, muted: true });
   player.on('error', () => fail(name, player.error()?.message));
   player.src({ src: url, type: 'application/x-mpegURL' });
   player.ready(() => void player.play());
@@ -108,7 +105,7 @@ function playVideoJs(name: string, url: string, llhls: boolean): Player {
     const cue = cues?.[0] as (TextTrackCue & { value: { dateTimeObject?: Date } }) | undefined;
     return cue?.value.dateTimeObject?.getTime() ?? null;
   };
-  return { video: inner, seekStart: () => edge('start'), seekEnd: () => edge('end'), dateMs, destroy: () => player.dispose() };
+  return { video: inner, seekStart: () => edge('start'), seekEnd: () => edge('end'), dateMs };
 }
 
 /** Starts players, each on its own URL. */
@@ -118,8 +115,7 @@ async function start(urls: Record<string, string>): Promise<void> {
     'hls.js': (name, url) => playHls(name, url, false),
     'Shaka LL': (name, url) => playShaka(name, url, true),
     Shaka: (name, url) => playShaka(name, url, false),
-    'video.js LL': (name, url) => playVideoJs(name, url, true),
-    'video.js': (name, url) => playVideoJs(name, url, false),
+    'video.js': playVideoJs,
   };
   // Entries beyond the first 250 are dropped otherwise.
   performance.setResourceTimingBufferSize(100_000);
@@ -188,11 +184,4 @@ function seek(from: 'start' | 'end', seconds: number): void {
   }
 }
 
-async function stop(): Promise<void> {
-  for (const name of Object.keys(players)) {
-    await players[name]?.destroy();
-    delete players[name];
-  }
-}
-
-Object.assign(window, { page: { start, look, parts, seek, stop } });
+Object.assign(window, { page: { start, look, parts, seek } });

@@ -38,6 +38,19 @@ fn the_record() -> std::sync::Arc<SignedRecord> {
     sign(&record(PIECE, 12 * BLOCK_BYTES, 1_000_000, 500, false))
 }
 
+/// The player has loaded so many pieces of 12 blocks itself, each in this time.
+fn load(peer: &mut Peer, pieces: u16, took: Span) {
+    for part in 0..pieces {
+        let piece = PieceId { msn: 3, part, ..PIECE };
+        let digests: Vec<_> = (0..12).map(|block| super::world::truth(piece, block)).collect();
+        peer.handle_input(
+            Time::from_ms(2),
+            Input::Loaded { piece, length: 12 * BLOCK_BYTES, digests: &digests, took },
+        );
+    }
+    drain(peer);
+}
+
 /// When the piece is fetched from the origin, in milliseconds.
 fn fetched_at(peer: &mut Peer) -> u64 {
     peer.handle_input(Time::from_ms(2), Input::Record { record: &the_record() });
@@ -75,16 +88,7 @@ fn who_has_no_neighbors_yet_waits_for_them_until_the_last_call() {
 #[test]
 fn what_the_player_loaded_itself_tells_how_long_fetches_take() {
     let mut peer = playing(1);
-    for part in 0..3 {
-        let piece = PieceId { msn: 3, part, ..PIECE };
-        let digests: Vec<_> = (0..12).map(|block| super::world::truth(piece, block)).collect();
-        let took = Span::from_ms(48);
-        peer.handle_input(
-            Time::from_ms(2),
-            Input::Loaded { piece, length: 12 * BLOCK_BYTES, digests: &digests, took },
-        );
-    }
-    drain(&mut peer);
+    load(&mut peer, 3, Span::from_ms(48));
     // 24 ms and half as much again, because three measurements are few; and 11 times 2 ms.
     assert_eq!(fetched_at(&mut peer), 1_501 - 150 - 36 - 22);
 }
@@ -92,16 +96,7 @@ fn what_the_player_loaded_itself_tells_how_long_fetches_take() {
 #[test]
 fn what_a_waiting_player_needs_next_is_due_at_once_although_something_is_left_in_its_buffer() {
     let mut peer = playing(1);
-    for part in 0..10 {
-        let piece = PieceId { msn: 3, part, ..PIECE };
-        let digests: Vec<_> = (0..12).map(|block| super::world::truth(piece, block)).collect();
-        let took = Span::from_ms(24);
-        peer.handle_input(
-            Time::from_ms(2),
-            Input::Loaded { piece, length: 12 * BLOCK_BYTES, digests: &digests, took },
-        );
-    }
-    drain(&mut peer);
+    load(&mut peer, 10, Span::from_ms(24));
     // As before its first picture: half a second is left, which is too little to begin with.
     let playhead = Input::Playhead {
         position_ms: 999_500,
