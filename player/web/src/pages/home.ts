@@ -6,7 +6,7 @@ import type { StreamEntry } from './dom.ts';
 /** How often the list is asked for, in milliseconds. */
 const REFRESH_MS = 4_000;
 
-const STATES: Record<string, string> = { live: 'Live', away: 'Pausing', ended: 'Ended' };
+const STATES: Record<string, string> = { waiting: 'Waiting', live: 'Live', away: 'Pausing', ended: 'Ended' };
 
 function card(stream: StreamEntry): HTMLLIElement {
   const item = document.createElement('li');
