@@ -88,7 +88,8 @@ async function playShaka(name: string, url: string, lowLatencyMode: boolean): Pr
 
 function playVideoJs(name: string, url: string): Player {
   const video = element(name);
-  const player = videojs(video, { html5: { vhs: { overrideNative: true } }, liveui: true, muted: true });
+  // Its low-latency mode, an experiment that is on unless told otherwise, stops at recordings and at changes of size.
+  const player = videojs(video, { html5: { vhs: { llhls: false, overrideNative: true } }, liveui: true, muted: true });
   player.on('error', () => fail(name, player.error()?.message));
   player.src({ src: url, type: 'application/x-mpegURL' });
   player.ready(() => void player.play());
