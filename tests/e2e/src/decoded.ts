@@ -60,6 +60,18 @@ export async function decode(url: string, seconds: number, flags: string[] = [])
   return { frames, clocks, complaints: stderr.trim() };
 }
 
+/**
+ * Asserts that ffmpeg decodes video and audio, all of it or so many seconds, and finds nothing wrong. Each picture keeps its own
+ * time: at a guessed frame rate two of them, taken in quick succession, would be said to be one and the same.
+ */
+export async function assertDecodes(url: string, seconds?: number): Promise<void> {
+  const { code, stderr } = await run('ffmpeg', [
+    ...['-nostdin', '-v', 'error', '-xerror', '-i', url, ...(seconds === undefined ? [] : ['-t', String(seconds)])],
+    ...['-map', '0:v:0', '-map', '0:a:0', '-fps_mode', 'passthrough', '-enc_time_base:v', '1:90000', '-f', 'null', '-'],
+  ]);
+  assert.deepEqual([code, stderr.trim()], [0, '']);
+}
+
 /** Asserts that a stretch is what a clock looks like: nearly every frame readable, each later than the one before. */
 export function assertClockRuns({ frames, clocks, complaints }: Decoded, seconds: number): void {
   assert.equal(complaints, '', 'ffmpeg decodes without complaint');
