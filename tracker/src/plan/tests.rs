@@ -361,10 +361,13 @@ fn near_edges_percent(seed: u64, is_known: bool) -> usize {
 
 #[test]
 fn viewers_of_one_network_feed_each_other_where_networks_are_known() {
-    let (known, unknown) = (near_edges_percent(1, true), near_edges_percent(1, false));
-    assert!((5..=25).contains(&unknown), "one of eight by chance: {unknown} %");
-    // About twice as many; which viewers came first decides whether it is a little less.
-    assert!(3 * known >= 5 * unknown, "{known} % instead of {unknown} %");
+    // One of eight by chance: 12.5 %.
+    let unknown = near_edges_percent(1, false);
+    assert!((5..=17).contains(&unknown), "{unknown} %");
+    for seed in 1..=3 {
+        let known = near_edges_percent(seed, true);
+        assert!(known >= 20, "seed {seed}: {known} % instead of {unknown} %");
+    }
 }
 
 #[test]
