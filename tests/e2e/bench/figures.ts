@@ -17,6 +17,10 @@ export interface Figures {
   rebuffer_s: number;
   /** Playlists, media and records. */
   origin_requests: number;
+  /** Processor time of all of the browser's processes in steady state, in percent of one core for each viewer. */
+  browser_percent_per_viewer: number;
+  /** Time that the swarm takes on the page's main thread, milliseconds in a second, the median viewer; null for a rival. */
+  swarm_ms_per_s: number | null;
   /** Bytes given to the player that are not those of the origin; null for a player that cannot tell. */
   unverified_bytes: number | null;
 }
@@ -61,6 +65,8 @@ export function table(runs: Record<string, Figures>): string {
     ['latency p95, s', 'latency_p95_s'],
     ['rebuffering, s', 'rebuffer_s'],
     ['origin requests', 'origin_requests'],
+    ['browser, % of a core', 'browser_percent_per_viewer'],
+    ['swarm, ms per s', 'swarm_ms_per_s'],
     ['unverified bytes', 'unverified_bytes'],
   ];
   const line = (cells: string[]): string => `${(cells[0] ?? '').padEnd(26)}${cells.slice(1).map((cell) => cell.padStart(15)).join('')}`;

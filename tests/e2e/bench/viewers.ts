@@ -18,7 +18,7 @@ import type { AuditEntry, Probe } from '../src/viewer.ts';
 import { pause, until } from '../src/wait.ts';
 import { copies, percentile, rounded, table } from './figures.ts';
 import type { Figures, OriginCounters } from './figures.ts';
-import { yieldProcessors } from './priority.ts';
+import { browserSeconds, processorTicks, yieldProcessors } from './processors.ts';
 import { openRival, openShoal } from './watchers.ts';
 import type { Watcher } from './watchers.ts';
 
@@ -117,6 +117,19 @@ async function stopNative(program: Program): Promise<number> {
   return (peers ?? 0) + (origin ?? 0) - (waste ?? 0);
 }
 
+/** What was used up to a moment. */
+interface Usage {
+  atMs: number;
+  browserSeconds: number;
+  /** Of those viewers who have a swarm. */
+  swarmMs: number[];
+}
+
+async function usage(watchers: Watcher[]): Promise<Usage> {
+  const swarmMs = await Promise.all(watchers.map((watcher) => watcher.swarmMs()));
+  return { atMs: Date.now(), browserSeconds: await browserSeconds(), swarmMs: swarmMs.filter((ms) => ms !== null) };
+}
+
 async function measure(server: Server, name: string, open: (browser: Browser) => Promise<Watcher>, withNative = false): Promise<Figures> {
   const browser = await startChromium();
   await yieldProcessors();
@@ -133,6 +146,7 @@ async function measure(server: Server, name: string, open: (browser: Browser) =>
     const begin = Date.now();
     await Promise.all(watchers.map((watcher) => watcher.untilPlaying()));
     let steadyFrom: OriginCounters | null = null;
+    let usedFrom: Usage | null = null;
     const steadyAt = Date.now() + SETTLE_MS;
     const latencies: number[] = [];
     const end = Math.max(begin + seconds * 1000, steadyAt + 5_000);
@@ -140,10 +154,17 @@ async function measure(server: Server, name: string, open: (browser: Browser) =>
       const next = Date.now() + LATENCY_INTERVAL_MS;
       const read = await Promise.all(watchers.map((watcher) => watcher.latencyMs()));
       latencies.push(...read.filter((latency) => latency !== null));
-      if (!steadyFrom && Date.now() >= steadyAt) steadyFrom = await counters(server);
+      if (!steadyFrom && Date.now() >= steadyAt) {
+        steadyFrom = await counters(server);
+        usedFrom = await usage(watchers);
+      }
       await pause(Math.max(0, next - Date.now()));
     }
     const to = await counters(server);
+    const usedTo = await usage(watchers);
+    const steadySeconds = usedFrom ? (usedTo.atMs - usedFrom.atMs) / 1000 : Number.NaN;
+    const browserShare = (usedTo.browserSeconds - (usedFrom?.browserSeconds ?? 0)) / steadySeconds;
+    const swarmMs = usedTo.swarmMs.map((ms, index) => (ms - (usedFrom?.swarmMs[index] ?? 0)) / steadySeconds);
     const probes = await Promise.all(watchers.map((watcher) => watcher.probe()));
     console.error(`    ${name}: ${latencies.length} latency samples\n${await timeline(watchers, probes)}`);
     let usedBytes = 0;
@@ -167,6 +188,8 @@ async function measure(server: Server, name: string, open: (browser: Browser) =>
       latency_p95_s: rounded(percentile(latencies, 0.95) / 1000, 3),
       rebuffer_s: rounded(probes.reduce((sum, probe) => sum + probe.rebufferMs, 0) / 1000, 2),
       origin_requests: to.requests - from.requests,
+      browser_percent_per_viewer: rounded((100 * browserShare) / viewers, 1),
+      swarm_ms_per_s: swarmMs.length > 0 ? rounded(percentile(swarmMs, 0.5), 1) : null,
       unverified_bytes: unverified,
     };
   } finally {
@@ -185,13 +208,6 @@ async function measureRival(server: Server): Promise<Record<string, Figures>> {
   } finally {
     site.close();
   }
-}
-
-/** Ticks of all processors since the machine started: [idle, all]. */
-async function processorTicks(): Promise<[number, number]> {
-  const { readFile } = await import('node:fs/promises');
-  const numbers = (await readFile('/proc/stat', 'utf8').catch(() => 'cpu 0')).split('\n')[0]?.split(/ +/).slice(1).map(Number) ?? [];
-  return [(numbers[3] ?? 0) + (numbers[4] ?? 0), numbers.reduce((sum, ticks) => sum + ticks, 0)];
 }
 
 // What viewers were given is compared at the end of each run, so the origin has to hold it until then.

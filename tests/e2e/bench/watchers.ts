@@ -20,6 +20,8 @@ export interface Watcher {
   usedBytes(): Promise<number>;
   /** What its player was given, byte range by byte range; null where a player keeps no such ledger. */
   audit(): Promise<AuditEntry[] | null>;
+  /** Time that its swarm has taken on the page's main thread, in milliseconds; null where that is not counted. */
+  swarmMs(): Promise<number | null>;
   /** What it got from where, for people. */
   summary(): Promise<string>;
 }
@@ -35,6 +37,7 @@ export async function openShoal(browser: Browser, server: string, stream: string
     probe: () => viewer.probe(),
     usedBytes: async () => (await ledger()).reduce((sum, entry) => sum + entry.length, 0),
     audit: ledger,
+    swarmMs: async () => (await viewer.stats()).busyMs,
     async summary() {
       const { neighbors, peerBytes, originBytes, wasteBytes, rejectedBytes } = await viewer.stats();
       const share = Math.round((100 * peerBytes) / Math.max(1, peerBytes + originBytes));
@@ -52,6 +55,7 @@ export async function openRival(browser: Browser, site: RivalSite, swarm: string
     probe: () => readProbe(tab),
     usedBytes: async () => (await look(tab)).used,
     audit: () => Promise.resolve(null),
+    swarmMs: () => Promise.resolve(null),
     async summary() {
       const { peers, received, used } = await look(tab);
       return `${peers} peers met, ${Math.round((100 * received) / Math.max(1, used))} % from peers`;

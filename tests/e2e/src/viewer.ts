@@ -56,6 +56,8 @@ export interface Stats {
   sentBytes: number;
   wasteBytes: number;
   rejectedBytes: number;
+  /** Time that the swarm has taken on the page's main thread. */
+  busyMs: number;
   latencyMs: number;
   bufferMs: number;
 }

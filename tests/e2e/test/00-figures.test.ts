@@ -26,7 +26,7 @@ test('metrics are summed over labels, and names that only begin alike are left o
 test('the table has a column for each run, and a dash for what a player cannot tell', () => {
   const figures: Figures = {
     copies_per_piece: 1.2, copies_per_piece_steady: 1, offload: 0.7, startup_p50_ms: 500, startup_p95_ms: 900,
-    latency_p50_s: 1.5, latency_p95_s: 2, rebuffer_s: 0, origin_requests: 10, unverified_bytes: 0,
+    latency_p50_s: 1.5, latency_p95_s: 2, rebuffer_s: 0, origin_requests: 10, browser_percent_per_viewer: 20, swarm_ms_per_s: 3, unverified_bytes: 0,
   };
   const [head, ...rows] = table({ sharing: figures, rival_tuned: { ...figures, unverified_bytes: null } }).split('\n');
   assert.deepEqual(head?.trim().split(/ {2,}/), ['sharing', 'rival tuned']);
