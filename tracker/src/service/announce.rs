@@ -3,7 +3,9 @@
 //! Swarms are dealt to shards by info hash, each behind a lock of its own that is held for microseconds; a connection
 //! that is in several swarms may speak to several shards.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,10 +13,10 @@ use std::time::Duration;
 use axum::extract::ws::{Message, Utf8Bytes, WebSocket};
 use dashmap::DashMap;
 use futures::{SinkExt as _, StreamExt as _};
-use metrics::counter;
+use metrics::{Counter, counter};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::Clock;
 use super::gate::Place;
@@ -27,6 +29,9 @@ use crate::webtorrent::{Connection, Registry, Replies, Settings};
 const SHARDS: usize = 16;
 /// Messages that wait for one client to read them.
 const QUEUE_MAX: usize = 32;
+/// Places in a queue that offers leave free: an answer that is lost has cost two clients their work, an offer that does
+/// not find anybody only one.
+const QUEUE_FOR_ANSWERS: usize = 8;
 
 /// All swarms of the WebTorrent protocol and the connections of their peers.
 #[derive(Debug)]
@@ -37,6 +42,20 @@ pub(super) struct Announces {
     messages: Rate,
     silence_max: Duration,
     stall_max: Duration,
+    counters: Counters,
+}
+
+/// Looked up once: each message counts.
+struct Counters {
+    announces: Counter,
+    limited: Counter,
+    dropped: Counter,
+}
+
+impl std::fmt::Debug for Counters {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Counters")
+    }
 }
 
 impl Announces {
@@ -54,6 +73,11 @@ impl Announces {
             messages: Rate::per_second(config.announce_messages_per_s_max, config.announce_messages_burst),
             silence_max: Duration::from_secs(3 * u64::from(config.announce_interval_s)),
             stall_max: Duration::from_millis(config.write_stall_max_ms.into()),
+            counters: Counters {
+                announces: counter!("tracker_announces_total"),
+                limited: counter!("tracker_announces_limited_total"),
+                dropped: counter!("tracker_announces_dropped_total"),
+            },
         }
     }
 
@@ -69,6 +93,9 @@ impl Announces {
         let (sender, mut queue) = mpsc::channel(QUEUE_MAX);
         self.queues.insert(connection, sender);
         let mut messages = Bucket::full(self.messages, clock.now_ms());
+        // One timer for the connection, that is looked at when it fires, and not one for each message.
+        let mut heard = Instant::now();
+        let mut silence = pin!(sleep(self.silence_max));
         loop {
             tokio::select! {
                 text = queue.recv() => {
@@ -84,26 +111,30 @@ impl Announces {
                         break;
                     }
                 }
-                received = timeout(self.silence_max, socket.next()) => {
-                    let Ok(Some(Ok(message))) = received else { break };
+                received = socket.next() => {
+                    let Some(Ok(message)) = received else { break };
+                    heard = Instant::now();
                     if !messages.take(self.messages, clock.now_ms(), 1) {
-                        counter!("tracker_announces_limited_total").increment(1);
+                        self.counters.limited.increment(1);
                         break;
                     }
                     match message {
                         Message::Text(text) => {
-                            let parsed = serde_json::from_str(&text);
-                            drop(text);
-                            self.handle(clock.now_ms(), connection, address, parsed.ok());
+                            self.handle(clock.now_ms(), connection, address, serde_json::from_str(&text).ok());
                         }
                         Message::Binary(bytes) => {
-                            let parsed = serde_json::from_slice(&bytes);
-                            drop(bytes);
-                            self.handle(clock.now_ms(), connection, address, parsed.ok());
+                            self.handle(clock.now_ms(), connection, address, serde_json::from_slice(&bytes).ok());
                         }
                         Message::Ping(_) | Message::Pong(_) => {}
                         Message::Close(_) => break,
                     }
+                }
+                () = silence.as_mut() => {
+                    let until = heard + self.silence_max;
+                    if until <= Instant::now() {
+                        break;
+                    }
+                    silence.as_mut().reset(until);
                 }
             }
         }
@@ -112,8 +143,11 @@ impl Announces {
         drop(place);
     }
 
-    fn handle(&self, now_ms: u64, connection: Connection, address: IpAddr, message: Option<InMessage>) {
+    fn handle(&self, now_ms: u64, connection: Connection, address: IpAddr, message: Option<InMessage<'_>>) {
         let mut replies = Replies::new();
+        let has_room = |connection: Connection| {
+            self.queues.get(&connection).is_some_and(|queue| queue.capacity() > QUEUE_FOR_ANSWERS)
+        };
         match message {
             None => {
                 let failed = OutMessage::Failed { reason: "not a message of this protocol", info_hash: None };
@@ -121,11 +155,11 @@ impl Announces {
             }
             Some(InMessage::Scrape(scrape)) => {
                 // A scrape may ask for swarms of several shards; the answers are joined.
-                let mut files = std::collections::BTreeMap::new();
+                let mut files = BTreeMap::new();
                 for shard in &self.shards {
                     let mut part = Replies::new();
                     let scrape = InMessage::Scrape(scrape.clone());
-                    shard.lock().handle_message(now_ms, connection, address, scrape, &mut part);
+                    shard.lock().handle_message(now_ms, connection, address, scrape, &has_room, &mut part);
                     for (_, message) in part {
                         if let OutMessage::Scraped { files: found, .. } = message {
                             files.extend(found);
@@ -135,22 +169,24 @@ impl Announces {
                 replies.push((connection, OutMessage::Scraped { action: "scrape", files }));
             }
             Some(InMessage::Announce(announce)) => {
-                counter!("tracker_announces_total").increment(1);
+                self.counters.announces.increment(1);
                 let shard = usize::from(announce.info_hash.0[0] ^ announce.info_hash.0[19]) % SHARDS;
                 let message = InMessage::Announce(announce);
-                self.shards[shard].lock().handle_message(now_ms, connection, address, message, &mut replies);
+                let mut shard = self.shards[shard].lock();
+                shard.handle_message(now_ms, connection, address, message, &has_room, &mut replies);
             }
         }
         for (to, message) in replies {
+            let Some(queue) = self.queues.get(&to) else { continue };
+            // Offers are worth nothing when they are late, and the client will announce again: what a slow one has no
+            // room for is dropped, before it is written. One that takes nothing at all is closed when writing stalls.
+            let Ok(place) = queue.try_reserve() else {
+                self.counters.dropped.increment(1);
+                continue;
+            };
             let text =
                 serde_json::to_string(&message).expect("messages have string keys and no failing parts");
-            // Offers are worth nothing when they are late, and the client will announce again: what a slow one has no
-            // room for is dropped. One that takes nothing at all is closed when writing stalls.
-            if let Some(queue) = self.queues.get(&to)
-                && queue.try_send(text.into()).is_err()
-            {
-                counter!("tracker_announces_dropped_total").increment(1);
-            }
+            place.send(text.into());
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The check of candidates inside a whole session description, for protocols without trickling.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::candidate::{Ends, Verdict, judge};
@@ -18,7 +19,7 @@ pub(crate) struct DescriptionFilter {
 
 impl DescriptionFilter {
     /// The description without the candidates that may not be passed on.
-    pub(crate) fn apply(self, sdp: String) -> String {
+    pub(crate) fn apply(self, sdp: Cow<'_, str>) -> Cow<'_, str> {
         let ends = Ends { sender: self.sender, receiver: self.receiver, relays: &[], relay_only: false };
         let (mut kept, mut uncertain) = (0, 0);
         strip(sdp, |line| {
@@ -39,7 +40,7 @@ impl DescriptionFilter {
 
 /// A description with each candidate line replaced or removed. Everything else stays as it was: the two browsers have
 /// to agree on it, byte for byte.
-pub(super) fn strip(sdp: String, mut judge: impl FnMut(&str) -> Option<String>) -> String {
+pub(super) fn strip<'a>(sdp: Cow<'a, str>, mut judge: impl FnMut(&str) -> Option<String>) -> Cow<'a, str> {
     if !sdp.contains("candidate:") {
         return sdp;
     }
@@ -54,5 +55,5 @@ pub(super) fn strip(sdp: String, mut judge: impl FnMut(&str) -> Option<String>) 
             out.push_str("\r\n");
         }
     }
-    out
+    out.into()
 }

@@ -210,7 +210,10 @@ impl Filter<'_> {
     }
 
     fn description(&mut self, sdp: String) -> String {
-        if self.settings.check_candidates { description::strip(sdp, |line| self.line(line)) } else { sdp }
+        if !self.settings.check_candidates {
+            return sdp;
+        }
+        description::strip(sdp.into(), |line| self.line(line)).into_owned()
     }
 }
 

@@ -3,15 +3,33 @@
 //! The protocol is written down nowhere; this is what bittorrent-tracker, WebTorrent and p2p-media-loader send and
 //! expect. Hashes and ids are 20 bytes in strings of 20 characters below U+0100.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 
-use serde::de::{Error as _, Visitor};
+use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::value::RawValue;
+
+/// Offers of one announce that are looked at. Clients make 5 to 10.
+pub const OFFERS_MAX: usize = 10;
 
 /// An info hash, a peer id or an offer id.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Id(pub [u8; 20]);
+
+impl Id {
+    /// Hands over the id as the text that it is in messages.
+    fn with_text<T>(self, take: impl FnOnce(&str) -> T) -> T {
+        // A byte above 0x7f is two bytes of UTF-8. Ids are half of what is written: no allocation for each.
+        let mut text = [0; 40];
+        let mut length = 0;
+        for byte in self.0 {
+            length += char::from(byte).encode_utf8(&mut text[length..]).len();
+        }
+        take(std::str::from_utf8(&text[..length]).expect("characters were written"))
+    }
+}
 
 impl fmt::Debug for Id {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -21,8 +39,7 @@ impl fmt::Debug for Id {
 
 impl Serialize for Id {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let text: String = self.0.iter().map(|byte| char::from(*byte)).collect();
-        serializer.serialize_str(&text)
+        self.with_text(|text| serializer.serialize_str(text))
     }
 }
 
@@ -53,63 +70,95 @@ impl<'de> Deserialize<'de> for Id {
     }
 }
 
-/// What a client sends.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(tag = "action", rename_all = "lowercase")]
-pub enum InMessage {
+/// What a client sends. Borrows from its text.
+#[derive(Clone, Debug)]
+pub enum InMessage<'a> {
     /// "I am here", with offers for others; or an answer to an offer.
-    Announce(Box<Announce>),
+    Announce(Announce<'a>),
     /// How many are there?
     Scrape(Scrape),
 }
 
 /// An announce.
-#[derive(Clone, Debug, Deserialize)]
-pub struct Announce {
+#[derive(Clone, Debug)]
+pub struct Announce<'a> {
     /// The swarm.
     pub info_hash: Id,
     /// The sender's name for itself in this swarm.
     pub peer_id: Id,
-    /// Bytes that are missing; 0 makes a seeder. Clients write what their JSON makes of infinity.
-    #[serde(default)]
-    pub left: Option<serde_json::Value>,
-    /// `started`, `stopped`, `completed`, `update`, empty or absent.
-    #[serde(default)]
-    pub event: Option<String>,
+    /// Whether the client says that nothing is missing: it is a seeder.
+    pub has_all: bool,
+    /// What has happened.
+    pub event: Option<Event>,
     /// How many offers the client wants passed on.
-    #[serde(default)]
     pub numwant: Option<u32>,
     /// Offers, one for each peer that it wants to meet.
-    #[serde(default)]
-    pub offers: Option<Vec<Offer>>,
+    pub offers: Vec<Unread<'a, Offer<'a>>>,
     /// An answer, instead of offers.
-    #[serde(default)]
-    pub answer: Option<Description>,
+    pub answer: Option<Unread<'a, Description<'a>>>,
     /// To whom the answer goes.
-    #[serde(default)]
     pub to_peer_id: Option<Id>,
     /// Which offer it answers.
-    #[serde(default)]
     pub offer_id: Option<Id>,
+}
+
+/// Why a client announces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Event {
+    /// It leaves.
+    Stopped,
+    /// It has everything now.
+    Completed,
+    /// `started`, `update`, empty, or something new.
+    #[serde(other)]
+    Other,
+}
+
+/// A part of a message that is JSON and has not been looked into: most offers of a busy swarm find nobody who has room
+/// for them, and descriptions are most of what is sent.
+#[derive(Debug, Deserialize)]
+#[serde(transparent)]
+pub struct Unread<'a, T> {
+    #[serde(borrow)]
+    text: &'a RawValue,
+    #[serde(skip)]
+    kind: std::marker::PhantomData<T>,
+}
+
+impl<T> Clone for Unread<'_, T> {
+    fn clone(&self) -> Self {
+        Self { text: self.text, kind: self.kind }
+    }
+}
+
+impl<'a, T: Deserialize<'a>> Unread<'a, T> {
+    /// What it says; none if that is not what it should be.
+    #[must_use]
+    pub fn read(&self) -> Option<T> {
+        serde_json::from_str(self.text.get()).ok()
+    }
 }
 
 /// An offer in an announce.
 #[derive(Clone, Debug, Deserialize)]
-pub struct Offer {
+pub struct Offer<'a> {
     /// The session description.
-    pub offer: Description,
+    #[serde(borrow)]
+    pub offer: Description<'a>,
     /// Its id, that the answer repeats.
     pub offer_id: Id,
 }
 
 /// A WebRTC session description.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Description {
+pub struct Description<'a> {
     /// `offer` or `answer`.
     #[serde(rename = "type")]
     pub kind: Kind,
     /// The text.
-    pub sdp: String,
+    #[serde(borrow)]
+    pub sdp: Cow<'a, str>,
 }
 
 /// What a description is.
@@ -123,32 +172,143 @@ pub enum Kind {
 }
 
 /// A scrape.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug)]
 pub struct Scrape {
     /// The swarms asked for. None means all, which nobody is told.
-    #[serde(default, deserialize_with = "one_or_many")]
     pub info_hash: Vec<Id>,
 }
 
-fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Id>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(Id),
-        Many(Vec<Id>),
-        None(()),
+/// Both messages as they are written. Read as one, because an enum tagged by a field that may stand anywhere is read
+/// into a tree of copies first.
+#[derive(Deserialize)]
+struct Either<'a> {
+    action: Action,
+    #[serde(default)]
+    info_hash: Hashes,
+    peer_id: Option<Id>,
+    /// Bytes that are missing. Clients write what their JSON makes of infinity.
+    #[serde(borrow)]
+    left: Option<&'a RawValue>,
+    event: Option<Event>,
+    numwant: Option<u32>,
+    #[serde(borrow)]
+    offers: Option<Offers<'a>>,
+    #[serde(borrow)]
+    answer: Option<Unread<'a, Description<'a>>>,
+    to_peer_id: Option<Id>,
+    offer_id: Option<Id>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Action {
+    Announce,
+    Scrape,
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for InMessage<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let either = Either::deserialize(deserializer)?;
+        match (either.action, either.info_hash) {
+            (Action::Scrape, hashes) => Ok(Self::Scrape(Scrape { info_hash: hashes.into() })),
+            (Action::Announce, Hashes::One(info_hash)) => Ok(Self::Announce(Announce {
+                info_hash,
+                peer_id: either.peer_id.ok_or_else(|| D::Error::missing_field("peer_id"))?,
+                has_all: either.left.is_some_and(|left| left.get() == "0"),
+                event: either.event,
+                numwant: either.numwant,
+                offers: either.offers.map_or_else(Vec::new, |offers| offers.0),
+                answer: either.answer,
+                to_peer_id: either.to_peer_id,
+                offer_id: either.offer_id,
+            })),
+            (Action::Announce, Hashes::Many(_)) => Err(D::Error::custom("an announce is about one swarm")),
+        }
     }
-    match OneOrMany::deserialize(deserializer).map_err(D::Error::custom)? {
-        OneOrMany::One(id) => Ok(vec![id]),
-        OneOrMany::Many(ids) => Ok(ids),
-        OneOrMany::None(()) => Ok(Vec::new()),
+}
+
+/// The swarms that a message names: one, several, or none.
+enum Hashes {
+    One(Id),
+    Many(Vec<Id>),
+}
+
+impl Default for Hashes {
+    fn default() -> Self {
+        Self::Many(Vec::new())
+    }
+}
+
+impl From<Hashes> for Vec<Id> {
+    fn from(hashes: Hashes) -> Self {
+        match hashes {
+            Hashes::One(id) => vec![id],
+            Hashes::Many(ids) => ids,
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Hashes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = Hashes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an info hash or a list of them")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Hashes, E> {
+                Id::deserialize(serde::de::value::StrDeserializer::new(text)).map(Hashes::One)
+            }
+
+            fn visit_unit<E: serde::de::Error>(self) -> Result<Hashes, E> {
+                Ok(Hashes::default())
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut ids: A) -> Result<Hashes, A::Error> {
+                let mut all = Vec::new();
+                while let Some(id) = ids.next_element()? {
+                    all.push(id);
+                }
+                Ok(Hashes::Many(all))
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
+}
+
+/// The first offers of a list.
+struct Offers<'a>(Vec<Unread<'a, Offer<'a>>>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Offers<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct First<'a>(std::marker::PhantomData<Offers<'a>>);
+        impl<'de: 'a, 'a> Visitor<'de> for First<'a> {
+            type Value = Offers<'a>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of offers")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Offers<'a>, A::Error> {
+                let mut offers = Vec::with_capacity(list.size_hint().unwrap_or(OFFERS_MAX).min(OFFERS_MAX));
+                while offers.len() < OFFERS_MAX {
+                    let Some(offer) = list.next_element()? else { return Ok(Offers(offers)) };
+                    offers.push(offer);
+                }
+                while list.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Offers(offers))
+            }
+        }
+        deserializer.deserialize_seq(First(std::marker::PhantomData))
     }
 }
 
 /// What the tracker sends.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub enum OutMessage {
+pub enum OutMessage<'a> {
     /// The reply to an announce.
     Announced {
         /// `announce`.
@@ -167,7 +327,7 @@ pub enum OutMessage {
         /// `announce`.
         action: &'static str,
         /// The offer.
-        offer: Description,
+        offer: Description<'a>,
         /// Its id.
         offer_id: Id,
         /// Who makes it.
@@ -180,7 +340,7 @@ pub enum OutMessage {
         /// `announce`.
         action: &'static str,
         /// The answer.
-        answer: Description,
+        answer: Description<'a>,
         /// Which offer it answers.
         offer_id: Id,
         /// Who answers.
@@ -213,7 +373,7 @@ pub struct Text(String);
 
 impl From<Id> for Text {
     fn from(id: Id) -> Self {
-        Self(id.0.iter().map(|byte| char::from(*byte)).collect())
+        id.with_text(|text| Self(text.to_owned()))
     }
 }
 
@@ -247,12 +407,15 @@ mod tests {
     #[test]
     fn what_clients_send_is_read() {
         let hash = "A".repeat(20);
+        let offer = format!(r#"{{"offer":{{"type":"offer","sdp":"v=0\r\n"}},"offer_id":"{hash}"}}"#);
         let announce = format!(
             r#"{{"numwant":5,"uploaded":0,"downloaded":0,"left":null,"event":"started","action":"announce",
-            "info_hash":"{hash}","peer_id":"{hash}","offers":[{{"offer":{{"type":"offer","sdp":"v=0"}},"offer_id":"{hash}"}}]}}"#
+            "info_hash":"{hash}","peer_id":"{hash}","offers":[{offer}]}}"#
         );
         let InMessage::Announce(announce) = serde_json::from_str(&announce).unwrap() else { panic!() };
-        assert_eq!(announce.offers.unwrap().len(), 1);
+        assert_eq!(announce.offers.len(), 1);
+        assert_eq!(announce.offers[0].read().unwrap().offer.sdp, "v=0\r\n");
+        assert_eq!((announce.event, announce.has_all), (Some(Event::Other), false));
         for (scrape, count) in [
             (format!(r#"{{"action":"scrape","info_hash":"{hash}"}}"#), 1),
             (format!(r#"{{"action":"scrape","info_hash":["{hash}","{hash}"]}}"#), 2),
@@ -262,5 +425,54 @@ mod tests {
             let InMessage::Scrape(scrape) = serde_json::from_str(&scrape).unwrap() else { panic!() };
             assert_eq!(scrape.info_hash.len(), count);
         }
+    }
+
+    #[test]
+    fn only_nothing_left_makes_a_seeder() {
+        let hash = "A".repeat(20);
+        for (left, expected) in [
+            ("0", true),
+            ("1", false),
+            ("-0", false),
+            ("0.5", false),
+            ("\"0\"", false),
+            ("null", false),
+            ("{\"a\":0}", false),
+        ] {
+            let text = format!(
+                r#"{{"left": {left} , "action":"announce","info_hash":"{hash}","peer_id":"{hash}"}}"#
+            );
+            let InMessage::Announce(announce) = serde_json::from_str(&text).unwrap() else { panic!() };
+            assert_eq!(announce.has_all, expected, "{left}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_a_message_is_refused() {
+        let hash = "A".repeat(20);
+        for bad in [
+            "{}".to_owned(),
+            r#"{"action":"dance"}"#.to_owned(),
+            format!(r#"{{"action":"announce","info_hash":"{hash}"}}"#),
+            format!(r#"{{"action":"announce","peer_id":"{hash}"}}"#),
+            format!(r#"{{"action":"announce","info_hash":["{hash}"],"peer_id":"{hash}"}}"#),
+            format!(r#"{{"action":"announce","info_hash":"{hash}","peer_id":"{hash}","offers":7}}"#),
+            format!(r#"{{"action":"announce","info_hash":"{hash}","peer_id":"{hash}","numwant":-1}}"#),
+            format!(r#"{{"action":"announce","info_hash":"{hash}","peer_id":"{hash}""#),
+        ] {
+            assert!(serde_json::from_str::<InMessage<'_>>(&bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn more_offers_than_are_passed_on_are_not_kept() {
+        let hash = "A".repeat(20);
+        let text = format!(
+            r#"{{"action":"announce","info_hash":"{hash}","peer_id":"{hash}","offers":[{}0]}}"#,
+            "0,".repeat(20_000)
+        );
+        let InMessage::Announce(announce) = serde_json::from_str(&text).unwrap() else { panic!() };
+        assert_eq!(announce.offers.len(), OFFERS_MAX);
+        assert!(announce.offers[0].read().is_none());
     }
 }

@@ -6,17 +6,17 @@
 
 pub mod message;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::swarm::DescriptionFilter;
-use message::{Announce, Counts, Description, Id, InMessage, Kind, OutMessage, Scrape};
+use message::{
+    Announce, Counts, Description, Event, Id, InMessage, Kind, OFFERS_MAX, Offer, OutMessage, Scrape, Unread,
+};
 
-/// Offers passed on for one announce. Clients make 5 to 10.
-const OFFERS_MAX: usize = 10;
 /// Swarms that one scrape may ask for.
 const SCRAPE_MAX: usize = 64;
 /// Offers that one peer may have to answer; the oldest is forgotten beyond it.
@@ -43,7 +43,10 @@ pub struct Settings {
 }
 
 /// What the registry wants sent.
-pub type Replies = Vec<(Connection, OutMessage)>;
+pub type Replies<'a> = Vec<(Connection, OutMessage<'a>)>;
+
+/// Who has room for an offer now. One that would have to be dropped is better given to somebody else.
+pub type HasRoom<'a> = &'a dyn Fn(Connection) -> bool;
 
 /// All swarms of this protocol.
 #[derive(Debug)]
@@ -71,7 +74,8 @@ struct Peer {
     address: IpAddr,
     is_complete: bool,
     announced_ms: u64,
-    expected: Vec<Expected>,
+    /// Oldest first.
+    expected: VecDeque<Expected>,
 }
 
 /// An offer that was passed on to a peer.
@@ -102,20 +106,22 @@ impl Registry {
     }
 
     /// A client sent something.
-    pub fn handle_message(
+    pub fn handle_message<'a>(
         &mut self,
         now_ms: u64,
         connection: Connection,
         address: IpAddr,
-        message: InMessage,
-        out: &mut Replies,
+        message: InMessage<'a>,
+        has_room: HasRoom<'_>,
+        out: &mut Replies<'a>,
     ) {
         self.sweep(now_ms);
         match message {
             InMessage::Scrape(scrape) => self.scrape(connection, &scrape, out),
             InMessage::Announce(announce) => {
                 let info_hash = announce.info_hash;
-                if let Err(reason) = self.announce(now_ms, connection, address, *announce, out) {
+                let result = self.announce(now_ms, connection, address, announce, has_room, out);
+                if let Err(reason) = result {
                     out.push((connection, OutMessage::Failed { reason, info_hash: Some(info_hash) }));
                 }
             }
@@ -129,13 +135,14 @@ impl Registry {
         }
     }
 
-    fn announce(
+    fn announce<'a>(
         &mut self,
         now_ms: u64,
         connection: Connection,
         address: IpAddr,
-        announce: Announce,
-        out: &mut Replies,
+        announce: Announce<'a>,
+        has_room: HasRoom<'_>,
+        out: &mut Replies<'a>,
     ) -> Result<(), &'static str> {
         let Announce { info_hash, peer_id, .. } = announce;
         // A socket must not speak for another peer: ids are visible to everybody in the swarm.
@@ -147,7 +154,7 @@ impl Registry {
         if joined.get(&info_hash).is_some_and(|known| *known != peer_id) {
             return Err("this connection has another peer id in this swarm");
         }
-        if announce.event.as_deref() == Some("stopped") {
+        if announce.event == Some(Event::Stopped) {
             joined.remove(&info_hash);
             self.remove(info_hash, peer_id);
             return Ok(());
@@ -157,15 +164,14 @@ impl Registry {
         }
         joined.insert(info_hash, peer_id);
         let swarm = self.swarms.entry(info_hash).or_default();
-        let has_completed = announce.event.as_deref() == Some("completed");
-        let is_complete =
-            has_completed || announce.left.as_ref().and_then(serde_json::Value::as_u64) == Some(0);
+        let has_completed = announce.event == Some(Event::Completed);
+        let is_complete = has_completed || announce.has_all;
         swarm.downloaded = swarm.downloaded.saturating_add(has_completed.into());
         swarm.update(now_ms, peer_id, connection, address, is_complete);
         if let (Some(answer), Some(to), Some(offer_id)) =
             (announce.answer, announce.to_peer_id, announce.offer_id)
         {
-            return self.answer(now_ms, info_hash, peer_id, to, offer_id, answer, out);
+            return self.answer(now_ms, info_hash, peer_id, to, offer_id, &answer, out);
         }
         let swarm = &self.swarms[&info_hash];
         out.push((
@@ -178,9 +184,9 @@ impl Registry {
                 incomplete: swarm.incomplete(),
             },
         ));
-        let wanted = announce.numwant.map_or(OFFERS_MAX, |numwant| numwant as usize).min(OFFERS_MAX);
-        let offers = announce.offers.unwrap_or_default();
-        self.pass_offers(now_ms, info_hash, peer_id, offers.into_iter().take(wanted).collect(), out);
+        let wanted = announce.numwant.map_or(OFFERS_MAX, |numwant| numwant as usize);
+        let offers = &announce.offers[..wanted.min(announce.offers.len())];
+        self.pass_offers(now_ms, info_hash, peer_id, offers, has_room, out);
         Ok(())
     }
 
@@ -189,29 +195,33 @@ impl Registry {
         swarm.index.get(&peer).map(|at| swarm.peers[*at].connection)
     }
 
-    /// Gives each offer to another peer of the swarm, chosen at random.
-    fn pass_offers(
+    /// Gives each offer to another peer of the swarm, chosen at random among those who have room for it.
+    fn pass_offers<'a>(
         &mut self,
         now_ms: u64,
         info_hash: Id,
         from: Id,
-        offers: Vec<message::Offer>,
-        out: &mut Replies,
+        offers: &[Unread<'a, Offer<'a>>],
+        has_room: HasRoom<'_>,
+        out: &mut Replies<'a>,
     ) {
         let Some(swarm) = self.swarms.get_mut(&info_hash) else { return };
         let Some(&at) = swarm.index.get(&from) else { return };
-        let receivers = choose(&mut self.rng, swarm.peers.len(), at, offers.len());
+        let may_have = |at: usize| has_room(swarm.peers[at].connection);
+        let receivers = choose(&mut self.rng, swarm.peers.len(), at, offers.len(), may_have);
         let sender = swarm.peers[at].address;
-        for (message::Offer { offer, offer_id }, receiver) in offers.into_iter().zip(receivers) {
+        for (offer, receiver) in offers.iter().zip(receivers) {
+            let Some(Offer { offer, offer_id }) = offer.read() else { continue };
             if offer.kind != Kind::Offer || offer.sdp.len() > self.settings.description_bytes_max {
                 continue;
             }
             let peer = &mut swarm.peers[receiver];
-            peer.expected.retain(|expected| expected.until_ms > now_ms);
+            peer.forget_expired(now_ms);
             if peer.expected.len() >= EXPECTED_MAX {
-                peer.expected.remove(0);
+                peer.expected.pop_front();
             }
-            peer.expected.push(Expected { offer: offer_id, by: from, until_ms: now_ms + ANSWER_WITHIN_MS });
+            let until_ms = now_ms + ANSWER_WITHIN_MS;
+            peer.expected.push_back(Expected { offer: offer_id, by: from, until_ms });
             let offer = filter(&self.settings, offer, sender, peer.address);
             let message =
                 OutMessage::Offered { action: "announce", offer, offer_id, peer_id: from, info_hash };
@@ -220,16 +230,17 @@ impl Registry {
     }
 
     #[expect(clippy::too_many_arguments, reason = "they are the message")]
-    fn answer(
+    fn answer<'a>(
         &mut self,
         now_ms: u64,
         info_hash: Id,
         from: Id,
         to: Id,
         offer_id: Id,
-        answer: Description,
-        out: &mut Replies,
+        answer: &Unread<'a, Description<'a>>,
+        out: &mut Replies<'a>,
     ) -> Result<(), &'static str> {
+        let answer = answer.read().ok_or("not an answer")?;
         if answer.kind != Kind::Answer || answer.sdp.len() > self.settings.description_bytes_max {
             return Err("not an answer");
         }
@@ -242,7 +253,7 @@ impl Registry {
         };
         let expected = &mut swarm.peers[at].expected;
         let position = expected.iter().position(is_it).ok_or("no such offer was passed to you")?;
-        expected.swap_remove(position);
+        expected.remove(position);
         // The peer that offered may have gone meanwhile, which is nobody's fault.
         if let Some(receiver) = swarm.index.get(&to).map(|at| &swarm.peers[*at]) {
             let answer = filter(&self.settings, answer, sender, receiver.address);
@@ -253,7 +264,7 @@ impl Registry {
         Ok(())
     }
 
-    fn scrape(&self, connection: Connection, scrape: &Scrape, out: &mut Replies) {
+    fn scrape(&self, connection: Connection, scrape: &Scrape, out: &mut Replies<'_>) {
         let known = scrape.info_hash.iter().take(SCRAPE_MAX).filter_map(|info_hash| {
             let swarm = self.swarms.get(info_hash)?;
             let (complete, incomplete, downloaded) = (swarm.complete, swarm.incomplete(), swarm.downloaded);
@@ -315,7 +326,7 @@ impl Swarm {
         } else {
             self.index.insert(id, self.peers.len());
             self.complete += u32::from(is_complete);
-            let expected = Vec::new();
+            let expected = VecDeque::new();
             self.peers.push(Peer { id, connection, address, is_complete, announced_ms: now_ms, expected });
         }
     }
@@ -330,25 +341,51 @@ impl Swarm {
     }
 }
 
-/// Up to `count` different numbers below `all`, none of them `except`.
-fn choose(rng: &mut StdRng, all: usize, except: usize, count: usize) -> Vec<usize> {
+impl Peer {
+    fn forget_expired(&mut self, now_ms: u64) {
+        while self.expected.front().is_some_and(|oldest| oldest.until_ms <= now_ms) {
+            self.expected.pop_front();
+        }
+    }
+}
+
+/// Up to `count` different numbers below `all`, none of them `except`, each of which `may_be` chosen.
+fn choose(
+    rng: &mut StdRng,
+    all: usize,
+    except: usize,
+    count: usize,
+    may_be: impl Fn(usize) -> bool,
+) -> Vec<usize> {
     let count = count.min(all.saturating_sub(1));
-    let mut chosen: Vec<usize> = Vec::with_capacity(count);
+    let may_be = |at: usize| at != except && may_be(at);
     if count * 2 >= all {
         // Nearly everybody: walk round from somewhere.
         let start = rng.random_range(0..all.max(1));
-        return (0..all).map(|step| (start + step) % all).filter(|at| *at != except).take(count).collect();
+        return (0..all).map(|step| (start + step) % all).filter(|at| may_be(*at)).take(count).collect();
     }
-    while chosen.len() < count {
+    let mut chosen: Vec<usize> = Vec::with_capacity(count);
+    // Where most may not be, some are found or none: looking through all would be work that grows with the swarm.
+    let mut misses = 0;
+    while chosen.len() < count && misses < 4 * count {
         let at = rng.random_range(0..all);
-        if at != except && !chosen.contains(&at) {
-            chosen.push(at);
+        if !chosen.contains(&at) {
+            if may_be(at) {
+                chosen.push(at);
+            } else {
+                misses += 1;
+            }
         }
     }
     chosen
 }
 
-fn filter(settings: &Settings, description: Description, sender: IpAddr, receiver: IpAddr) -> Description {
+fn filter<'a>(
+    settings: &Settings,
+    description: Description<'a>,
+    sender: IpAddr,
+    receiver: IpAddr,
+) -> Description<'a> {
     if !settings.check_candidates {
         return description;
     }
