@@ -8,7 +8,7 @@ import { build } from 'esbuild';
 
 const root = dirname(fileURLToPath(import.meta.url));
 const dist = process.argv[2] ? resolve(process.argv[2]) : join(root, 'dist');
-const wasm = join(root, 'src/wasm/shoal_swarm_wasm_bg.wasm');
+const wasm = join(root, 'src/wasm/swarm.wasm');
 
 if (!existsSync(wasm)) {
   console.error('player/web: src/wasm is empty; run `cargo xtask wasm` first');
@@ -18,6 +18,28 @@ if (!existsSync(wasm)) {
 rmSync(dist, { recursive: true, force: true });
 mkdirSync(join(dist, 'assets'), { recursive: true });
 
+/** Scripts with what they share in chunks of their own. */
+async function bundle(entryPoints) {
+  const { metafile } = await build({
+    absWorkingDir: root,
+    entryPoints,
+    outdir: join(dist, 'assets'),
+    entryNames: '[name]',
+    chunkNames: '[name]-[hash]',
+    bundle: true,
+    splitting: true,
+    format: 'esm',
+    target: 'es2022',
+    minify: true,
+    legalComments: 'none',
+    metafile: true,
+    logLevel: 'warning',
+    // Minified by its makers already, and smaller than what we would make of the readable build.
+    alias: { 'hls.js': join(root, 'node_modules/hls.js/dist/hls.min.mjs') },
+  });
+  return metafile.outputs;
+}
+
 const entries = {
   home: 'src/pages/home.ts',
   publish: 'src/pages/publish.ts',
@@ -25,23 +47,9 @@ const entries = {
   'shoal-player': 'src/index.ts',
   hls: 'src/hls.ts',
 };
-const { metafile } = await build({
-  absWorkingDir: root,
-  entryPoints: entries,
-  outdir: join(dist, 'assets'),
-  entryNames: '[name]',
-  chunkNames: '[name]-[hash]',
-  bundle: true,
-  splitting: true,
-  format: 'esm',
-  target: 'es2022',
-  minify: true,
-  legalComments: 'none',
-  metafile: true,
-  logLevel: 'warning',
-  // Minified by its makers already, and smaller than what we would make of the readable build.
-  alias: { 'hls.js': join(root, 'node_modules/hls.js/dist/hls.min.mjs') },
-});
+// Apart, so that a viewer does not download what the pages' helpers are for elsewhere.
+const { home, publish, ...player } = entries;
+const outputs = { ...(await bundle({ home, publish })), ...(await bundle(player)) };
 
 const styles = await build({
   absWorkingDir: root,
@@ -57,13 +65,13 @@ const style = Object.keys(styles.metafile.outputs).map((path) => basename(path))
 function imports(entry) {
   const found = new Set();
   const visit = (path) => {
-    for (const { path: next, kind } of metafile.outputs[path].imports) {
+    for (const { path: next, kind } of outputs[path].imports) {
       if (kind !== 'import-statement' || found.has(next)) continue;
       found.add(next);
       visit(next);
     }
   };
-  visit(Object.keys(metafile.outputs).find((path) => metafile.outputs[path].entryPoint === entries[entry]));
+  visit(Object.keys(outputs).find((path) => outputs[path].entryPoint === entries[entry]));
   return [...found].map((path) => basename(path));
 }
 

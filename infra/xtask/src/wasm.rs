@@ -1,11 +1,11 @@
-//! The swarm core as a WebAssembly module: built, bound, made small, put where the pages import it from.
+//! The swarm core as a WebAssembly module: compiled together with its library, made small, put where the pages import it
+//! from.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use wasm_bindgen_cli_support::Bindgen;
 
 use crate::node::{Node, PAGES};
 use crate::process::{find_program, output, run_quietly, say, succeeds};
@@ -15,12 +15,25 @@ use crate::workspace::Workspace;
 
 const TARGET: &str = "wasm32-unknown-unknown";
 const PACKAGE: &str = "shoal-swarm-wasm";
-const OUTPUT: &str = "player/web/src/wasm";
+const OUTPUT: &str = "player/web/src/wasm/swarm.wasm";
 
 /// What the module is made of.
-const INPUTS: &[&str] = &["player/swarm", "player/wasm", "segmenter/digest", "Cargo.lock", "Cargo.toml"];
+const INPUTS: &[&str] = &[
+    "player/swarm",
+    "player/wasm",
+    "segmenter/digest",
+    "Cargo.lock",
+    "Cargo.toml",
+    "infra/xtask/src/wasm.rs",
+];
 
-/// Debian's compiler with its library as source, for machines where rustup cannot download a target.
+/// A panic ends the module at once and without words, which no page would show to anybody: its messages, its places in the
+/// source and what formats them are a tenth of the module. The library has to be compiled that way too, so that its
+/// source is needed; to stable compilers all this is unstable.
+const FLAGS: &str = "-Zunstable-options -Cpanic=immediate-abort";
+const LIBRARY: &str = "build-std=std,panic_abort";
+
+/// Debian's compiler with its library as source, for machines where rustup cannot download that.
 const DEBIAN_PACKAGES: &[&str] = &["rustc-web", "cargo-web", "rust-web-src", "lld-19"];
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_LIBRARY: &str = "/usr/lib/rustlib/src/rust/library";
@@ -43,12 +56,17 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let fingerprint = stamp::fingerprint(&inputs, "")?;
     let mark = workspace.memory("wasm.stamp")?;
     let out = workspace.path(OUTPUT);
-    if out.join("shoal_swarm_wasm_bg.wasm").is_file() && stamp::is_current(&mark, &fingerprint) {
+    if out.is_file() && stamp::is_current(&mark, &fingerprint) {
         return Ok(());
     }
     let module = compile(workspace)?;
-    bind(&module, &out)?;
-    shrink(workspace, &out)?;
+    // Other files in it are of a version of this that made others.
+    let folder = out.parent().context("a file lies in a folder")?;
+    if folder.is_dir() {
+        fs::remove_dir_all(folder).with_context(|| format!("empty {}", folder.display()))?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    shrink(workspace, &module, &out)?;
     stamp::write(&mark, &fingerprint)
 }
 
@@ -61,7 +79,15 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
         Toolchain::Rustup => workspace.cargo(),
         Toolchain::Debian => debian_cargo(workspace),
     };
-    cargo.args(arguments).arg("--target-dir").arg(&folder);
+    cargo
+        .args(arguments)
+        .args(["-Z", LIBRARY])
+        .arg("--target-dir")
+        .arg(&folder)
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", FLAGS);
     run_quietly(workspace, "build the swarm core for WebAssembly", &mut cargo)?;
     Ok(folder.join(TARGET).join("wasm/shoal_swarm_wasm.wasm"))
 }
@@ -76,37 +102,25 @@ fn debian_cargo(workspace: &Workspace) -> Command {
         .env_remove("CARGO")
         .env_remove("LD_LIBRARY_PATH")
         .env("PATH", "/usr/bin:/bin")
-        .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", "wasm-ld-19")
-        .args(["-Z", "build-std=std,panic_abort"]);
+        .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", "wasm-ld-19");
     cargo
 }
 
-fn bind(module: &Path, out: &Path) -> Result<()> {
-    say("generate the module's bindings");
-    fs::create_dir_all(out).with_context(|| format!("create {}", out.display()))?;
-    Bindgen::new()
-        .input_path(module)
-        .web(true)
-        .and_then(|bindgen| {
-            bindgen.typescript(true).remove_name_section(true).remove_producers_section(true).generate(out)
-        })
-        .context("generate the bindings")
-}
-
-fn shrink(workspace: &Workspace, out: &Path) -> Result<()> {
+fn shrink(workspace: &Workspace, module: &Path, out: &Path) -> Result<()> {
     let tool = workspace.path(PAGES).join("node_modules/binaryen/bin/wasm-opt");
     if !tool.is_file() {
         say("binaryen is not among the Node packages: the module stays as large as it is");
+        fs::copy(module, out).with_context(|| format!("write {}", out.display()))?;
         return Ok(());
     }
-    let module = out.join("shoal_swarm_wasm_bg.wasm");
     let node = Node::find(workspace)?;
-    let tool = tool.to_string_lossy().into_owned();
-    let module = module.to_string_lossy().into_owned();
+    let [tool, module, out] = [&tool, module, out].map(|path| path.to_string_lossy().into_owned());
     let arguments = [
         tool.as_str(),
         "-Oz",
+        "--converge",
+        "--strip-producers",
+        "--strip-target-features",
         "--enable-bulk-memory",
         "--enable-nontrapping-float-to-int",
         "--enable-sign-ext",
@@ -115,19 +129,19 @@ fn shrink(workspace: &Workspace, out: &Path) -> Result<()> {
         "--enable-multivalue",
         &module,
         "-o",
-        &module,
+        &out,
     ];
     run_quietly(workspace, "make the module small", &mut node.script(workspace, ".", &arguments))
 }
 
 fn toolchain(workspace: &Workspace) -> Result<Toolchain> {
-    if has_rustup_target(workspace) {
+    if has_library_source(workspace) {
         return Ok(Toolchain::Rustup);
     }
     if find_program("rustup").is_some() {
         let mut rustup = Command::new("rustup");
-        rustup.args(["target", "add", TARGET]).current_dir(workspace.path("."));
-        match run_quietly(workspace, &format!("rustup target add {TARGET}"), &mut rustup) {
+        rustup.args(["component", "add", "rust-src"]).current_dir(workspace.path("."));
+        match run_quietly(workspace, "rustup component add rust-src", &mut rustup) {
             Ok(()) => return Ok(Toolchain::Rustup),
             Err(error) => say(&format!("{error:#}")),
         }
@@ -138,20 +152,18 @@ fn toolchain(workspace: &Workspace) -> Result<Toolchain> {
     if has_debian_toolchain() {
         return Ok(Toolchain::Debian);
     }
-    bail!("no compiler for {TARGET}: `rustup target add {TARGET}`, or your distribution's package of it")
+    bail!(
+        "no source of Rust's library, which is compiled for {TARGET}: `rustup component add rust-src`, or your \
+         distribution's package of it"
+    )
 }
 
-/// A compiler has a target if it has the target's library, wherever that came from.
-fn has_rustup_target(workspace: &Workspace) -> bool {
+/// Whether the compiler's library lies beside it as source.
+fn has_library_source(workspace: &Workspace) -> bool {
     let mut rustc = Command::new("rustc");
-    rustc.args(["--print", "target-libdir", "--target", TARGET]).current_dir(workspace.path("."));
-    output(&mut rustc).is_some_and(|dir| {
-        fs::read_dir(dir).is_ok_and(|mut entries| {
-            entries.any(|entry| {
-                entry.is_ok_and(|entry| entry.file_name().to_string_lossy().starts_with("libcore"))
-            })
-        })
-    })
+    rustc.args(["--print", "sysroot"]).current_dir(workspace.path("."));
+    output(&mut rustc)
+        .is_some_and(|root| Path::new(&root).join("lib/rustlib/src/rust/library/std/Cargo.toml").is_file())
 }
 
 fn has_debian_toolchain() -> bool {

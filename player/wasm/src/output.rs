@@ -3,7 +3,7 @@
 use shoal_swarm::{Output, PieceId, Stats};
 
 /// One output.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Fields {
     /// What is to be done; 0 for nothing.
     pub tag: u8,
@@ -14,10 +14,13 @@ pub struct Fields {
 }
 
 impl Fields {
+    /// Nothing is to be done.
+    pub const NOTHING: Self = Self { tag: 0, numbers: [-1.0; 8], bytes: Vec::new() };
+
     fn of<const N: usize>(tag: u8, values: [f64; N]) -> Self {
-        let mut numbers = [-1.0; 8];
-        numbers[..N].copy_from_slice(&values);
-        Self { tag, numbers, bytes: Vec::new() }
+        let mut fields = Self { tag, ..Self::NOTHING };
+        fields.numbers[..N].copy_from_slice(&values);
+        fields
     }
 
     fn of_piece(tag: u8, piece: PieceId) -> Self {

@@ -10,8 +10,7 @@ import type Hls from 'hls.js';
 import type { ErrorData, FragmentLoaderConstructor, FragmentLoaderContext, ManifestLoadedData } from 'hls.js';
 
 import type { ShoalErrorCode, ShoalEvents, ShoalOptions, ShoalState, ShoalStats } from './api.ts';
-import { Audit } from './audit.ts';
-import type { AuditEntry } from './audit.ts';
+import type { Audit, AuditEntry } from './audit.ts';
 import { Emitter } from './emitter.ts';
 import { createLoaderClass } from './loader.ts';
 import { Meter } from './meter.ts';
@@ -59,7 +58,8 @@ export class Shoal extends Emitter<ShoalEvents> {
   readonly #plain: FragmentLoaderConstructor;
   readonly #ownFLoader: FragmentLoaderConstructor | undefined;
   readonly #meter = new Meter();
-  readonly #audit: Audit | null;
+  /** Loaded only where it was asked for. */
+  readonly #audit: Promise<Audit> | null;
   readonly #cleanUps: (() => void)[] = [];
   #isSharing: boolean;
   #isDestroyed = false;
@@ -70,7 +70,6 @@ export class Shoal extends Emitter<ShoalEvents> {
   #tracker: TrackerSocket | null = null;
   /** Grows with each start, so that a module that arrives late can tell that nobody waits for it any more. */
   #run = 0;
-  #core: Promise<CoreFactory> | null = null;
   #early: Early[] = [];
   #needsConsent = false;
   #hasConsent = false;
@@ -89,7 +88,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     this.#hls = hls;
     this.#options = options;
     this.#isSharing = options.sharing ?? true;
-    this.#audit = options.audit === true ? new Audit() : null;
+    this.#audit = options.audit === true ? import('./audit.ts').then(({ Audit }) => new Audit()) : null;
     this.#ownFLoader = hls.config.fLoader;
     this.#plain = this.#ownFLoader ?? (hls.config.loader as unknown as FragmentLoaderConstructor);
     hls.config.fLoader = this.#makeLoader();
@@ -166,7 +165,7 @@ export class Shoal extends Emitter<ShoalEvents> {
 
   /** Everything that hls.js was given, with digests; empty unless attached with `audit`. */
   getAudit(): Promise<AuditEntry[]> {
-    return this.#audit?.entries() ?? Promise.resolve([]);
+    return this.#audit?.then((audit) => audit.entries()) ?? Promise.resolve([]);
   }
 
   /** The recorded inputs of the swarm core; the native core replays them with the same outputs. Empty unless attached
@@ -200,7 +199,11 @@ export class Shoal extends Emitter<ShoalEvents> {
       offerLoaded: (target, bytes, tookMs) => this.#offerLoaded(target, bytes, tookMs),
       onHandOver: (url, offset, data, from, isFromSwarm) => {
         if (!isFromSwarm) this.#meter.plainBytes += data.byteLength;
-        this.#audit?.note(url, offset, data, from, isFromSwarm);
+        if (this.#audit) {
+          // hls.js's worker detaches what it is given.
+          const copy = data.slice(0);
+          void this.#audit.then((audit) => { audit.note(url, offset, copy, from, isFromSwarm); });
+        }
         if (isFromSwarm) this.emit('delivered', { url, peerBytes: from.peerBytes, originBytes: from.originBytes });
       },
     });
@@ -298,14 +301,6 @@ export class Shoal extends Emitter<ShoalEvents> {
     else this.#setState('off');
   }
 
-  #loadCore(): Promise<CoreFactory> {
-    const url = this.#options.wasmUrl ?? new URL('swarm.wasm', import.meta.url);
-    this.#core ??= loadCore(url);
-    // Reported where it is waited for; here only kept from counting as unhandled.
-    this.#core.catch(() => undefined);
-    return this.#core;
-  }
-
   #start(): void {
     const source = this.#source;
     if (!source || this.#isDestroyed) return;
@@ -315,12 +310,12 @@ export class Shoal extends Emitter<ShoalEvents> {
     }
     const run = ++this.#run;
     this.#setState('joining');
-    this.#firstPicture().then(() => this.#loadCore()).then(
+    const url = this.#options.wasmUrl ?? new URL('swarm.wasm', import.meta.url);
+    this.#firstPicture().then(() => loadCore(url)).then(
       (factory) => {
         if (run === this.#run) this.#join(source, factory);
       },
       (error: unknown) => {
-        this.#core = null;
         if (run === this.#run) this.#fail('wasm-refused', String(error));
       },
     );

@@ -192,7 +192,7 @@ test('ending says goodbye and lets outstanding requests fall back', () => {
   const { events } = ask(driver);
   driver.destroy();
   assert.deepEqual(events, ['fallback']);
-  assert.deepEqual(core.calls.slice(-2).map(([name]) => name), ['leave', 'free']);
+  assert.equal(core.calls.at(-1)?.[0], 'leave');
 });
 
 test('a deliver without stored bytes falls back instead of handing over nothing', () => {

@@ -20,7 +20,7 @@ await build({
   format: 'esm',
   target: 'node20',
   outExtension: { '.js': '.mjs' },
-  external: ['hls.js', 'playwright-core', '*/wasm/shoal_swarm_wasm.js'],
+  external: ['hls.js', 'playwright-core'],
   sourcemap: 'inline',
   logLevel: 'warning',
 });

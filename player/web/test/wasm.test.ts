@@ -1,25 +1,37 @@
 /** The WebAssembly module as browsers run it: nothing that a peer or a server sends makes it trap. */
 import assert from 'node:assert/strict';
+import { createHash, createPrivateKey, sign } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { pathToFileURL } from 'node:url';
+import { BLOCK_BYTES, Tag, factoryOf } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 
-const MODULE = join(import.meta.dirname, '../../src/wasm/shoal_swarm_wasm.js');
+const MODULE = new WebAssembly.Module(readFileSync(join(import.meta.dirname, '../../src/wasm/swarm.wasm')));
 /** The public half of the key of 32 bytes of 3. */
 const KEY = Buffer.from('7UkoxijRwsbq6QM4kFmVYSlZJzpcY/k2NsFGFKyHN9E=', 'base64');
 const EPOCH = Uint8Array.from({ length: 16 }, (_, at) => at);
 
-interface Glue {
-  initSync: (options: { module: Uint8Array }) => unknown;
-  SwarmPeer: new (key: Uint8Array, epoch: Uint8Array, seed: number) => Core;
+function makeCore(seed: number): Core {
+  return factoryOf(new WebAssembly.Instance(MODULE))(KEY, EPOCH, seed);
 }
 
-async function makeCore(seed: number): Promise<Core> {
-  const glue = (await import(pathToFileURL(MODULE).href)) as Glue;
-  glue.initSync({ module: readFileSync(MODULE.replace(/\.js$/, '_bg.wasm')) });
-  return new glue.SwarmPeer(KEY, EPOCH, seed);
+/** A signed record of a whole segment, as `segmenter/digest/README.md` says. */
+function recordOf(msn: number, bytes: Uint8Array): Uint8Array {
+  const header = Buffer.alloc(45);
+  header.set([1, ...EPOCH, 3, 0]);
+  header.writeBigUInt64BE(BigInt(msn), 19);
+  header.writeBigUInt64BE(1_700_000_000_000n, 29);
+  header.writeUInt32BE(2000, 37);
+  header.writeUInt32BE(bytes.length, 41);
+  const digests: Buffer[] = [];
+  for (let at = 0; at < bytes.length; at += BLOCK_BYTES) {
+    digests.push(createHash('sha256').update(bytes.subarray(at, at + BLOCK_BYTES)).digest().subarray(0, 16));
+  }
+  const signed = Buffer.concat([header, ...digests]);
+  const der = Buffer.concat([Buffer.from('302e020100300506032b657004220420', 'hex'), Buffer.alloc(32, 3)]);
+  const key = createPrivateKey({ key: der, format: 'der', type: 'pkcs8' });
+  return Buffer.concat([signed, sign(null, Buffer.concat([Buffer.from('shoal digest record 1\0'), signed]), key)]);
 }
 
 /** xorshift: the same numbers in each run. */
@@ -82,9 +94,9 @@ function start(core: Core): void {
   core.playing(1, Uint8Array.of(0));
 }
 
-test('nothing that comes from outside makes the module trap', async () => {
+test('nothing that comes from outside makes the module trap', () => {
   for (const seed of [1, 2, 3]) {
-    const core = await makeCore(seed);
+    const core = makeCore(seed);
     const next = random(seed * 7919);
     let outputs = 0;
     start(core);
@@ -96,6 +108,56 @@ test('nothing that comes from outside makes the module trap', async () => {
     const [, , , , , rejected = 0] = core.stats();
     assert.equal(core.stats()[6], 0, 'no piece came of it');
     assert.ok(outputs > 1000 && rejected > 0 && (core.stats()[20] ?? 0) > 10, 'it was disturbed');
-    core.free();
   }
+});
+
+test('a record that the origin signed is taken, and one with a changed byte is not', () => {
+  const core = makeCore(1);
+  const record = recordOf(5, new Uint8Array(20_000).fill(7));
+  for (const at of [0, 20, 50, record.length - 1]) {
+    const forged = Uint8Array.from(record);
+    forged[at] = (forged[at] ?? 0) ^ 1;
+    core.record(1, forged);
+    drain(core);
+  }
+  assert.deepEqual([core.stats()[18], core.stats()[19]], [0, 4]);
+  core.record(2, record);
+  assert.deepEqual([core.stats()[18], core.stats()[19]], [1, 4]);
+});
+
+test('bytes that make the memory grow are taken in whole, and each instance is a viewer of its own', () => {
+  const [core, other] = [makeCore(1), makeCore(1)];
+  const bytes = Uint8Array.from({ length: 6_000_000 }, (_, at) => at % 251);
+  core.record(1, recordOf(5, bytes));
+  core.loaded(2, 0, 5, 0, bytes, 30);
+  const tags: number[] = [];
+  for (let tag = core.poll(); tag !== Tag.None; tag = core.poll()) tags.push(tag);
+  assert.ok(tags.includes(Tag.KeepLoaded), String(tags));
+  assert.equal(core.stats()[6], 1);
+  assert.deepEqual([...(core.segmentParts(0, 5) ?? [])], [bytes.length]);
+  assert.equal(core.segmentParts(0, 6), undefined);
+  assert.equal(other.stats()[18], 0, 'the other knows nothing of it');
+});
+
+test('what a neighbor is told comes out byte for byte, and the log holds what went in', () => {
+  const core = makeCore(1);
+  core.startLog();
+  start(core);
+  drain(core);
+  core.neighborConnected(2, 100, -1);
+  assert.equal(core.poll(), Tag.SendControl);
+  assert.equal(core.field(0), 100);
+  assert.deepEqual([...core.bytes().subarray(0, 2)], [1, 1], 'hello, version 1');
+  assert.deepEqual([...core.bytes().subarray(4, 20)], [...EPOCH]);
+  const log = core.takeLog();
+  assert.equal(Buffer.from(log.subarray(0, 8)).toString(), 'shoalog1');
+  assert.deepEqual([...log.subarray(8, 40)], [...KEY]);
+});
+
+test('what is no key is refused', () => {
+  const make = factoryOf(new WebAssembly.Instance(MODULE));
+  // No point has this y, and the others have the wrong length.
+  assert.throws(() => make(Uint8Array.from({ length: 32 }, (_, at) => (at === 0 ? 2 : 0)), EPOCH, 1));
+  assert.throws(() => make(KEY.subarray(1), EPOCH, 1));
+  assert.throws(() => make(KEY, EPOCH.subarray(1), 1));
 });

@@ -4,14 +4,12 @@ import Hls from 'hls.js';
 import type { ErrorData } from 'hls.js';
 
 import type { ShoalErrorCode, ShoalStats } from '../api.ts';
-import { readLatency } from '../clock.ts';
 import { LiveFollower } from '../follow.ts';
 import { liveConfig } from '../live-config.ts';
 import { attach } from '../shoal.ts';
 import type { Shoal } from '../shoal.ts';
 import type { AuditEntry } from '../audit.ts';
 import { STREAM_NAME, byId, bytesWords, rateWords, setText } from './dom.ts';
-import { drawGraph } from './graph.ts';
 
 /** How often a stream that is not there is looked for, in milliseconds; half of it again at random, so that a crowd
  * does not ask in step. */
@@ -276,7 +274,11 @@ function showStats(): void {
   const rate = level?.bitrate ? `, ${rateWords(level.bitrate)}` : '';
   setText('picture', height > 0 ? `${video.videoWidth} × ${height}${rate}` : '–');
   setText('tracker', stats.isTrackerJoined ? 'connected' : stats.isSharing ? 'not connected' : 'not used');
-  drawGraph(byId<HTMLCanvasElement>('graph'), stats.history);
+  // Only who looks at the details downloads the graph; without it they are still worth reading.
+  void import('./graph.ts').then(
+    ({ drawGraph }) => { drawGraph(byId<HTMLCanvasElement>('graph'), stats.history); },
+    () => undefined,
+  );
 }
 
 function setUpControls(): void {
@@ -327,7 +329,7 @@ function setUp(): void {
     },
     getStats: () => shoal?.getStats() ?? null,
     getAudit: () => shoal?.getAudit() ?? Promise.resolve([]),
-    readLatency: () => readLatency(video),
+    readLatency: async () => (await import('../clock.ts')).readLatency(video),
   };
   setUpControls();
   watchVideo();

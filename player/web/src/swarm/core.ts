@@ -46,7 +46,7 @@ export const BLOCK_BYTES = 16 * 1024;
 /** The header before a block's bytes, in bytes, as in WIRE.md. */
 export const BLOCK_HEADER_BYTES = 16;
 
-/** A swarm peer: one viewer of one epoch of one stream. Times are `performance.now()` milliseconds. */
+/** A swarm peer: one viewer of one epoch of one stream, an instance of the module. Times are `performance.now()` milliseconds. */
 export interface Core {
   wake(now: number): void;
   welcome(now: number, peer: number, neighborsMax: number, uploadPercent: number, reportIntervalMs: number): void;
@@ -81,35 +81,106 @@ export interface Core {
   setStoreBytesMax(bytes: number): void;
   startLog(): void;
   takeLog(): Uint8Array;
-  free(): void;
 }
 
-/** What makes a core: origin's key (32 bytes), epoch (16 bytes), any number below 2^53. Throws on a bad key. */
+/** What makes a core, once: origin's key (32 bytes), epoch (16 bytes), any number below 2^53. Throws on a bad key. */
 export type CoreFactory = (key: Uint8Array, epoch: Uint8Array, seed: number) => Core;
 
-/** What wasm-bindgen generates, as far as it is used here. */
-interface Glue {
-  default: (options: { module_or_path: string | URL }) => Promise<unknown>;
-  SwarmPeer: new (key: Uint8Array, epoch: Uint8Array, seed: number) => Core;
-}
+/** What the module exports: the core's methods, but for those that take or give bytes or lists. */
+type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts' | 'takeLog'> & {
+  memory: WebAssembly.Memory;
+  allocate: (length: number) => number;
+  create: (seed: number) => number;
+  message: (now: number, peer: number) => void;
+  record: (now: number) => void;
+  block: (now: number, peer: number) => void;
+  fetchBlock: (now: number, fetch: number, block: number) => void;
+  loaded: (now: number, rendition: number, msn: number, part: number, tookMs: number) => void;
+  playing: (now: number) => void;
+  plan: (now: number, rendition: number, stripes: number) => void;
+  stats: () => number;
+  segmentParts: (rendition: number, msn: number) => number;
+  numbers: () => number;
+  bytes: () => number;
+  length: () => number;
+  takeLog: () => void;
+};
 
-let factory: Promise<CoreFactory> | null = null;
+let module: Promise<WebAssembly.Module> | null = null;
 
-/** Loads the WebAssembly module once for all players of the page. A failure is not remembered: the next player may
- * have better luck with the network. */
-export function loadCore(wasmUrl: string | URL): Promise<CoreFactory> {
-  factory ??= load(wasmUrl).catch((error: unknown) => {
-    factory = null;
+/** Makes an instance of the WebAssembly module, for one core; the module is loaded once for all players of the page. A
+ * failure is not remembered: the next player may have better luck with the network. */
+export async function loadCore(wasmUrl: string | URL): Promise<CoreFactory> {
+  module ??= compile(wasmUrl).catch((error: unknown) => {
+    module = null;
     throw error;
   });
-  return factory;
+  return factoryOf(await WebAssembly.instantiate(await module));
 }
 
-async function load(wasmUrl: string | URL): Promise<CoreFactory> {
-  if (typeof WebAssembly !== 'object') throw new Error('this browser has no WebAssembly');
-  const glue = (await import('../wasm/shoal_swarm_wasm.js')) as unknown as Glue;
-  await glue.default({ module_or_path: wasmUrl });
-  return (key, epoch, seed) => new glue.SwarmPeer(key, epoch, seed);
+async function compile(wasmUrl: string | URL): Promise<WebAssembly.Module> {
+  const response = await fetch(wasmUrl);
+  if (!response.ok) throw new Error(`${response.status} for ${String(wasmUrl)}`);
+  return WebAssembly.compile(await response.arrayBuffer());
+}
+
+/** Makes an instance's core. */
+export function factoryOf(instance: WebAssembly.Instance): CoreFactory {
+  const exports = instance.exports as unknown as Exports;
+  const give = (bytes: Uint8Array): void => {
+    // The memory may grow for it, and has another buffer then.
+    const at = exports.allocate(bytes.length);
+    new Uint8Array(exports.memory.buffer, at).set(bytes);
+  };
+  const numbers = (count: number): Float64Array =>
+    new Float64Array(exports.memory.buffer, exports.numbers(), count).slice();
+  const bytes = (): Uint8Array => new Uint8Array(exports.memory.buffer, exports.bytes(), exports.length()).slice();
+  return (key, epoch, seed) => {
+    if (key.length !== 32 || epoch.length !== 16) throw new Error('a key has 32 bytes, an epoch 16');
+    give(Uint8Array.of(...key, ...epoch));
+    if (!exports.create(seed)) throw new Error('not an Ed25519 key');
+    return {
+      ...exports,
+      record(now, record) {
+        give(record);
+        exports.record(now);
+      },
+      plan(now, rendition, stripes, places) {
+        give(new Uint8Array(places.buffer));
+        exports.plan(now, rendition, stripes);
+      },
+      message(now, peer, message) {
+        give(message);
+        exports.message(now, peer);
+      },
+      block(now, peer, message) {
+        give(message);
+        exports.block(now, peer);
+      },
+      fetchBlock(now, fetch, block, data) {
+        give(data);
+        exports.fetchBlock(now, fetch, block);
+      },
+      loaded(now, rendition, msn, part, data, tookMs) {
+        give(data);
+        exports.loaded(now, rendition, msn, part, tookMs);
+      },
+      playing(now, renditions) {
+        give(renditions);
+        exports.playing(now);
+      },
+      segmentParts(rendition, msn) {
+        const count = exports.segmentParts(rendition, msn);
+        return count < 0 ? undefined : numbers(count);
+      },
+      stats: () => numbers(exports.stats()),
+      bytes,
+      takeLog() {
+        exports.takeLog();
+        return bytes();
+      },
+    };
+  };
 }
 
 /** A seed for the core's own random numbers. `getRandomValues` works on plain http pages as well. */

@@ -234,8 +234,6 @@ export class Driver {
     this.#input((now) => { this.core.leave(now); });
     this.#isDestroyed = true;
     this.#shutDown();
-    // A core that threw may be inside a call still, and freeing it then would throw again.
-    if (!this.#isFailed) this.core.free();
   }
 
   #handleWelcome(welcome: Welcome): void {

@@ -1,0 +1,326 @@
+//! What JavaScript calls, as listed in `README.md`.
+//!
+//! The module imports nothing, so no call can come in while another runs.
+
+// Exporting a function under a fixed name and naming the allocator are what the compiler calls unsafe here: both could clash
+// with another crate's. Nothing else is: all state lies in cells, and JavaScript can only hand in numbers.
+#![allow(unsafe_code)]
+
+use std::cell::RefCell;
+
+use shoal_swarm::{
+    BLOCK_BYTES, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time,
+    wire::BLOCK_HEADER_BYTES,
+};
+use talc::TalckWasm;
+
+use crate::output::{self, Fields};
+
+/// Less than half of the code of the standard library's allocator.
+// SAFETY: the module has one thread, which is what this allocator assumes.
+#[global_allocator]
+static ALLOCATOR: TalckWasm = unsafe { TalckWasm::new_global() };
+
+/// The viewer and what it said last.
+struct Shell {
+    peer: Option<Peer>,
+    last: Fields,
+    numbers: Vec<f64>,
+}
+
+thread_local! {
+    static SHELL: RefCell<Shell> = const { RefCell::new(Shell { peer: None, last: Fields::NOTHING, numbers: Vec::new() }) };
+    /// The bytes that the next input speaks of.
+    static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A `performance.now()` value as the core's time.
+fn time(ms: f64) -> Time {
+    Time::from_us((ms * 1000.0) as u64)
+}
+
+fn span(ms: f64) -> Span {
+    Span::from_us((ms * 1000.0) as u64)
+}
+
+fn piece(rendition: u32, msn: f64, part: u32) -> PieceId {
+    PieceId { rendition: rendition as u8, msn: msn as u64, part: part as u16 }
+}
+
+fn handle(now: f64, input: Input<'_>) {
+    SHELL.with_borrow_mut(|shell| {
+        if let Some(peer) = &mut shell.peer {
+            peer.handle_input(time(now), input);
+        }
+    });
+}
+
+fn measure(bytes: &[u8]) -> (u32, BlockDigest) {
+    // No block is longer, so that garbage is not worth hashing; its length alone gets it refused.
+    let hashed = &bytes[..bytes.len().min(BLOCK_BYTES as usize)];
+    (u32::try_from(bytes.len()).unwrap_or(u32::MAX), BlockDigest::of(hashed))
+}
+
+/// Makes the bytes' buffer this long; gives its address, to be written to before anything else is called.
+#[unsafe(no_mangle)]
+extern "C" fn allocate(length: usize) -> *const u8 {
+    BYTES.with_borrow_mut(|bytes| {
+        *bytes = vec![0; length];
+        bytes.as_ptr()
+    })
+}
+
+/// Makes the viewer; bytes: the origin's key, then the epoch. Says no to bytes that are no key.
+#[unsafe(no_mangle)]
+extern "C" fn create(seed: f64) -> bool {
+    let config = BYTES.with_borrow(|bytes| {
+        let (key, epoch) = bytes.split_first_chunk()?;
+        Some(Config::new(OriginKey::from_bytes(key).ok()?, Epoch(epoch.try_into().ok()?)))
+    });
+    let Some(config) = config else { return false };
+    SHELL.with_borrow_mut(|shell| shell.peer = Some(Peer::new(config, seed as u64)));
+    true
+}
+
+#[unsafe(export_name = "setStoreBytesMax")]
+extern "C" fn set_store_bytes_max(bytes: f64) {
+    SHELL.with_borrow_mut(|shell| {
+        if let Some(peer) = &mut shell.peer {
+            peer.set_store_bytes_max(bytes as u64);
+        }
+    });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn wake(now: f64) {
+    handle(now, Input::Wake);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn welcome(now: f64, peer: u32, neighbors_max: u32, upload_ratio_percent: u32, report_ms: f64) {
+    let (neighbors_max, upload_ratio_percent) = (neighbors_max as u16, upload_ratio_percent as u16);
+    let report_interval = span(report_ms);
+    handle(now, Input::Welcome { peer, neighbors_max, upload_ratio_percent, report_interval });
+}
+
+#[unsafe(export_name = "trackerLost")]
+extern "C" fn tracker_lost(now: f64) {
+    handle(now, Input::TrackerLost);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn record(now: f64) {
+    BYTES.with_borrow(|bytes| handle(now, Input::RecordBytes { bytes }));
+}
+
+#[unsafe(export_name = "recordFailed")]
+extern "C" fn record_failed(now: f64, rendition: u32, msn: f64, part: u32) {
+    handle(now, Input::RecordFailed { piece: piece(rendition, msn, part) });
+}
+
+/// Bytes: the places as 64-bit floating-point numbers, least significant byte first.
+#[unsafe(no_mangle)]
+extern "C" fn plan(now: f64, rendition: u32, stripes: u32) {
+    let numbers: Vec<f64> = BYTES
+        .with_borrow(|bytes| bytes.as_chunks().0.iter().map(|number| f64::from_le_bytes(*number)).collect());
+    // Children are stored first, so that the places can borrow them.
+    let children: Vec<u32> = numbers.iter().map(|number| *number as u32).collect();
+    let mut places = Vec::new();
+    let mut at = 0;
+    while let Some([stripe, root, parent, expected, count]) = numbers.get(at..at + 5) {
+        let first = at + 5;
+        let Some(children) = children.get(first..first.saturating_add(*count as usize)) else { break };
+        places.push(Place {
+            stripe: *stripe as u8,
+            is_root: *root != 0.0,
+            parent: (*parent >= 0.0).then_some(*parent as u32),
+            children,
+            expected: span(*expected),
+        });
+        at = first + children.len();
+    }
+    handle(now, Input::Plan { rendition: rendition as u8, stripes: stripes as u8, places: &places });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn sharing(now: f64, on: u32) {
+    handle(now, Input::Sharing { on: on != 0 });
+}
+
+#[unsafe(export_name = "neighborConnected")]
+extern "C" fn neighbor_connected(now: f64, peer: u32, rtt_ms: f64) {
+    handle(now, Input::NeighborConnected { peer, rtt: (rtt_ms >= 0.0).then(|| span(rtt_ms)) });
+}
+
+#[unsafe(export_name = "neighborLost")]
+extern "C" fn neighbor_lost(now: f64, peer: u32) {
+    handle(now, Input::NeighborLost { peer });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn message(now: f64, peer: u32) {
+    BYTES.with_borrow(|bytes| handle(now, Input::Message { peer, bytes }));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn block(now: f64, peer: u32) {
+    BYTES.with_borrow(|message| {
+        let (header, payload) = message.split_at(message.len().min(BLOCK_HEADER_BYTES));
+        let (length, digest) = measure(payload);
+        handle(now, Input::Block { peer, header, length, digest });
+    });
+}
+
+#[unsafe(export_name = "sendQueue")]
+extern "C" fn send_queue(now: f64, peer: u32, buffered: u32) {
+    handle(now, Input::SendQueue { peer, buffered });
+}
+
+#[unsafe(export_name = "fetchBlock")]
+extern "C" fn fetch_block(now: f64, fetch: u32, block: u32) {
+    let (length, digest) = BYTES.with_borrow(|bytes| measure(bytes));
+    handle(now, Input::FetchBlock { fetch, block: block as u16, length, digest });
+}
+
+#[unsafe(export_name = "fetchFinished")]
+extern "C" fn fetch_finished(now: f64, fetch: u32) {
+    handle(now, Input::FetchFinished { fetch });
+}
+
+#[unsafe(export_name = "fetchFailed")]
+extern "C" fn fetch_failed(now: f64, fetch: u32, status: u32) {
+    handle(now, Input::FetchFailed { fetch, status: status as u16 });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn loaded(now: f64, rendition: u32, msn: f64, part: u32, took_ms: f64) {
+    BYTES.with_borrow(|bytes| {
+        let digests: Vec<BlockDigest> = bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect();
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let piece = piece(rendition, msn, part);
+        handle(now, Input::Loaded { piece, length, digests: &digests, took: span(took_ms) });
+    });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn playing(now: f64) {
+    BYTES.with_borrow(|bytes| handle(now, Input::Playing { renditions: bytes }));
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn playhead(now: f64, position: f64, buffered_until: f64, rate_percent: u32, is_stalled: u32) {
+    let (position_ms, buffered_until_ms) = (position as u64, buffered_until as u64);
+    let (rate_percent, is_stalled) = (rate_percent as u16, is_stalled != 0);
+    handle(now, Input::Playhead { position_ms, buffered_until_ms, rate_percent, is_stalled });
+}
+
+fn want(now: f64, request: u32, target: Target, deadline: f64) {
+    let deadline = (deadline >= 0.0).then(|| time(deadline));
+    handle(now, Input::Want { request, target, deadline });
+}
+
+#[unsafe(export_name = "wantPiece")]
+extern "C" fn want_piece(now: f64, request: u32, rendition: u32, msn: f64, part: u32, deadline: f64) {
+    want(now, request, Target::Piece(piece(rendition, msn, part)), deadline);
+}
+
+#[unsafe(export_name = "wantSegment")]
+extern "C" fn want_segment(now: f64, request: u32, rendition: u32, msn: f64, deadline: f64) {
+    want(now, request, Target::Segment { rendition: rendition as u8, msn: msn as u64 }, deadline);
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn unwant(now: f64, request: u32) {
+    handle(now, Input::Unwant { request });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn share(now: f64, on: u32) {
+    handle(now, Input::Share { on: on != 0 });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn metered(now: f64, on: u32) {
+    handle(now, Input::Metered { on: on != 0 });
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn leave(now: f64) {
+    handle(now, Input::Leave);
+}
+
+/// How many parts the segment has, with their lengths in `numbers`; −1 while it is not known.
+#[unsafe(export_name = "segmentParts")]
+extern "C" fn segment_parts(rendition: u32, msn: f64) -> i32 {
+    SHELL.with_borrow_mut(|shell| {
+        let parts = shell.peer.as_ref().and_then(|peer| peer.segment_parts(rendition as u8, msn as u64));
+        let Some(parts) = parts else { return -1 };
+        shell.numbers = parts.into_iter().map(|(_, length)| f64::from(length)).collect();
+        shell.numbers.len() as i32
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn poll() -> u32 {
+    SHELL.with_borrow_mut(|shell| {
+        let output = shell.peer.as_mut().and_then(Peer::poll_output);
+        shell.last = output.map_or(Fields::NOTHING, Fields::from);
+        u32::from(shell.last.tag)
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn field(index: usize) -> f64 {
+    SHELL.with_borrow(|shell| shell.last.numbers.get(index).copied().unwrap_or(-1.0))
+}
+
+/// The address of the last output's bytes; `length` says how many.
+#[unsafe(no_mangle)]
+extern "C" fn bytes() -> *const u8 {
+    SHELL.with_borrow(|shell| shell.last.bytes.as_ptr())
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn length() -> usize {
+    SHELL.with_borrow(|shell| shell.last.bytes.len())
+}
+
+/// The address of what `stats` or `segmentParts` gave.
+#[unsafe(no_mangle)]
+extern "C" fn numbers() -> *const f64 {
+    SHELL.with_borrow(|shell| shell.numbers.as_ptr())
+}
+
+#[unsafe(export_name = "nextDeadline")]
+extern "C" fn next_deadline() -> f64 {
+    SHELL.with_borrow(|shell| {
+        let next = shell.peer.as_ref().and_then(Peer::next_deadline);
+        next.map_or(-1.0, |(time, _)| time.as_us() as f64 / 1000.0)
+    })
+}
+
+/// How many counters there are, with their values in `numbers`.
+#[unsafe(no_mangle)]
+extern "C" fn stats() -> usize {
+    SHELL.with_borrow_mut(|shell| {
+        shell.numbers = shell.peer.as_ref().map(|peer| output::stats(&peer.stats())).unwrap_or_default();
+        shell.numbers.len()
+    })
+}
+
+#[unsafe(export_name = "startLog")]
+extern "C" fn start_log() {
+    SHELL.with_borrow_mut(|shell| {
+        if let Some(peer) = &mut shell.peer {
+            peer.start_log();
+        }
+    });
+}
+
+/// Puts the log where the last output's bytes are.
+#[unsafe(export_name = "takeLog")]
+extern "C" fn take_log() {
+    SHELL.with_borrow_mut(|shell| {
+        shell.last.bytes = shell.peer.as_mut().map(Peer::take_log).unwrap_or_default();
+    });
+}
