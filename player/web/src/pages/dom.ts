@@ -73,6 +73,8 @@ export interface StreamEntry {
   viewers: number;
   started_ms: number;
   renditions: unknown[];
+  /** The path of its poster; another query, another picture. */
+  poster_url?: string;
 }
 
 /** What is live now; null when the server can't be reached or answers nonsense. */

@@ -8,6 +8,23 @@ const REFRESH_MS = 4_000;
 
 const STATES: Record<string, string> = { waiting: 'Waiting', live: 'Live', away: 'Pausing', ended: 'Ended' };
 
+/** Posters by stream: the list is made anew each time, and a picture that stays the same must not flicker. */
+const posters = new Map<string, HTMLImageElement>();
+
+function poster(stream: StreamEntry): HTMLImageElement | null {
+  if (!stream.poster_url) return null;
+  let image = posters.get(stream.name);
+  if (!image) {
+    image = document.createElement('img');
+    image.className = 'poster';
+    // The name stands beside it.
+    image.alt = '';
+    posters.set(stream.name, image);
+  }
+  if (image.getAttribute('src') !== stream.poster_url) image.src = stream.poster_url;
+  return image;
+}
+
 function card(stream: StreamEntry): HTMLLIElement {
   const item = document.createElement('li');
   const link = document.createElement('a');
@@ -24,6 +41,8 @@ function card(stream: StreamEntry): HTMLLIElement {
   facts.className = 'soft';
   const age = stream.started_ms > 0 ? ` · ${durationWords(Date.now() - stream.started_ms)} on air` : '';
   facts.textContent = countWords(stream.viewers, 'viewer') + age;
+  const picture = poster(stream);
+  if (picture) link.append(picture);
   link.append(name, facts);
   item.append(link);
   return item;
@@ -38,6 +57,7 @@ function show(streams: StreamEntry[] | null): void {
     'summary',
     streams.length === 0 ? 'Nothing is live right now.' : countWords(streams.length, 'stream') + ' to watch.',
   );
+  for (const name of posters.keys()) if (!streams.some((stream) => stream.name === name)) posters.delete(name);
   const list = byId('streams');
   const focused = document.activeElement instanceof HTMLAnchorElement ? document.activeElement.href : '';
   list.replaceChildren(...[...streams].sort((a, b) => b.viewers - a.viewers).map(card));

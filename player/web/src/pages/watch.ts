@@ -108,6 +108,11 @@ function start(): void {
   hls.on(Hls.Events.ERROR, (_, data) => {
     handleError(data);
   });
+  hls.on(Hls.Events.MANIFEST_LOADED, (_, { sessionData, url }) => {
+    // Shown until the first frame is there, or somebody presses play.
+    const poster = sessionData?.['live.shoal.poster']?.['VALUE'];
+    if (poster) video.poster = new URL(poster, new URL(url, location.href)).href;
+  });
   hls.on(Hls.Events.MEDIA_ATTACHED, () => void play());
   hls.on(Hls.Events.LEVEL_LOADED, (_, { details }) => {
     // Only the last minute of a stream that is over: not worth beginning with.
