@@ -193,13 +193,10 @@ impl<'a> World<'a> {
         queue.push(0, Event::TrackerTick);
         let mut tracker = Tracker::new(knobs.plan, seed, visits.len());
         for rendition in 0..stream.renditions() {
-            let number = stream.next_number() - 1;
             let rendition = rendition as u8;
             let rate_kbps = scenario.media.rates_kbps[usize::from(rendition)];
-            let mean_bytes = u64::from(rate_kbps) * u64::from(scenario.media.piece_ms) / 8;
-            let blocks = mean_bytes.div_ceil(u64::from(shoal_swarm::BLOCK_BYTES)) as u32;
-            tracker.planner.set_rendition(0, rendition, rate_kbps, blocks);
-            let _ = number;
+            let piece_bytes = u64::from(rate_kbps) * u64::from(scenario.media.piece_ms) / 8;
+            tracker.planner.set_rendition(0, rendition, rate_kbps, piece_bytes as u32);
         }
         let from_us = (scenario.measure_from_s * 1e6) as u64;
         Self {

@@ -18,8 +18,8 @@ use super::{Ms, Settings};
 const ROOT_EXPECTED_MS: u32 = 60;
 /// What a hop costs beside serialisation: half a round trip and the time of two event loops.
 const HOP_MS: u32 = 15;
-/// Bits in one block.
-const BLOCK_BITS: u32 = 8 * 16 * 1024;
+/// A line is not taken for slower than this: what is measured of it then is noise.
+const LINE_MIN_KBPS: u32 = 100;
 /// Changes of an estimate below this are not passed down the tree.
 const EXPECTED_STEP_MS: u32 = 20;
 /// Changes of an estimate below this (or below half of it) are not told to the viewer: it only delays pulls.
@@ -80,6 +80,9 @@ pub(super) struct Node {
     pub(super) joined: Ms,
     /// What may be planned on for this rendition; 0 for those who give nothing.
     pub(super) uplink_kbps: u32,
+    /// How long one of the rendition's blocks occupies the line: all of the uplink, not only what is planned on for this
+    /// rendition, because blocks of different renditions rarely meet in it.
+    pub(super) block_ms: u32,
     /// How many children, over all stripes, the uplink carries.
     pub(super) slots: u32,
     pub(super) used: u32,
@@ -104,11 +107,6 @@ impl Node {
         u32::try_from(self.seats.iter().filter(|seat| !seat.children.is_empty()).count())
             .expect("few stripes")
     }
-
-    /// How long one block occupies the uplink.
-    pub(super) fn block_ms(&self) -> u32 {
-        BLOCK_BITS / self.uplink_kbps.max(100)
-    }
 }
 
 /// All trees of one rendition.
@@ -116,6 +114,8 @@ impl Node {
 pub(super) struct Forest {
     pub(super) stripes: u8,
     pub(super) rate_kbps: u32,
+    /// Bits in a usual block: those of audio are much shorter than 16 KiB.
+    pub(super) block_bits: u32,
     pub(super) settings: Settings,
     pub(super) nodes: BTreeMap<PeerId, Node>,
     pub(super) roots: Vec<BTreeSet<PeerId>>,
@@ -138,12 +138,13 @@ pub(super) struct Forest {
 }
 
 impl Forest {
-    pub(super) fn new(stripes: u8, rate_kbps: u32, settings: Settings) -> Self {
+    pub(super) fn new(stripes: u8, rate_kbps: u32, block_bits: u32, settings: Settings) -> Self {
         assert!((1..=16).contains(&stripes), "stripes are bits of a u16");
         let all = usize::from(stripes);
         Self {
             stripes,
             rate_kbps: rate_kbps.max(1),
+            block_bits,
             reserve_percent: settings.reserve_max_percent,
             settings,
             nodes: BTreeMap::new(),
@@ -159,7 +160,7 @@ impl Forest {
         }
     }
 
-    pub(super) fn add(&mut self, now: Ms, viewer: PeerId, uplink_kbps: u32) {
+    pub(super) fn add(&mut self, now: Ms, viewer: PeerId) {
         let seats = (0..self.stripes).map(|_| Seat {
             source: Source::Nobody,
             children: Vec::new(),
@@ -177,6 +178,7 @@ impl Forest {
         let node = Node {
             joined: now,
             uplink_kbps: 0,
+            block_ms: 0,
             slots: 0,
             used: 0,
             reserved: 0,
@@ -186,7 +188,7 @@ impl Forest {
         };
         let known = self.nodes.insert(viewer, node);
         assert!(known.is_none(), "a viewer is planned once");
-        self.set_uplink(viewer, uplink_kbps);
+        self.set_uplink(viewer, 0, 0);
         for stripe in 0..self.stripes {
             self.look_at(now, viewer, stripe);
             self.tell(viewer, stripe);
@@ -210,17 +212,20 @@ impl Forest {
                 self.wanting.remove(&(due, viewer, stripe));
             }
         }
-        self.set_uplink(viewer, 0);
+        self.set_uplink(viewer, 0, 0);
         self.nodes.remove(&viewer);
         self.dirty.remove(&viewer);
     }
 
-    /// Sets what the viewer may be planned on and, where it had none or has more than it can use, its home stripes.
-    pub(super) fn set_uplink(&mut self, viewer: PeerId, kbps: u32) {
+    /// Sets what the viewer may be planned on for this rendition and, where it had none or has more than it can use, its home
+    /// stripes; `line_kbps` is all of its uplink.
+    pub(super) fn set_uplink(&mut self, viewer: PeerId, kbps: u32, line_kbps: u32) {
+        let block_ms = (self.block_bits / line_kbps.max(LINE_MIN_KBPS)).max(1);
         let slots = self.slots_of(kbps);
         let node = self.nodes.get_mut(&viewer).expect("only called for planned viewers");
         self.uplinks_kbps = self.uplinks_kbps - u64::from(node.uplink_kbps) + u64::from(kbps);
         node.uplink_kbps = kbps;
+        node.block_ms = block_ms;
         self.set_slots(viewer, slots);
     }
 
@@ -374,7 +379,7 @@ impl Forest {
         };
         let before = u32::try_from(before).unwrap_or(u32::MAX);
         seat.expected_ms
-            + before.saturating_add(1).saturating_mul(node.block_ms())
+            + before.saturating_add(1).saturating_mul(node.block_ms)
             + HOP_MS
             + links.rtt_ms(parent, child).unwrap_or(40) / 2
     }
@@ -541,7 +546,7 @@ impl Forest {
         let seat = &node.seats[at];
         let is_open = node.has_home(stripe) && seat.source != Source::Nobody;
         let interior = || seat.children.iter().filter(|child| self.nodes[child].has_home(stripe)).count();
-        let after = |children: u32| seat.expected_ms + (children + 1) * node.block_ms() + 2 * HOP_MS;
+        let after = |children: u32| seat.expected_ms + (children + 1) * node.block_ms + 2 * HOP_MS;
         let leaf_key = (is_open && node.free() > 0).then(|| after(node.used));
         let top_key = (is_open && node.used <= node.slots).then(interior).and_then(|interior| {
             let can_displace = interior < seat.children.len();

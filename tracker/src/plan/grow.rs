@@ -284,7 +284,7 @@ impl Forest {
         }
         let before = if is_top { u32::try_from(interior).unwrap_or(u32::MAX) } else { node.used };
         let extra = if has_home { 0 } else { NEW_HOME_COST_MS * (1 + self.excess(node)) };
-        Some(seat.expected_ms + (before + 1) * node.block_ms() + extra)
+        Some(seat.expected_ms + (before + 1) * node.block_ms + extra)
     }
 
     /// Keeps the wanted number of roots in a stripe.

@@ -34,6 +34,8 @@ const ROUND_SOON_MS: Ms = 20;
 const ROUND_LATER_MS: Ms = 100;
 /// Below this number of viewers a round costs less than a millisecond.
 const SMALL_SWARM: usize = 100;
+/// The size of a block, as in `segmenter/digest`.
+const BLOCK_BYTES: u32 = 16 * 1024;
 /// Introductions made for the mesh in one tick. The trees come first; the mesh fills up over some seconds.
 const MESH_INTRODUCTIONS_MAX: usize = 400;
 /// A full tour of looking for better places takes about this long.
@@ -184,9 +186,11 @@ impl Planner {
         }
     }
 
-    /// A rendition's rate, and how many blocks its usual piece has. To be called when the first pieces are published and
-    /// whenever the measured rate changed; small changes are ignored.
-    pub fn set_rendition(&mut self, now: Ms, rendition: u8, rate_kbps: u32, blocks_per_piece: u32) {
+    /// A rendition's rate, and the bytes of its usual piece. To be called when the first pieces are published and whenever
+    /// the measured rate changed; small changes are ignored.
+    pub fn set_rendition(&mut self, now: Ms, rendition: u8, rate_kbps: u32, piece_bytes: u32) {
+        let blocks_per_piece = piece_bytes.div_ceil(BLOCK_BYTES).max(1);
+        let block_bits = 8 * (piece_bytes / blocks_per_piece);
         let known = self.forests.get(&rendition).map(|forest| (forest.rate_kbps, forest.stripes));
         // One block per piece still goes to four trees in turn, so that no viewer carries the whole rendition.
         let fitting = u8::try_from(blocks_per_piece.clamp(4, 16)).expect("clamped");
@@ -206,18 +210,19 @@ impl Planner {
         if known.is_some_and(|(_, known_stripes)| known_stripes == stripes) {
             let forest = self.forests.get_mut(&rendition).expect("known");
             forest.rate_kbps = rate_kbps.max(1);
+            forest.block_bits = block_bits;
         } else {
             let members: Vec<PeerId> = self.forests.remove(&rendition).map_or_else(Vec::new, |mut forest| {
                 let members: Vec<PeerId> = forest.nodes.keys().copied().collect();
                 members.iter().for_each(|viewer| forest.remove(now, *viewer, &mut self.links));
                 members
             });
-            let mut forest = Forest::new(stripes, rate_kbps, self.settings);
-            members.iter().for_each(|viewer| forest.add(now, *viewer, 0));
+            let mut forest = Forest::new(stripes, rate_kbps, block_bits, self.settings);
+            members.iter().for_each(|viewer| forest.add(now, *viewer));
             self.forests.insert(rendition, forest);
             for (id, viewer) in &self.viewers {
                 if viewer.renditions.contains(&rendition) && !members.contains(id) {
-                    self.forests.get_mut(&rendition).expect("just put").add(now, *id, 0);
+                    self.forests.get_mut(&rendition).expect("just put").add(now, *id);
                 }
             }
         }
@@ -271,7 +276,7 @@ impl Planner {
         }
         for new in renditions.difference(&viewer.renditions) {
             if let Some(forest) = self.forests.get_mut(new) {
-                forest.add(now, id, 0);
+                forest.add(now, id);
             }
         }
         viewer.renditions = renditions;
@@ -460,7 +465,8 @@ impl Planner {
         for number in viewer.renditions.clone() {
             let Some(forest) = self.forests.get_mut(&number) else { continue };
             let share = uplink_kbps * u64::from(forest.rate_kbps) / rate_kbps.max(1);
-            forest.set_uplink(id, u32::try_from(share).unwrap_or(u32::MAX));
+            let [share, line] = [share, uplink_kbps].map(|kbps| u32::try_from(kbps).unwrap_or(u32::MAX));
+            forest.set_uplink(id, share, line);
             forest.shed(now, id, 0);
         }
     }

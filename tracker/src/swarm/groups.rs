@@ -120,8 +120,8 @@ impl Groups {
         let number = self.next_number;
         self.next_number += 1;
         let mut planner = Planner::new(self.plan, self.seed ^ u64::from(number));
-        for (rendition, (rate_kbps, blocks)) in &self.renditions {
-            planner.set_rendition(0, *rendition, *rate_kbps, *blocks);
+        for (rendition, (rate_kbps, piece_bytes)) in &self.renditions {
+            planner.set_rendition(0, *rendition, *rate_kbps, *piece_bytes);
         }
         let group = Group { planner, country, mix: renditions.into(), last_round_ms: 0, next_round_ms: None };
         self.groups.insert(number, group);
@@ -219,10 +219,10 @@ impl Groups {
         true
     }
 
-    pub(super) fn set_rendition(&mut self, now_ms: u64, rendition: u8, rate_kbps: u32, blocks: u32) {
-        self.renditions.insert(rendition, (rate_kbps, blocks));
+    pub(super) fn set_rendition(&mut self, now_ms: u64, rendition: u8, rate_kbps: u32, piece_bytes: u32) {
+        self.renditions.insert(rendition, (rate_kbps, piece_bytes));
         for group in self.groups.values_mut() {
-            group.planner.set_rendition(now_ms, rendition, rate_kbps, blocks);
+            group.planner.set_rendition(now_ms, rendition, rate_kbps, piece_bytes);
         }
     }
 
@@ -292,7 +292,7 @@ mod tests {
 
     fn groups(viewers_max: u32) -> Groups {
         let mut groups = Groups::new(plan::Settings::default(), viewers_max, 1);
-        groups.set_rendition(0, 0, 3_000, 12);
+        groups.set_rendition(0, 0, 3_000, 187_500);
         groups
     }
 

@@ -15,8 +15,6 @@ use super::groups::Groups;
 use super::settings::Settings;
 use crate::plan::{self, Locality};
 
-/// What a block holds: `shoal_digest::BLOCK_BYTES`, which the tracker does not import.
-const BLOCK_BYTES: u64 = 16 * 1024;
 /// Pieces of this many milliseconds tell a rendition's rate: two or three segments, so that keyframes even out.
 const RATE_WINDOW_MS: u64 = 8_000;
 /// The planner looks at rates this often; at once when a rendition is new.
@@ -154,8 +152,8 @@ impl Seeding {
         let is_due = rendition.told_ms.is_none_or(|told| told + RATE_INTERVAL_MS <= now_ms);
         if is_due {
             rendition.told_ms = Some(now_ms);
-            let (rate_kbps, blocks) = rendition.measure();
-            self.groups.set_rendition(now_ms, piece.rendition, rate_kbps, blocks);
+            let (rate_kbps, piece_bytes) = rendition.measure();
+            self.groups.set_rendition(now_ms, piece.rendition, rate_kbps, piece_bytes);
         }
         if is_new {
             let guessed: Vec<PeerId> = self.guessed.iter().copied().collect();
@@ -183,7 +181,7 @@ impl Seeding {
 }
 
 impl Rendition {
-    /// The rate in kbit/s and the usual number of blocks of a piece.
+    /// The rate in kbit/s and the mean number of bytes of a piece.
     fn measure(&self) -> (u32, u32) {
         let count = self.pieces.len() as u64;
         let bytes: u64 = self.pieces.iter().map(|(_, length)| u64::from(*length)).sum();
@@ -195,8 +193,8 @@ impl Rendition {
             (passed, count) => passed * count / (count - 1),
         };
         let kbps = u32::try_from(bytes * 8 / span_ms).unwrap_or(u32::MAX);
-        let blocks = u32::try_from((bytes / count.max(1)).div_ceil(BLOCK_BYTES)).unwrap_or(u32::MAX);
-        (kbps.max(1), blocks.max(1))
+        let piece_bytes = u32::try_from(bytes / count.max(1)).unwrap_or(u32::MAX);
+        (kbps.max(1), piece_bytes)
     }
 }
 
@@ -210,9 +208,9 @@ mod tests {
 
     #[test]
     fn the_rate_is_measured_over_several_pieces() {
-        assert_eq!(pieces(&[(0, 187_500)]).measure(), (3_000, 12));
-        assert_eq!(pieces(&[(0, 250_000), (500, 125_000)]).measure(), (3_000, 12));
-        assert_eq!(pieces(&[(0, 8_000), (500, 8_000), (1_000, 8_000)]).measure(), (128, 1));
+        assert_eq!(pieces(&[(0, 187_500)]).measure(), (3_000, 187_500));
+        assert_eq!(pieces(&[(0, 250_000), (500, 125_000)]).measure(), (3_000, 187_500));
+        assert_eq!(pieces(&[(0, 8_000), (500, 8_000), (1_000, 8_000)]).measure(), (128, 8_000));
         assert_eq!(pieces(&[(7, 1), (7, 1)]).measure(), (1, 1), "pieces that come at the same time");
     }
 }
