@@ -110,7 +110,7 @@ function start(): void {
   });
   hls.on(Hls.Events.MANIFEST_LOADED, (_, { sessionData, url }) => {
     // Shown until the first frame is there, or somebody presses play.
-    const poster = sessionData?.['live.shoal.poster']?.['VALUE'];
+    const poster = sessionData?.['live.shoal.poster']?.['VALUE'] as string | undefined;
     if (poster) video.poster = new URL(poster, new URL(url, location.href)).href;
   });
   hls.on(Hls.Events.MEDIA_ATTACHED, () => void play());
