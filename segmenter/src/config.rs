@@ -30,6 +30,9 @@ pub struct Config {
     /// How many VP8 tracks are transcoded to H.264 at once, each in a thread of its own; more
     /// are refused. 0: as many as the machine has cores.
     pub transcodes_max: usize,
+    /// How often a picture is made of each stream, in milliseconds of its media: for the poster, and for the thumbnails
+    /// of what can be gone back to. One thread of the lowest priority makes them for all streams. 0: none.
+    pub pictures_interval_ms: u32,
     /// Where media is kept beyond memory: a directory, or `s3://BUCKET/PREFIX`. Empty: nowhere, unless `recording` or
     /// `dvr_ms` ask for it; then in the directory `recordings`. With an S3 store, name a `signing_key_file` too: by its
     /// key an origin knows its own recordings after a restart.
@@ -76,6 +79,7 @@ impl Default for Config {
             settle_ms: 1_500,
             audio_bps: 128_000,
             transcodes_max: 0,
+            pictures_interval_ms: 10_000,
             storage: String::new(),
             s3_endpoint: String::new(),
             s3_access_key_id: String::new(),
@@ -130,6 +134,13 @@ impl Config {
             ("streams_max", self.streams_max as u64, 1, 100_000),
             ("queue_bytes_max", self.queue_bytes_max as u64, 64 << 10, u64::MAX),
             ("transcodes_max", self.transcodes_max as u64, 0, 1_000),
+            // 0 is in the range too.
+            (
+                "pictures_interval_ms",
+                if self.pictures_interval_ms == 0 { 1_000 } else { self.pictures_interval_ms.into() },
+                1_000,
+                600_000,
+            ),
             // Twelve hours: a playlist of 2 s segments has 2 MB then.
             ("dvr_ms", u64::from(self.dvr_ms), 0, 12 * 3_600_000),
             ("storage_queue_bytes_max", self.storage_queue_bytes_max as u64, 1 << 20, u64::MAX),

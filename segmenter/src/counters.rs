@@ -15,20 +15,22 @@ pub(crate) enum Class {
     Init,
     Playlist,
     Digest,
+    Picture,
 }
 
-const CLASSES: [(Class, &str); 5] = [
+const CLASSES: [(Class, &str); 6] = [
     (Class::Part, "part"),
     (Class::Segment, "segment"),
     (Class::Init, "init"),
     (Class::Playlist, "playlist"),
     (Class::Digest, "digest"),
+    (Class::Picture, "picture"),
 ];
 
 /// See the module.
 pub(crate) struct Counters {
-    sent: [AtomicU64; 5],
-    requests: [AtomicU64; 5],
+    sent: [AtomicU64; 6],
+    requests: [AtomicU64; 6],
     blocked: AtomicU64,
     media_bytes: AtomicU64,
     parts: AtomicU64,
@@ -37,8 +39,8 @@ pub(crate) struct Counters {
 
 /// The same figures in the process's metrics.
 struct Exported {
-    sent: [metrics::Counter; 5],
-    requests: [metrics::Counter; 5],
+    sent: [metrics::Counter; 6],
+    requests: [metrics::Counter; 6],
     blocked: metrics::Counter,
     media_bytes: metrics::Counter,
     parts: metrics::Counter,
@@ -63,6 +65,8 @@ pub struct ByClass {
     pub playlist: u64,
     /// Signed digest records.
     pub digest: u64,
+    /// Posters and thumbnails.
+    pub picture: u64,
 }
 
 /// The figures of one publication, since it started.
@@ -137,10 +141,10 @@ impl Counters {
     }
 
     pub(crate) fn stats(&self, live: &crate::live::Live) -> StreamStats {
-        let by_class = |counters: &[AtomicU64; 5]| {
-            let [part, segment, init, playlist, digest] =
+        let by_class = |counters: &[AtomicU64; 6]| {
+            let [part, segment, init, playlist, digest, picture] =
                 std::array::from_fn(|index| counters[index].load(Ordering::Relaxed));
-            ByClass { part, segment, init, playlist, digest }
+            ByClass { part, segment, init, playlist, digest, picture }
         };
         let sent_bytes = by_class(&self.sent);
         StreamStats {

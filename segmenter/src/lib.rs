@@ -5,6 +5,7 @@
 //! wakes; [`origin`] answers the requests. What is decided is decided in pure modules: `cut`, `audio::cut`, `window`.
 
 mod audio;
+mod boxes;
 mod causes;
 mod codecs;
 mod config;
@@ -18,6 +19,7 @@ mod live;
 mod multivariant;
 mod mux;
 pub mod origin;
+mod pictures;
 pub mod pull;
 mod recording;
 mod rendered;

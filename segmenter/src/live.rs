@@ -17,6 +17,7 @@ use tokio::sync::{broadcast, watch};
 use crate::config::{Config, Constants};
 use crate::counters::Counters;
 use crate::events::{Event, Published, RenditionInfo};
+use crate::pictures::{Offer, POSTER, Pictures, SOURCE_SIDE, Studio};
 use crate::recording::{NewRecording, Recorder, Recordings};
 use crate::rendered::{Cached, Text};
 use crate::window::{PartEntry, Progress, Window};
@@ -175,6 +176,8 @@ pub(crate) struct Live {
     has_dependent_segment: AtomicBool,
     /// Keeps what is published, where something is to be kept.
     recorder: Option<Recorder>,
+    /// Its poster and thumbnails, where there are to be some.
+    pub(crate) pictures: Option<Arc<Pictures>>,
     shared: Shared,
 }
 
@@ -185,6 +188,8 @@ pub(crate) struct Shared {
     pub(crate) events: broadcast::Sender<Event>,
     /// Where there is a storage.
     pub(crate) recordings: Option<Arc<Recordings>>,
+    /// Where pictures are to be made.
+    pub(crate) studio: Option<Studio>,
 }
 
 /// How the recording of a live stream goes.
@@ -223,6 +228,7 @@ impl Live {
         if recorder.is_some() {
             renditions.iter().for_each(|rendition| rendition.window.lock().watch_changes(config.has_dvr()));
         }
+        let shelf = recorder.as_ref().and_then(Recorder::shelf);
         let live = Self {
             name: name.clone(),
             epoch,
@@ -237,6 +243,7 @@ impl Live {
             bytes_max: config.stream_bytes_max,
             has_dependent_segment: AtomicBool::new(false),
             recorder,
+            pictures: shared.studio.as_ref().map(|studio| studio.pictures(name, shelf)),
             shared: shared.clone(),
         };
         live.emit(Event::Started {
@@ -314,6 +321,9 @@ impl Live {
                 description.end_segment(target_us);
             }
         }
+        if piece.part == 0 && is_independent {
+            self.offer_picture(rendition, piece.msn, start_ms, &bytes);
+        }
         let entry = PartEntry {
             duration_us,
             bytes,
@@ -343,6 +353,35 @@ impl Live {
             record,
         })));
         self.shed();
+    }
+
+    /// A segment begins with this part, and it with a keyframe: it may become a picture.
+    fn offer_picture(&self, rendition: &Rendition, msn: u64, date_ms: i64, part: &Bytes) {
+        let Some(pictures) = &self.pictures else { return };
+        if !rendition.description.lock().is_video() {
+            return;
+        }
+        let offer = Offer::new(
+            msn,
+            date_ms,
+            self.constants.segment_us,
+            self.picture_source() == Some(rendition.number),
+        );
+        pictures.offer(offer, || {
+            let init = rendition.with_window(|window| window.newest_init().cloned());
+            Some((init?, part.clone()))
+        });
+    }
+
+    /// The rendition that pictures are made of: the smallest that is good enough, or else the largest.
+    fn picture_source(&self) -> Option<u8> {
+        let sizes = self.renditions.iter().filter_map(|rendition| {
+            let (width, height) = rendition.description.lock().resolution?;
+            Some((width.max(height), rendition.number))
+        });
+        // Those too small come behind all others, largest first.
+        let rank = |(side, _): &(u32, u8)| if *side >= SOURCE_SIDE { *side } else { u32::MAX - *side };
+        sizes.min_by_key(rank).map(|(_, number)| number)
     }
 
     /// Adds a part that has no media.
@@ -419,6 +458,12 @@ impl Live {
             failure: recorder.failure().unwrap_or_default(),
             url: format!("/vod/{}/{}/index.m3u8", self.name, self.epoch_hex()),
         })
+    }
+
+    /// The path of its poster, if there is one.
+    pub(crate) fn poster_url(&self) -> Option<String> {
+        let made = self.pictures.as_ref()?.made();
+        (made > 0).then(|| format!("/live/{}/{POSTER}?{made}", self.name))
     }
 
     /// Whether all that was published is stored.

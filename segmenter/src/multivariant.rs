@@ -3,6 +3,8 @@
 use shoal_playlist::{AudioRendition, MultivariantPlaylist, SessionData, Variant};
 
 use crate::live::Description;
+use crate::pictures::POSTER;
+use crate::pictures::sheet::VTT;
 
 /// What it is made from.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +18,8 @@ pub(crate) struct Source<'a> {
     pub(crate) tracker_url: &'a str,
     /// In front of the renditions' names in URLs: empty, or ending with a slash.
     pub(crate) folder: &'a str,
+    /// Whether there are a poster and thumbnails beside the playlist.
+    pub(crate) has_pictures: bool,
     /// Names and descriptions, in the order of their numbers.
     pub(crate) renditions: &'a [(String, Description)],
     /// Whether each segment begins with a keyframe.
@@ -53,6 +57,8 @@ pub(crate) fn playlist(source: &Source<'_>) -> MultivariantPlaylist {
         ("live.shoal.epoch", source.epoch),
         ("live.shoal.tracker", source.tracker_url),
         ("live.shoal.stream", source.stream),
+        ("live.shoal.poster", if source.has_pictures { POSTER } else { "" }),
+        ("live.shoal.thumbnails", if source.has_pictures { VTT } else { "" }),
     ];
     MultivariantPlaylist {
         version: 6,

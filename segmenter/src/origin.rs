@@ -6,6 +6,7 @@
 mod answer;
 mod headers;
 mod media;
+mod pictures;
 mod playlists;
 mod recordings;
 mod request;
@@ -28,12 +29,16 @@ impl Origin {
         let unknown = || async { error(StatusCode::NOT_FOUND, "no such resource", Cache::None) };
         let live = Router::new()
             .route("/{stream}/index.m3u8", get(playlists::multivariant))
+            .route("/{stream}/poster.jpg", get(pictures::poster))
+            .route("/{stream}/thumbnails.vtt", get(pictures::thumbnails))
+            .route("/{stream}/{epoch}/thumbs/{file}", get(pictures::sheet))
             .route("/{stream}/{epoch}/{rendition}/playlist.m3u8", get(playlists::media))
             .route("/{stream}/{epoch}/{rendition}/{file}", get(media::file))
             .fallback(unknown)
             .with_state(streams.clone());
         let vod = Router::new()
             .route("/vod/{stream}/{epoch}/{file}", get(recordings::top))
+            .route("/vod/{stream}/{epoch}/thumbs/{file}", get(recordings::sheet))
             .route("/vod/{stream}/{epoch}/{rendition}/{file}", get(recordings::file))
             .route("/api/recordings", get(recordings::list))
             .with_state(recordings::Shared::new(streams));

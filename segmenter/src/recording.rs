@@ -21,12 +21,14 @@ use tracing::{error, info, warn};
 
 use crate::config::Config;
 use crate::live::Description;
+use crate::pictures::POSTER;
+use crate::pictures::sheet::VTT;
 use crate::storage::{Storage, StorageError};
 use crate::worker::unix_ms;
 use layout::{HEADER, Header, Page, RecordingState, RenditionHeader, SegmentMeta, VERSION, json, page_name};
 use retention::{Candidate, Limits};
-pub(crate) use writer::Recorder;
 use writer::Status;
+pub(crate) use writer::{Recorder, Shelf};
 
 /// Limits are looked at this often, besides after each recording's end; and what could not be closed is tried again.
 const UPKEEP: Duration = Duration::from_secs(60);
@@ -55,6 +57,12 @@ pub struct RecordingInfo {
     pub url: Option<String>,
     /// The path of its MP4 file, once it is closed.
     pub mp4_url: Option<String>,
+    /// The path of its poster, if there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poster_url: Option<String>,
+    /// The path of the WebVTT file of its thumbnails, if there are some.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thumbnails_url: Option<String>,
     /// Why it ended before its stream; empty if it did not.
     pub failure: String,
 }
@@ -146,6 +154,7 @@ impl Recordings {
             duration_ms: 0,
             bytes: 0,
             failure: String::new(),
+            has_pictures: false,
         };
         let folder = header.folder();
         let names: Vec<_> = header.renditions.iter().map(|rendition| rendition.name.clone()).collect();
@@ -366,6 +375,8 @@ fn describe(header: &Header) -> RecordingInfo {
         renditions: header.renditions.iter().map(|rendition| rendition.name.clone()).collect(),
         url: path("index.m3u8"),
         mp4_url: path(mp4::FILE),
+        poster_url: path(POSTER).filter(|_| header.has_pictures),
+        thumbnails_url: path(VTT).filter(|_| header.has_pictures),
         failure: header.failure.clone(),
     }
 }

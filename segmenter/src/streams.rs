@@ -20,6 +20,7 @@ use crate::counters::StreamStats;
 use crate::events::{Event, RenditionInfo};
 use crate::frame::{Input, TrackId};
 use crate::live::{Live, RecordingStatus, Shared, State};
+use crate::pictures::Studio;
 use crate::pull::{self, PullError, Puller, Upstream, UpstreamStatus};
 use crate::recording::{RecordingInfo, Recordings};
 use crate::storage::StorageError;
@@ -101,6 +102,9 @@ pub struct StreamInfo {
     pub started_ms: u64,
     /// Its renditions.
     pub renditions: Vec<RenditionInfo>,
+    /// The path of its poster, if there is one; another query, another picture.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poster_url: Option<String>,
     /// How its recording goes, if there is to be one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recording: Option<RecordingStatus>,
@@ -130,12 +134,13 @@ impl Streams {
         let recordings = target.map(|target| Recordings::open(&target, &config, key)).transpose()?;
         Ok(Self(Arc::new(Inner {
             transcodes: Slots::new(config.transcodes_max),
-            config,
             shared: Shared {
+                studio: Studio::open(&config),
                 signing_key: Arc::new(signing_key),
                 events: broadcast::Sender::new(EVENTS_MAX),
                 recordings,
             },
+            config,
             table: Mutex::default(),
         })))
     }
@@ -280,6 +285,7 @@ impl Streams {
                 state: live.map_or(State::Waiting, |live| live.state()),
                 started_ms: live.map_or(0, |live| live.started_ms),
                 renditions: live.map_or_else(Vec::new, |live| live.rendition_infos()),
+                poster_url: live.and_then(|live| live.poster_url()),
                 recording: live.and_then(|live| live.recording()),
                 upstream,
             })

@@ -381,6 +381,11 @@ impl Window {
         segment.parts.get(usize::try_from(part).ok()?)
     }
 
+    /// The initialization section of the parts to come.
+    pub(crate) fn newest_init(&self) -> Option<&Bytes> {
+        self.inits.get(&self.init)
+    }
+
     /// An initialization section.
     pub(crate) fn init(&self, number: u32) -> Option<&Bytes> {
         self.inits.get(&number)

@@ -16,9 +16,10 @@ use crate::storage::StorageError;
 /// slice: 64 KiB cost an eighth of the throughput in system calls.
 pub(super) const SLICE_BYTES: usize = 256 * 1024;
 
-/// A playlist, compressed for who takes that. `body` makes the body, unless the client has a copy.
+/// A text, compressed for who takes that. `body` makes the body, unless the client has a copy.
 pub(super) fn text(
     text: &Text,
+    content_type: &'static str,
     headers: &HeaderMap,
     cache: Cache,
     body: impl FnOnce(Bytes) -> Body,
@@ -40,7 +41,7 @@ pub(super) fn text(
     fields.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     fields.insert(header::ETAG, HeaderValue::try_from(tag).expect("hex digits are allowed in header values"));
     if !is_known {
-        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/vnd.apple.mpegurl"));
+        fields.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         fields.insert(header::CONTENT_LENGTH, length.into());
         if is_gzip {
             fields.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));

@@ -24,6 +24,9 @@ use crate::streams::Streams;
 /// keyframe and one segment.
 const START_WAIT: Duration = Duration::from_secs(10);
 
+/// What playlists are.
+pub(super) const PLAYLIST: &str = "application/vnd.apple.mpegurl";
+
 /// `GET /live/{stream}/index.m3u8`
 pub(super) async fn multivariant(
     State(streams): State<Streams>,
@@ -46,7 +49,10 @@ pub(super) async fn multivariant(
     // Bit rates are measured, so a rendition can be described once it has a segment.
     for rendition in &live.renditions {
         let mut progress = rendition.watch();
-        while !rendition.description().is_measured() && !progress.borrow_and_update().is_ended {
+        while !rendition.description().is_measured()
+            && !rendition.is_given_up()
+            && !progress.borrow_and_update().is_ended
+        {
             if !matches!(timeout_at(deadline, progress.changed()).await, Ok(Ok(()))) {
                 return error(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -72,6 +78,7 @@ fn multivariant_playlist(live: &Live, tracker_url: &str) -> MultivariantPlaylist
         origin_key: &STANDARD.encode(live.origin_key.to_bytes()),
         tracker_url,
         folder: &format!("{epoch}/"),
+        has_pictures: live.poster_url().is_some(),
         renditions: &live.renditions.iter().map(describe).collect::<Vec<_>>(),
         has_independent_segments: live.has_independent_segments(),
         is_complete: false,
@@ -169,7 +176,7 @@ pub(super) fn find(
 
 fn text_response(live: &Arc<Live>, text: &Text, headers: &HeaderMap, cache: Cache) -> Response {
     let live = live.clone();
-    answer::text(text, headers, cache, |bytes| {
+    answer::text(text, PLAYLIST, headers, cache, |bytes| {
         answer::counted(bytes, move |sent| live.counters.add_sent(Class::Playlist, sent))
     })
 }

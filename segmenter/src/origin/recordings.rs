@@ -16,8 +16,12 @@ use tracing::warn;
 use super::answer;
 use super::headers::{Cache, error};
 use super::media::immutable;
+use super::pictures::{JPEG, WEB_VTT};
+use super::playlists::PLAYLIST;
 use super::request::{MediaFile, MediaKind};
 use crate::counters::Class;
+use crate::pictures::sheet::{FOLDER, VTT, picture_name, sheet_number};
+use crate::pictures::{POSTER, Picture};
 use crate::recording::Recordings;
 use crate::recording::layout::{Header, Row, init_name, rows_name, segment_name};
 use crate::recording::mp4;
@@ -70,7 +74,7 @@ fn not_found() -> Response {
     error(StatusCode::NOT_FOUND, "no such recording", Cache::None)
 }
 
-fn unavailable(cause: &StorageError) -> Response {
+pub(super) fn unavailable(cause: &StorageError) -> Response {
     warn!(%cause, "a recording could not be read");
     error(StatusCode::SERVICE_UNAVAILABLE, "the storage does not answer", Cache::None)
 }
@@ -93,6 +97,8 @@ pub(super) async fn top(
 ) -> Response {
     let Some((recordings, recording)) = shared.find(&stream, &epoch) else { return not_found() };
     match file.as_str() {
+        POSTER => picture(&recordings, &recording, POSTER, &headers).await,
+        VTT => text(&shared, &recordings, VTT, WEB_VTT, &recording, &headers).await,
         "index.m3u8" => playlist(&shared, &recordings, "index.m3u8", &recording, &headers).await,
         mp4::FILE => match one_file(recordings, &recording, &headers).await {
             Ok(response) => response,
@@ -109,8 +115,45 @@ async fn playlist(
     recording: &Header,
     headers: &HeaderMap,
 ) -> Response {
+    text(shared, recordings, file, PLAYLIST, recording, headers).await
+}
+
+async fn text(
+    shared: &Shared,
+    recordings: &Recordings,
+    file: &str,
+    content_type: &'static str,
+    recording: &Header,
+    headers: &HeaderMap,
+) -> Response {
     match shared.text(recordings, format!("{}/{file}", recording.folder())).await {
-        Ok(Some(text)) => answer::text(&text, headers, CACHE, |bytes| answer::counted(bytes, count)),
+        Ok(Some(text)) => {
+            answer::text(&text, content_type, headers, CACHE, |bytes| answer::counted(bytes, count))
+        }
+        Ok(None) => not_found(),
+        Err(cause) => unavailable(&cause),
+    }
+}
+
+/// `GET /vod/{stream}/{epoch}/thumbs/{file}`: a sheet of thumbnails.
+pub(super) async fn sheet(
+    State(shared): State<Shared>,
+    Path((stream, epoch, file)): Path<(String, String, String)>,
+    headers: HeaderMap,
+) -> Response {
+    let Some((recordings, recording)) = shared.find(&stream, &epoch) else { return not_found() };
+    let Some(number) = sheet_number(&file, ".jpg") else { return not_found() };
+    picture(&recordings, &recording, &format!("{FOLDER}/{}", picture_name(number)), &headers).await
+}
+
+/// A picture of a recording, by its name in the folder.
+async fn picture(recordings: &Recordings, recording: &Header, name: &str, headers: &HeaderMap) -> Response {
+    match recordings.storage().get(&format!("{}/{name}", recording.folder())).await {
+        Ok(Some(bytes)) => {
+            let Picture { bytes, tag } = Picture::new(bytes);
+            let file = answer::File { length: bytes.len(), tag: &tag, content_type: JPEG, cache: CACHE };
+            answer::file(file, headers, |range| answer::counted(bytes.slice(range), count))
+        }
         Ok(None) => not_found(),
         Err(cause) => unavailable(&cause),
     }

@@ -2,6 +2,7 @@
 //!
 //! Only sample entries are looked at. The bytes are anybody's: what cannot be read is none, never a panic.
 
+use crate::boxes::{boxes, child};
 use crate::codecs;
 use crate::frame::VideoCodec;
 
@@ -36,23 +37,6 @@ pub(super) fn tracks(init: &[u8]) -> Option<Vec<Track>> {
     let traks = boxes(moov).filter(|(kind, _)| kind == b"trak");
     let found: Vec<Track> = traks.filter_map(|(_, trak)| of_track(trak)).collect();
     (!found.is_empty()).then_some(found)
-}
-
-/// A box's type and content, one after the other, as far as they can be read.
-fn boxes(mut bytes: &[u8]) -> impl Iterator<Item = ([u8; 4], &[u8])> {
-    std::iter::from_fn(move || {
-        let size = u32::from_be_bytes(bytes.get(..4)?.try_into().ok()?) as usize;
-        let kind = bytes.get(4..8)?.try_into().ok()?;
-        // To the end, which only the last one may. Sizes of 64 bits are for media.
-        let size = if size == 0 { bytes.len() } else { size };
-        let content = bytes.get(8..size)?;
-        bytes = bytes.get(size..)?;
-        Some((kind, content))
-    })
-}
-
-fn child<'a>(bytes: &'a [u8], kind: &[u8; 4]) -> Option<&'a [u8]> {
-    boxes(bytes).find(|(found, _)| found == kind).map(|(_, content)| content)
 }
 
 fn name(kind: [u8; 4]) -> String {

@@ -1,7 +1,7 @@
 //! Turns what is stored of a stream into a recording that can be played: at the stream's end, and after a restart for
 //! what a killed program left behind. Both go the same way, from nothing but the storage.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use shoal_playlist::{Head, Map, MediaPlaylist, PlaylistKind, Segment};
 
@@ -12,6 +12,8 @@ use super::layout::{
 use super::writer::{OpenSegment, end_segment};
 use crate::live::Description;
 use crate::multivariant::{self, Source};
+use crate::pictures::POSTER;
+use crate::pictures::sheet::{Cell, Cue, FOLDER, VTT, cells_name, picture_name, sheet_number, vtt};
 use crate::storage::{Storage, StorageError};
 
 /// Closes the recording that `header` describes; none if there is nothing to be kept of it. May be interrupted and
@@ -36,6 +38,7 @@ pub(super) async fn close(
         let text = playlist(header.target_duration_s, rows).render();
         storage.put(&format!("{folder}/{}/playlist.m3u8", rendition.name), vec![text.into()]).await?;
     }
+    header.has_pictures = thumbnails(storage, &header, &rows).await?;
     // The multivariant playlist can't name what has no media, such as a layer that never came.
     let named = header.renditions.iter().zip(&rows).filter(|(_, rows)| !rows.is_empty());
     let named: Vec<_> =
@@ -47,6 +50,7 @@ pub(super) async fn close(
         // There is no swarm of a recording.
         tracker_url: "",
         folder: "",
+        has_pictures: header.has_pictures,
         renditions: &named,
         has_independent_segments: header.has_independent_segments,
         is_complete: true,
@@ -62,6 +66,42 @@ pub(super) async fn close(
     // Last: what is called closed is whole.
     storage.put(&format!("{folder}/{HEADER}"), vec![json(&header)]).await?;
     Ok(Some(header))
+}
+
+/// Says which thumbnail is of which time; false if there are none.
+async fn thumbnails(storage: &Storage, header: &Header, rows: &[Vec<Row>]) -> Result<bool, StorageError> {
+    let folder = header.folder();
+    if storage.get(&format!("{folder}/{POSTER}")).await?.is_none() {
+        return Ok(false);
+    }
+    let names = storage.list(&format!("{folder}/{FOLDER}")).await?;
+    let mut sheets: Vec<u64> = names.iter().filter_map(|name| sheet_number(name, ".json")).collect();
+    sheets.sort_unstable();
+    let path = |sheet: &u64| format!("{folder}/{FOLDER}/{}", cells_name(*sheet));
+    let texts = storage.get_all(sheets.iter().map(path).collect()).await?;
+    // A picture is of the beginning of a video segment: its place in the playlist is its time.
+    let videos = header.renditions.iter().zip(rows).filter(|(rendition, _)| rendition.description.is_video());
+    let Some((_, rows)) = videos.max_by_key(|(_, rows)| rows.len()) else { return Ok(false) };
+    let mut end_us = 0;
+    let starts_us = rows.iter().map(|row| {
+        end_us += row.duration_us;
+        (row.msn, end_us - row.duration_us)
+    });
+    let starts_us: BTreeMap<u64, i64> = starts_us.collect();
+    let mut cues = Vec::new();
+    for (sheet, text) in sheets.iter().zip(texts) {
+        // A sheet that can't be read is no reason to do without the recording.
+        let cells: Vec<Cell> = serde_json::from_slice(&text).unwrap_or_default();
+        for cell in cells {
+            // Media may be missing that was not stored in time.
+            let Some(start_us) = starts_us.get(&cell.msn) else { continue };
+            let uri = format!("{FOLDER}/{}", picture_name(*sheet));
+            cues.push(Cue { start_ms: start_us / 1000, uri, cell });
+        }
+    }
+    let text = vtt(&cues, end_us / 1000);
+    storage.put(&format!("{folder}/{VTT}"), vec![text.into()]).await?;
+    Ok(true)
 }
 
 /// Ends the segments in the making and returns all of them; `rendition` learns what was known of it last.

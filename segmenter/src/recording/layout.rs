@@ -2,6 +2,9 @@
 //!
 //! ```text
 //! {stream}/{epoch}/recording.json            written first: what it is and how far it got; deleted last
+//!                  poster.jpg
+//!                  thumbs/{n}.jpg, {n}.json  sheets of thumbnails, and which segment each of them is from
+//!                  thumbnails.vtt            of the closed recording: the times of the thumbnails
 //!                  index.m3u8                of the closed recording, as are the playlists
 //!                  {rendition}/init-{n}.mp4, seg-{msn}.m4s, playlist.m3u8
 //!                              open/{msn}-{part}        parts of the segment in the making, each with its description
@@ -60,6 +63,9 @@ pub(crate) struct Header {
     pub(crate) bytes: u64,
     /// Why it ended before its stream did; empty if it did not.
     pub(crate) failure: String,
+    /// Whether there are a poster and thumbnails.
+    #[serde(default)]
+    pub(crate) has_pictures: bool,
 }
 
 fn yes() -> bool {

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use bytes::Bytes;
 use futures::future;
 use tokio::sync::{mpsc, watch};
+use tracing::debug;
 
 use super::layout::{
     self, OpenPart, Page, PartMeta, SegmentMeta, VERSION, init_name, json, open_name, page_name, page_number,
@@ -65,7 +66,49 @@ impl Status {
 #[derive(Debug)]
 enum Job {
     Change(Change, Box<Description>),
+    /// Something beside the media.
+    Keep(String, Bytes),
+    Forget(String),
     Close,
+}
+
+/// A place beside a stream's media in the storage. Cloning gives another handle.
+#[derive(Clone, Debug)]
+pub(crate) struct Shelf {
+    status: Arc<Status>,
+    jobs: mpsc::UnboundedSender<Job>,
+    is_kept: bool,
+}
+
+impl Shelf {
+    /// Puts an object there, by its name in the publication's folder. Never blocks. It can be done without: when the
+    /// storage is behind, or fails with it, it is left out.
+    pub(crate) fn keep(&self, name: String, bytes: Bytes) {
+        let weight = bytes.len() + CHANGE_OVERHEAD_BYTES;
+        if self.status.queued_bytes.load(Ordering::Acquire) + weight > self.status.queue_bytes_max / 2 {
+            return;
+        }
+        self.status.queued_bytes.fetch_add(weight, Ordering::AcqRel);
+        if self.jobs.send(Job::Keep(name, bytes)).is_err() {
+            // The stream has ended meanwhile.
+            self.status.queued_bytes.fetch_sub(weight, Ordering::AcqRel);
+        }
+    }
+
+    /// Takes an object away.
+    pub(crate) fn forget(&self, name: String) {
+        let _ = self.jobs.send(Job::Forget(name));
+    }
+
+    /// Whether what is put there can be relied upon.
+    pub(crate) fn works(&self) -> bool {
+        self.status.failure().is_none()
+    }
+
+    /// Whether it becomes part of a recording, rather than to go with the live window.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.is_kept
+    }
 }
 
 /// The stream's end of its recording.
@@ -144,6 +187,12 @@ impl Recorder {
         self.is_kept
     }
 
+    /// A place for what belongs to the stream besides its media.
+    pub(crate) fn shelf(&self) -> Option<Shelf> {
+        let jobs = self.lanes.first()?.jobs.clone();
+        Some(Shelf { status: self.status.clone(), jobs, is_kept: self.is_kept })
+    }
+
     /// Whether everything that it took is stored.
     pub(crate) fn is_idle(&self) -> bool {
         self.status.queued_bytes.load(Ordering::Acquire) == 0
@@ -206,10 +255,28 @@ impl Lane {
     }
 
     async fn work(&mut self) -> Result<(), StorageError> {
-        while let Some(Job::Change(change, description)) = self.jobs.recv().await {
-            let weight = weight(&change);
-            self.change(change, *description).await?;
-            self.status.queued_bytes.fetch_sub(weight, Ordering::AcqRel);
+        while let Some(job) = self.jobs.recv().await {
+            match job {
+                Job::Change(change, description) => {
+                    let weight = weight(&change);
+                    self.change(change, *description).await?;
+                    self.status.queued_bytes.fetch_sub(weight, Ordering::AcqRel);
+                }
+                Job::Keep(name, bytes) => {
+                    let weight = bytes.len() + CHANGE_OVERHEAD_BYTES;
+                    let name = format!("{}/{name}", self.folder);
+                    if let Err(cause) = self.storage.put(&name, vec![bytes]).await {
+                        debug!(name, %cause, "not stored");
+                    }
+                    self.status.queued_bytes.fetch_sub(weight, Ordering::AcqRel);
+                }
+                Job::Forget(name) => {
+                    if let Err(cause) = self.storage.delete(vec![format!("{}/{name}", self.folder)]).await {
+                        debug!(name, %cause, "not deleted");
+                    }
+                }
+                Job::Close => break,
+            }
         }
         Ok(())
     }

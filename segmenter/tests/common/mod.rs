@@ -45,6 +45,8 @@ pub(crate) struct Video {
     next: i64,
     /// Keyframes every so many frames besides those that are asked for.
     pub(crate) rhythm: Option<i64>,
+    /// How bright the picture is, all of it, in place of one that moves.
+    pub(crate) level: Option<u8>,
 }
 
 impl Video {
@@ -68,7 +70,7 @@ impl Video {
             options.set(key, value);
         }
         let encoder = settings.open_with(options).unwrap();
-        Self { encoder, track, width, height, next: 0, rhythm: None }
+        Self { encoder, track, width, height, next: 0, rhythm: None, level: None }
     }
 
     /// The time of the next frame in microseconds.
@@ -81,6 +83,10 @@ impl Video {
         let mut picture = frame::Video::new(Pixel::YUV420P, self.width, self.height);
         for plane in 0..3 {
             let stride = picture.stride(plane);
+            if let Some(level) = self.level {
+                picture.data_mut(plane).fill(if plane == 0 { level } else { 128 });
+                continue;
+            }
             for (index, byte) in picture.data_mut(plane).iter_mut().enumerate() {
                 *byte = ((index % stride) as i64 + (index / stride) as i64 * 2 + self.next * 3) as u8;
             }
