@@ -151,7 +151,11 @@ impl Protocols {
         http1
             .timer(TokioTimer::new())
             .header_read_timeout(Duration::from_millis(settings.header_timeout_ms))
-            .max_buf_size(settings.header_bytes_max);
+            .max_buf_size(settings.header_bytes_max)
+            // A request that waits for the next part does not look out for its client's end meanwhile: that would take
+            // a second read buffer of 8 KiB for each. Whoever is gone is noticed when the part is written, and blocking
+            // has a deadline.
+            .half_close(true);
         let mut http2 = http2::Builder::new(TokioExecutor::new());
         http2
             .timer(TokioTimer::new())
