@@ -54,6 +54,10 @@ pub struct Serve {
     /// (pull.streams, where also headers and further hosts can be set).
     #[arg(long, value_name = "NAME=URL")]
     pub pull: Vec<shoal_segmenter::pull::Source>,
+    /// Encode smaller renditions of publishers' pictures, such as `480,240` for all streams and `NAME=720:2500` for one, as
+    /// far as the machine has room (segmenter.ladder).
+    #[arg(long, value_name = "[STREAM=]HEIGHT[:KILOBITS]", value_delimiter = ',')]
+    pub ladder: Vec<shoal_segmenter::LadderRung>,
     /// Also publish a moving test picture with sound under this name.
     #[arg(long, value_name = "STREAM")]
     pub test_pattern: Option<String>,

@@ -55,6 +55,9 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
     if let Some(level) = &flags.log {
         settings.log.level.clone_from(level);
     }
+    if !flags.ladder.is_empty() {
+        settings.segmenter.ladder.clone_from(&flags.ladder);
+    }
     settings.pull.streams.extend(flags.pull.iter().cloned());
     settings.validate()?;
     telemetry::start_logs(&settings.log)?;

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ladder::LadderRung;
+
 /// The `[segmenter]` table of the configuration file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -27,8 +29,15 @@ pub struct Config {
     pub settle_ms: u32,
     /// The bit rate of AAC audio in bits per second.
     pub audio_bps: u32,
-    /// How many VP8 tracks are transcoded to H.264 at once, each in a thread of its own; more
-    /// are refused. 0: as many as the machine has cores.
+    /// Smaller renditions that are encoded besides a publisher's own: `[STREAM=]HEIGHT[:KILOBITS]`, as in
+    /// `["480", "240:300", "concert=720:2500", "talk=none"]`. Without a name for all streams that have none of their own;
+    /// the height is of the shorter side, the limit in kbit/s follows from the size unless it is given. What is not
+    /// smaller than the publisher's picture, or more than the machine has room for, is left out: `/api/streams` says
+    /// why. Empty: none.
+    pub ladder: Vec<LadderRung>,
+    /// How much video is encoded at once: VP8 tracks that are transcoded to H.264 count 1 each, rungs of ladders by their
+    /// size, 1280x720 as 1, and decoding for a ladder a third of that. More is refused. 0: as much as the machine has
+    /// cores.
     pub transcodes_max: usize,
     /// How often a picture is made of each stream, in milliseconds of its media: for the poster, and for the thumbnails
     /// of what can be gone back to. One thread of the lowest priority makes them for all streams. 0: none.
@@ -78,6 +87,7 @@ impl Default for Config {
             ended_keep_ms: 60_000,
             settle_ms: 1_500,
             audio_bps: 128_000,
+            ladder: Vec::new(),
             transcodes_max: 0,
             pictures_interval_ms: 10_000,
             storage: String::new(),
@@ -134,6 +144,7 @@ impl Config {
             ("streams_max", self.streams_max as u64, 1, 100_000),
             ("queue_bytes_max", self.queue_bytes_max as u64, 64 << 10, u64::MAX),
             ("transcodes_max", self.transcodes_max as u64, 0, 1_000),
+            ("ladder (entries)", self.ladder.len() as u64, 0, 1_000),
             // 0 is in the range too.
             (
                 "pictures_interval_ms",

@@ -13,6 +13,7 @@
 //! does the part wait for it.
 
 use crate::config::Constants;
+use crate::ladder::Begins;
 
 /// A frame's place on the output timeline.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +47,10 @@ impl<T> CutPart<T> {
 pub(crate) struct Outcome<T> {
     /// Parts that are finished now, oldest first.
     pub(crate) parts: Vec<CutPart<T>>,
+    /// How many of them were finished by the frame's coming, without it.
+    pub(crate) parts_before: usize,
+    /// What begins with the frame.
+    pub(crate) begins: Begins,
     /// Whether a keyframe is wanted now.
     pub(crate) wants_keyframe: bool,
 }
@@ -139,6 +144,9 @@ impl<T> Cutter<T> {
         } else if !self.fits(pts_us) {
             parts.extend(self.close(pts_us, false));
         }
+        let parts_before = parts.len();
+        let begins_part = self.pending.is_empty();
+        let begins = Begins { part: begins_part, segment: begins_part && self.part_index == 0 };
         // A new part begins where the last one was said to end: the frame's own time may differ by the jitter.
         let start_us = match self.pending.last() {
             None => self.part_start_us,
@@ -153,7 +161,7 @@ impl<T> Cutter<T> {
         } else if !self.fits(end_us) && !self.may_end_segment(end_us) {
             parts.extend(self.close(end_us, false));
         }
-        Outcome { parts, wants_keyframe: self.wants_keyframe(pts_us) }
+        Outcome { parts, parts_before, begins, wants_keyframe: self.wants_keyframe(pts_us) }
     }
 
     /// Ends the segment with what there is: the publisher is gone, or all renditions are cut at `end_us`.

@@ -1,8 +1,8 @@
 //! A live stream as the origin sees it: renditions with their windows, shared between the stream's worker, which is
 //! the only writer, and any number of requests.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -17,9 +17,11 @@ use tokio::sync::{broadcast, watch};
 use crate::config::{Config, Constants};
 use crate::counters::Counters;
 use crate::events::{Event, Published, RenditionInfo};
+use crate::ladder::{self, LadderStatus};
 use crate::pictures::{Offer, POSTER, Pictures, SOURCE_SIDE, Studio};
 use crate::recording::{NewRecording, Recorder, Recordings};
 use crate::rendered::{Cached, Text};
+use crate::transcode::Slots;
 use crate::window::{PartEntry, Progress, Window};
 
 /// What the worker knows of a part that it publishes.
@@ -44,6 +46,9 @@ pub(crate) struct Rendition {
     progress: watch::Sender<Progress>,
     description: Mutex<Description>,
     playlists: [Cached; 2],
+    /// Whether a ladder publishes it, rather than the stream's worker.
+    is_of_ladder: bool,
+    is_given_up: AtomicBool,
 }
 
 /// What the multivariant playlist says about a rendition.
@@ -121,7 +126,24 @@ impl Rendition {
             progress,
             description: Mutex::new(description),
             playlists: Default::default(),
+            is_of_ladder: false,
+            is_given_up: AtomicBool::new(false),
         }
+    }
+
+    /// The same, to be published by a ladder.
+    pub(crate) fn of_ladder(self) -> Self {
+        Self { is_of_ladder: true, ..self }
+    }
+
+    /// It was given up: only gaps come.
+    pub(crate) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Release);
+    }
+
+    /// Whether what is to be said of it will not become known.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Acquire)
     }
 
     /// Reads the window; hold it only for a moment.
@@ -169,6 +191,8 @@ pub(crate) struct Live {
     pub(crate) counters: Counters,
     pub(crate) multivariant: Cached,
     state: Mutex<State>,
+    /// How its ladder goes, if one was asked for.
+    ladder: OnceLock<Arc<ladder::Shared>>,
     /// Rises with every change of any rendition: playlists report on each other.
     revision: AtomicU64,
     bytes_max: usize,
@@ -186,6 +210,8 @@ pub(crate) struct Live {
 pub(crate) struct Shared {
     pub(crate) signing_key: Arc<SigningKey>,
     pub(crate) events: broadcast::Sender<Event>,
+    /// The room for encoders.
+    pub(crate) slots: Arc<Slots>,
     /// Where there is a storage.
     pub(crate) recordings: Option<Arc<Recordings>>,
     /// Where pictures are to be made.
@@ -239,6 +265,7 @@ impl Live {
             counters: Counters::new(name),
             multivariant: Cached::default(),
             state: Mutex::new(State::Live),
+            ladder: OnceLock::new(),
             revision: AtomicU64::new(0),
             bytes_max: config.stream_bytes_max,
             has_dependent_segment: AtomicBool::new(false),
@@ -274,6 +301,26 @@ impl Live {
             }
             self.emit(Event::Ended { stream: self.name.clone(), epoch: self.epoch });
         }
+    }
+
+    /// What is known of its ladder from now on. Once.
+    pub(crate) fn set_ladder(&self, ladder: Arc<ladder::Shared>) {
+        let _ = self.ladder.set(ladder);
+    }
+
+    /// How each rung of its ladder goes, largest first.
+    pub(crate) fn ladder(&self) -> Vec<LadderStatus> {
+        self.ladder.get().map_or_else(Vec::new, |ladder| ladder.statuses())
+    }
+
+    /// Whether its ladder has worked on all that it was given.
+    pub(crate) fn is_ladder_idle(&self) -> bool {
+        self.ladder.get().is_none_or(|ladder| ladder.is_idle())
+    }
+
+    /// The renditions that the stream's worker publishes itself.
+    pub(crate) fn own_renditions(&self) -> impl Iterator<Item = &Arc<Rendition>> {
+        self.renditions.iter().filter(|rendition| !rendition.is_of_ladder)
     }
 
     pub(crate) fn rendition(&self, name: &str) -> Option<&Arc<Rendition>> {
@@ -401,15 +448,16 @@ impl Live {
         });
     }
 
-    /// Ends all open segments, and brings renditions that are behind to the same media sequence number with gaps of
-    /// `gap_us`. Their date is that of the end of the rendition, as `end_ms` gives it by rendition number.
-    pub(crate) fn align(&self, gap_us: i64, end_ms: impl Fn(u8) -> i64) {
-        for rendition in &self.renditions {
+    /// Ends all open segments, and brings renditions that are behind to the same media sequence number, which is
+    /// returned, with gaps of `gap_us`. Their date is that of the end of the rendition, as `end_ms` gives it by rendition
+    /// number. A ladder is not touched: it does the same in its own time.
+    pub(crate) fn align(&self, gap_us: i64, end_ms: impl Fn(u8) -> i64) -> u64 {
+        for rendition in self.own_renditions() {
             self.change(rendition, Window::end_segment);
         }
         let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
-        let newest = self.renditions.iter().map(msn).max().unwrap_or(0);
-        for rendition in &self.renditions {
+        let newest = self.own_renditions().map(msn).max().unwrap_or(0);
+        for rendition in self.own_renditions() {
             let behind = newest - msn(rendition);
             for index in 0..behind {
                 tracing::warn!(rendition = rendition.name, "a segment is missing");
@@ -417,6 +465,7 @@ impl Live {
                 self.publish_gap(rendition, start_ms, gap_us, true);
             }
         }
+        newest
     }
 
     /// Changes a rendition's window and wakes those who wait for it.

@@ -18,7 +18,8 @@ use crate::codecs;
 use crate::config::{Config, Constants};
 use crate::cut::{CutPart, Cutter};
 use crate::frame::{Frame, TrackFormat, TrackId, VideoCodec};
-use crate::live::{Description, Live, NewPart, Rendition, Shared};
+use crate::ladder::{CutOfPart, Ladder, Prepared};
+use crate::live::{Description, Live, NewPart, Rendition, Shared, State};
 use crate::mux::{MuxError, Muxer, SampleEntry, VIDEO_TIMESCALE};
 
 /// Why a stream cannot go on.
@@ -48,6 +49,8 @@ pub(crate) struct Session {
     paused_at_us: Option<i64>,
     gap_parts: i64,
     videos: Vec<VideoTrack>,
+    /// Does what is done to the first of the videos.
+    ladder: Option<Ladder>,
     audio: Option<AudioTrack>,
     keyframe_requests: Vec<TrackId>,
     /// The end of the lead's segment in the making was asked for; its followers know.
@@ -88,7 +91,10 @@ fn usable(formats: &BTreeMap<TrackId, TrackFormat>) -> (Vec<(TrackId, &TrackForm
     (videos.map(|(track, format)| (*track, format)).collect(), audio.map(|(track, _)| *track))
 }
 
-fn sample_entry(track: TrackId, format: &TrackFormat) -> Result<(SampleEntry, Description), SessionError> {
+pub(crate) fn sample_entry(
+    track: TrackId,
+    format: &TrackFormat,
+) -> Result<(SampleEntry, Description), SessionError> {
     let TrackFormat::Video { codec, width, height, config } = format else {
         return Err(SessionError::NoTrack);
     };
@@ -106,18 +112,24 @@ fn audio_entry() -> SampleEntry {
     SampleEntry::Aac { sample_rate: audio::SAMPLE_RATE as u32, channels: 2, config }
 }
 
+/// A moment on the timeline in the video renditions' own clock.
+pub(crate) fn video_ticks(us: i64) -> i64 {
+    (us * i64::from(VIDEO_TIMESCALE) + 500_000).div_euclid(1_000_000)
+}
+
 impl Session {
-    /// Begins a new stream whose lead's first frame has the time `first_us` and arrived at `arrived_ms`.
+    /// Begins a new stream whose lead's first frame is `first`, which arrived at `arrived_ms`.
     pub(crate) fn start(
         name: &Arc<str>,
         config: &Config,
         shared: &Shared,
         formats: &BTreeMap<TrackId, TrackFormat>,
-        first_us: i64,
+        first: &Frame,
         arrived_ms: i64,
     ) -> Result<Self, SessionError> {
         let constants = config.constants();
         let (video_formats, audio_track) = usable(formats);
+        let video_types: Vec<_> = video_formats.iter().map(|(_, format)| *format).collect();
         let mut renditions = Vec::new();
         let mut videos = Vec::new();
         for (track, format) in video_formats {
@@ -137,6 +149,9 @@ impl Session {
                 needs_keyframe: true,
             });
         }
+        let wanted = (&**name, &config.ladder[..]);
+        let ladder = Prepared::new(wanted, &shared.slots, &video_types, &first.data, constants);
+        renditions.extend(ladder.iter().flat_map(Prepared::renditions));
         let audio = match audio_track {
             None => None,
             Some(track) => {
@@ -161,15 +176,17 @@ impl Session {
         }
         let started_ms = u64::try_from(arrived_ms).unwrap_or(0);
         let live = Arc::new(Live::start(name, started_ms, config, constants, shared, renditions));
+        let ladder = ladder.and_then(|ladder| ladder.start(&live));
         Ok(Self {
             live,
             constants,
             audio_bps: config.audio_bps,
-            offset_us: -first_us,
+            offset_us: -first.pts.0,
             zero_ms: arrived_ms,
             paused_at_us: None,
             gap_parts: 0,
             videos,
+            ladder,
             audio,
             keyframe_requests: Vec::new(),
             end_was_asked: false,
@@ -178,6 +195,14 @@ impl Session {
 
     pub(crate) fn live(&self) -> &Arc<Live> {
         &self.live
+    }
+
+    /// Nothing more comes, after a pause.
+    pub(crate) fn end(mut self) {
+        if let Some(ladder) = self.ladder.take() {
+            ladder.end();
+        }
+        self.live.set_state(State::Ended);
     }
 
     /// The tracks that it is made of.
@@ -236,12 +261,20 @@ impl Session {
             return Ok(());
         }
         video.needs_keyframe = false;
+        let mut for_ladder = (index == 0 && self.ladder.is_some()).then(|| frame.data.clone());
         let outcome = video.cutter.frame(at_us, frame.is_keyframe, frame.data);
         let ended = outcome.parts.iter().filter(|part| part.is_last).count();
         if index == 0 {
             self.lead_followers(ended, outcome.wants_keyframe);
         }
-        for part in outcome.parts {
+        let mut parts = outcome.parts.into_iter();
+        for part in parts.by_ref().take(outcome.parts_before) {
+            self.publish_video(index, part)?;
+        }
+        if let (Some(ladder), Some(data)) = (&mut self.ladder, for_ladder.take()) {
+            ladder.frame(at_us, frame.is_keyframe, outcome.begins, data);
+        }
+        for part in parts {
             self.publish_video(index, part)?;
         }
         if index == 0 { self.catch_up_followers() } else { Ok(()) }
@@ -266,28 +299,31 @@ impl Session {
     }
 
     fn publish_video(&mut self, index: usize, part: CutPart<Bytes>) -> Result<(), SessionError> {
-        let ticks = |us: i64| (us * i64::from(VIDEO_TIMESCALE) + 500_000).div_euclid(1_000_000);
         let video = &mut self.videos[index];
         let (start_us, end_us, is_last) = (part.start_us(), part.end_us(), part.is_last);
         for sample in &part.samples {
-            let start = ticks(sample.start_us);
-            let duration = ticks(sample.start_us + sample.duration_us) - start;
+            let start = video_ticks(sample.start_us);
+            let duration = video_ticks(sample.start_us + sample.duration_us) - start;
             video.muxer.write(start, duration, sample.is_keyframe, &sample.data)?;
         }
         let bytes = video.muxer.flush()?;
         let interval_us = video.cutter.frame_interval_us();
-        video.rendition.describe(|description| {
-            description.frame_rate_milli = (1_000_000_000 / interval_us.max(1)).unsigned_abs();
-        });
+        let frame_rate_milli = (1_000_000_000 / interval_us.max(1)).unsigned_abs();
+        video.rendition.describe(|description| description.frame_rate_milli = frame_rate_milli);
+        let start_ms = self.zero_ms + start_us / 1000;
         let new = NewPart {
             bytes,
-            start_ms: self.zero_ms + start_us / 1000,
+            start_ms,
             duration_us: end_us - start_us,
             is_independent: part.samples.first().is_some_and(|sample| sample.is_keyframe),
             has_keyframe: part.samples.iter().any(|sample| sample.is_keyframe),
             is_last,
         };
         self.live.publish(&video.rendition, new);
+        if let (Some(ladder), 0) = (&mut self.ladder, index) {
+            let starts_us = part.samples.iter().map(|sample| sample.start_us).collect();
+            ladder.part(CutOfPart::new(starts_us, end_us, start_ms, is_last, frame_rate_milli));
+        }
         if index == 0 {
             self.follow(end_us, is_last)?;
         }

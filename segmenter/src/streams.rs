@@ -19,6 +19,7 @@ use crate::config::Config;
 use crate::counters::StreamStats;
 use crate::events::{Event, RenditionInfo};
 use crate::frame::{Input, TrackId};
+use crate::ladder::LadderStatus;
 use crate::live::{Live, RecordingStatus, Shared, State};
 use crate::pictures::Studio;
 use crate::pull::{self, PullError, Puller, Upstream, UpstreamStatus};
@@ -42,7 +43,6 @@ pub struct Streams(Arc<Inner>);
 struct Inner {
     config: Config,
     shared: Shared,
-    transcodes: Arc<Slots>,
     table: Mutex<HashMap<Arc<str>, Arc<Entry>>>,
 }
 
@@ -105,6 +105,9 @@ pub struct StreamInfo {
     /// The path of its poster, if there is one; another query, another picture.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poster_url: Option<String>,
+    /// How each rung of its ladder goes, largest first; none where none was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ladder: Vec<LadderStatus>,
     /// How its recording goes, if there is to be one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recording: Option<RecordingStatus>,
@@ -133,11 +136,11 @@ impl Streams {
         let target = config.storage_target().map(str::to_owned);
         let recordings = target.map(|target| Recordings::open(&target, &config, key)).transpose()?;
         Ok(Self(Arc::new(Inner {
-            transcodes: Slots::new(config.transcodes_max),
             shared: Shared {
                 studio: Studio::open(&config),
                 signing_key: Arc::new(signing_key),
                 events: broadcast::Sender::new(EVENTS_MAX),
+                slots: Slots::new(config.transcodes_max),
                 recordings,
             },
             config,
@@ -202,7 +205,7 @@ impl Streams {
         entry.send(Message::Attach { keyframes: sender, has_lost: has_lost.clone() });
         let queue_bytes_max = self.0.config.queue_bytes_max;
         let feed = Feed { entry: entry.clone(), has_lost, queue_bytes_max };
-        let transcoding = Mutex::new(Transcoding::new(feed, self.0.transcodes.clone()));
+        let transcoding = Mutex::new(Transcoding::new(feed, self.0.shared.slots.clone()));
         Ok(Publication { entry, transcoding, keyframes: Some(keyframes), is_ended: false })
     }
 
@@ -286,6 +289,7 @@ impl Streams {
                 started_ms: live.map_or(0, |live| live.started_ms),
                 renditions: live.map_or_else(Vec::new, |live| live.rendition_infos()),
                 poster_url: live.and_then(|live| live.poster_url()),
+                ladder: live.map_or_else(Vec::new, |live| live.ladder()),
                 recording: live.and_then(|live| live.recording()),
                 upstream,
             })
@@ -444,10 +448,12 @@ impl Publication {
         self.keyframes.take().unwrap_or_else(|| tokio_mpsc::channel(1).1)
     }
 
-    /// Whether the stream's worker has taken everything that was pushed.
+    /// Whether the stream's worker has taken everything that was pushed, and its ladder has encoded it.
     #[must_use]
     pub fn is_idle(&self) -> bool {
-        self.transcoding.lock().is_idle() && self.entry.queued_bytes.load(Ordering::Acquire) == 0
+        self.transcoding.lock().is_idle()
+            && self.entry.queued_bytes.load(Ordering::Acquire) == 0
+            && self.entry.live.borrow().as_ref().is_none_or(|live| live.is_ladder_idle())
     }
 
     /// Ends the stream at once: the publisher stopped on purpose and will not come back.

@@ -5,6 +5,7 @@
 //! bounded: where the machine is too slow, pictures up to the next keyframe are dropped, and who goes on like that is
 //! told. How many tracks are transcoded at once is counted by [`Slots`]. What libavcodec does is in `picture.rs`.
 
+pub(crate) mod h264;
 mod picture;
 
 use std::collections::BTreeMap;
@@ -32,33 +33,57 @@ const STRIKES_WITHIN: Duration = Duration::from_secs(60);
 const TOO_SLOW: &str =
     "the server is too slow to transcode this picture: send H.264, VP9 or AV1, or a smaller picture";
 
-/// How many tracks may be transcoded at once in this process.
+/// How much may be encoded at once in this process, in thousandths of a transcoding: a VP8 track is one, a ladder's rung
+/// what its size says.
 #[derive(Debug)]
 pub(crate) struct Slots {
+    all: usize,
     free: AtomicUsize,
 }
+
+/// Thousandths of a transcoding.
+const WHOLE: usize = 1000;
 
 impl Slots {
     /// As many as given, or 0 for one for each core.
     pub(crate) fn new(configured: usize) -> Arc<Self> {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        let free = if configured == 0 { cores() } else { configured };
-        Arc::new(Self { free: AtomicUsize::new(free) })
+        let all = WHOLE * if configured == 0 { cores() } else { configured };
+        Arc::new(Self { all, free: AtomicUsize::new(all) })
     }
 
-    /// Takes so many, or none.
-    fn take(self: &Arc<Self>, count: usize) -> Option<Reservation> {
+    /// Takes so many thousandths, or none.
+    pub(crate) fn take(self: &Arc<Self>, count: usize) -> Option<Reservation> {
         let taken =
             self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(count));
         taken.ok().map(|_| Reservation { slots: Arc::clone(self), count })
+    }
+
+    /// All there are, in thousandths.
+    pub(crate) fn all(&self) -> usize {
+        self.all
+    }
+
+    /// Those that nobody has taken.
+    pub(crate) fn free(&self) -> usize {
+        self.free.load(Ordering::Acquire)
     }
 }
 
 /// Slots taken; given back when dropped.
 #[derive(Debug)]
-struct Reservation {
+pub(crate) struct Reservation {
     slots: Arc<Slots>,
     count: usize,
+}
+
+impl Reservation {
+    /// Parts with so many of them.
+    pub(crate) fn split_off(&mut self, count: usize) -> Self {
+        let count = count.min(self.count);
+        self.count -= count;
+        Self { slots: Arc::clone(&self.slots), count }
+    }
 }
 
 impl Drop for Reservation {
@@ -102,10 +127,11 @@ impl Transcoding {
 
     /// Makes sure that so many tracks can be transcoded; false when the machine has no room for them.
     pub(crate) fn reserve(&mut self, count: usize) -> bool {
-        let has_enough = self.reservation.as_ref().is_some_and(|reservation| reservation.count >= count);
+        let needed = count * WHOLE;
+        let has_enough = self.reservation.as_ref().is_some_and(|reservation| reservation.count >= needed);
         if !has_enough {
             self.reservation = None;
-            self.reservation = self.slots.take(count);
+            self.reservation = self.slots.take(needed);
         }
         self.reservation.is_some()
     }

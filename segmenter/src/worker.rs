@@ -12,7 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::config::Config;
 use crate::frame::{Frame, Input, TrackFormat, TrackId, VideoCodec};
-use crate::live::{Shared, State};
+use crate::live::Shared;
 use crate::session::{Session, SessionError};
 use crate::streams::{Entry, KeyframeRequest, weight};
 
@@ -262,10 +262,10 @@ impl Worker {
         let Some((first, arrived_ms)) = gathering.frames.iter().find(|(frame, _)| is_first(frame)) else {
             return Ok(());
         };
-        let (first_us, arrived_ms) = (first.pts.0, *arrived_ms);
+        let arrived_ms = *arrived_ms;
         let continues = match &mut self.session {
             Some(session) if session.accepts(&self.formats) => {
-                session.resume(&self.formats, first_us, arrived_ms)?;
+                session.resume(&self.formats, first.pts.0, arrived_ms)?;
                 true
             }
             _ => false,
@@ -273,14 +273,14 @@ impl Worker {
         if !continues {
             // Another set of tracks needs another multivariant playlist: the old stream ends here.
             if let Some(session) = self.session.take() {
-                session.live().set_state(State::Ended);
+                session.end();
             }
             let session = Session::start(
                 &self.entry.name,
                 &self.config,
                 &self.shared,
                 &self.formats,
-                first_us,
+                first,
                 arrived_ms,
             )?;
             self.entry.live.send_replace(Some(session.live().clone()));
@@ -325,7 +325,7 @@ impl Worker {
             if let Err(cause) = session.pause() {
                 debug!(%cause, "the last part is lost");
             }
-            session.live().set_state(State::Ended);
+            session.end();
             info!("stream ended");
             keep = Duration::from_millis(self.config.ended_keep_ms.into());
         }

@@ -40,7 +40,10 @@ impl Session {
         }
         let audio_end = self.audio.as_ref().map(|audio| audio::micros(audio.cutter.part_start()));
         let end_us = video_end_us.max(audio_end).unwrap_or(0);
-        self.live.align(self.constants.part_us, |_| self.zero_ms);
+        let msn = self.live.align(self.constants.part_us, |_| self.zero_ms);
+        if let Some(ladder) = &mut self.ladder {
+            ladder.align(msn, self.zero_ms, self.constants.part_us);
+        }
         self.paused_at_us = Some(end_us);
         self.gap_parts = 0;
         self.live.set_state(State::Away);
@@ -54,9 +57,12 @@ impl Session {
         while self.zero_ms + (*at_us + self.constants.part_us) / 1000 <= now_ms {
             self.gap_parts += 1;
             let is_last = self.gap_parts * self.constants.part_us % self.constants.segment_us == 0;
-            for rendition in &self.live.renditions {
-                let start_ms = self.zero_ms + *at_us / 1000;
+            let start_ms = self.zero_ms + *at_us / 1000;
+            for rendition in self.live.own_renditions() {
                 self.live.publish_gap(rendition, start_ms, self.constants.part_us, is_last);
+            }
+            if let Some(ladder) = &mut self.ladder {
+                ladder.gap(start_ms, self.constants.part_us, is_last);
             }
             *at_us += self.constants.part_us;
         }
@@ -87,6 +93,9 @@ impl Session {
                 description.resolution = new.resolution;
             });
             self.live.change(&video.rendition, |window| window.begin_discontinuity(init));
+            if let (Some(ladder), 0) = (&mut self.ladder, index) {
+                ladder.restart(format.clone());
+            }
         }
         if let Some(audio) = &mut self.audio {
             let (muxer, init) = Muxer::open(&audio_entry())?;

@@ -46,13 +46,20 @@ impl Session {
         let at_us = video.cutter.part_start_us();
         if video.rendition.with_window(Window::progress).parts > 0 {
             self.live.change(&video.rendition, Window::end_segment);
+            if let (Some(ladder), 0) = (&mut self.ladder, index) {
+                ladder.end_segment();
+            }
             video.cutter.skip_to(at_us);
             return Ok(Some(at_us));
         }
         for start_us in (at_us..due_us).step_by(self.constants.part_us.unsigned_abs() as usize) {
             let duration_us = self.constants.part_us.min(due_us - start_us);
             let is_last = start_us + duration_us >= due_us;
-            self.live.publish_gap(&video.rendition, self.zero_ms + start_us / 1000, duration_us, is_last);
+            let start_ms = self.zero_ms + start_us / 1000;
+            self.live.publish_gap(&video.rendition, start_ms, duration_us, is_last);
+            if let (Some(ladder), 0) = (&mut self.ladder, index) {
+                ladder.gap(start_ms, duration_us, is_last);
+            }
         }
         video.cutter.skip_to(due_us);
         Ok(Some(due_us))

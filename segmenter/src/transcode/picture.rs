@@ -8,7 +8,8 @@ use ffmpeg_next::codec::{self, Context, Id, decoder, encoder};
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::{Dictionary, Packet, frame, picture};
 
-use crate::frame::{TrackFormat, VideoCodec};
+use super::h264::AccessUnit;
+use crate::frame::TrackFormat;
 
 /// Bits per second for each pixel per second, at most: 2.8 Mbit/s at 1280x720 and 30 pictures per second, which
 /// x264's fastest preset needs for a talking head.
@@ -154,61 +155,6 @@ fn open_encoder(width: u32, height: u32) -> Result<encoder::video::Encoder, Pict
         options.set(key, value);
     }
     settings.open_with(options).map_err(&opening)
-}
-
-/// What x264 gives for a picture, taken apart.
-#[derive(Debug, Default)]
-struct AccessUnit<'a> {
-    sps: &'a [u8],
-    pps: &'a [u8],
-    data: Vec<u8>,
-}
-
-impl<'a> AccessUnit<'a> {
-    /// Reads Annex B.
-    fn parse(bytes: &'a [u8]) -> Self {
-        let mut unit = Self::default();
-        let starts: Vec<usize> = bytes
-            .windows(3)
-            .enumerate()
-            .filter_map(|(index, window)| (window == [0, 0, 1]).then_some(index + 3))
-            .collect();
-        for (index, &start) in starts.iter().enumerate() {
-            let end = starts.get(index + 1).map_or(bytes.len(), |next| next - 3);
-            let mut nal = &bytes[start..end];
-            // The zero that a four-byte start code begins with; NAL units never end in one.
-            while let [rest @ .., 0] = nal {
-                nal = rest;
-            }
-            match nal.first().map(|header| header & 31) {
-                Some(7) => unit.sps = nal,
-                Some(8) => unit.pps = nal,
-                // Delimiters have no place in a container; x264's message about itself is of no use to anybody.
-                Some(6 | 9) | None => {}
-                Some(_) => {
-                    unit.data.extend_from_slice(&(nal.len() as u32).to_be_bytes());
-                    unit.data.extend_from_slice(nal);
-                }
-            }
-        }
-        unit
-    }
-
-    /// The format with its `avcC` record (ISO 14496-15, 5.3.3.1).
-    fn format(&self, width: u32, height: u32) -> Option<TrackFormat> {
-        let [_, profile, compatibility, level, ..] = *self.sps else { return None };
-        let length = |nal: &[u8]| u16::try_from(nal.len()).ok().map(u16::to_be_bytes);
-        let config = [
-            &[1, profile, compatibility, level, 0xff, 0xe1][..],
-            &length(self.sps)?,
-            self.sps,
-            &[1],
-            &length(self.pps)?,
-            self.pps,
-        ]
-        .concat();
-        Some(TrackFormat::Video { codec: VideoCodec::H264, width, height, config: config.into() })
-    }
 }
 
 #[cfg(test)]

@@ -78,6 +78,11 @@ impl Video {
         self.next * 1_000_000 / 30
     }
 
+    /// Goes on at the time that another one has come to.
+    pub(crate) fn skip_to(&mut self, other: &Self) {
+        self.next = other.next;
+    }
+
     /// The next frame, after the format if it is a keyframe's first.
     pub(crate) fn next(&mut self, force_keyframe: bool) -> Vec<Input> {
         let mut picture = frame::Video::new(Pixel::YUV420P, self.width, self.height);
@@ -223,6 +228,14 @@ pub(crate) fn push_all(publication: &Publication, video: &mut Video, audio: &mut
         for input in video.next(false) {
             push(publication, input);
         }
+    }
+}
+
+/// The same, so much later.
+pub(crate) fn later(input: &Input, by_us: i64) -> Input {
+    match input {
+        Input::Frame(frame) => Input::Frame(Frame { pts: MediaTime(frame.pts.0 + by_us), ..frame.clone() }),
+        other => other.clone(),
     }
 }
 

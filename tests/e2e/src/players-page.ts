@@ -22,6 +22,10 @@ export interface Player {
   seekEnd(): number;
   /** The wall-clock time of the picture that is shown, in milliseconds. */
   dateMs(): number | null;
+  /** The heights of the pictures that can be chosen from. */
+  heights(): number[];
+  /** Chooses one, from now on. */
+  choose(height: number): void;
 }
 
 /** Errors that the player itself calls fatal. */
@@ -57,6 +61,8 @@ function playHls(name: string, url: string, lowLatencyMode: boolean): Player {
     seekStart: () => edge('start'),
     seekEnd: () => edge('end'),
     dateMs: () => hls.playingDate?.getTime() ?? null,
+    heights: () => hls.levels.map(({ height }) => height),
+    choose: (height) => (hls.nextLevel = hls.levels.findIndex((level) => level.height === height)),
   };
 }
 
@@ -83,6 +89,12 @@ async function playShaka(name: string, url: string, lowLatencyMode: boolean): Pr
     seekStart: () => player.seekRange().start,
     seekEnd: () => player.seekRange().end,
     dateMs: () => player.getPlayheadTimeAsDate()?.getTime() ?? null,
+    heights: () => player.getVariantTracks().map(({ height }) => height ?? 0),
+    choose: (height) => {
+      player.configure({ abr: { enabled: false } });
+      const track = player.getVariantTracks().find((one) => one.height === height);
+      if (track) player.selectVariantTrack(track, true);
+    },
   };
 }
 
@@ -106,7 +118,18 @@ function playVideoJs(name: string, url: string): Player {
     const cue = cues?.[0] as (TextTrackCue & { value: { dateTimeObject?: Date } }) | undefined;
     return cue?.value.dateTimeObject?.getTime() ?? null;
   };
-  return { video: inner, seekStart: () => edge('start'), seekEnd: () => edge('end'), dateMs };
+  type Representation = { height?: number; enabled(is: boolean): boolean };
+  // Not in its declarations.
+  const vhs = (player.tech(true) as unknown as { vhs?: { representations(): Representation[] } }).vhs;
+  const representations = (): Representation[] => vhs?.representations() ?? [];
+  return {
+    video: inner,
+    seekStart: () => edge('start'),
+    seekEnd: () => edge('end'),
+    dateMs,
+    heights: () => representations().map(({ height }) => height ?? 0),
+    choose: (height) => representations().forEach((one) => one.enabled(one.height === height)),
+  };
 }
 
 /** Starts players, each on its own URL. */
@@ -185,4 +208,14 @@ function seek(from: 'start' | 'end', seconds: number): void {
   }
 }
 
-Object.assign(window, { page: { start, look, parts, seek } });
+/** The heights that each player can choose from, in order. */
+function heights(): Record<string, number[]> {
+  return Object.fromEntries(Object.entries(players).map(([name, player]) => [name, player.heights().sort((a, b) => a - b)]));
+}
+
+/** Lets each player play the picture of this height. */
+function choose(height: number): void {
+  Object.values(players).forEach((player) => player.choose(height));
+}
+
+Object.assign(window, { page: { start, look, parts, seek, heights, choose } });

@@ -1,11 +1,12 @@
-/** Everybody's players on our streams: live, back in the window, over a publisher's return and a change of size, recorded. */
+/** Everybody's players on our streams: live, back in the window, from rung to rung of a ladder, over a publisher's return and a
+ * change of size, recorded. */
 
 import assert from 'node:assert/strict';
 import { after, before, test } from 'node:test';
 
 import { startChromium } from '../src/browsers.ts';
 import type { Browser, Tab } from '../src/browsers.ts';
-import { assertDecodes } from '../src/decoded.ts';
+import { assertDecodes, decode } from '../src/decoded.ts';
 import type { Shown } from '../src/players-page.ts';
 import { servePlayers } from '../src/players.ts';
 import { Program, run, scratchFolder, Server, shoalPath } from '../src/program.ts';
@@ -24,7 +25,7 @@ const NAMES = Object.keys(HOSTS);
 /** Shaka plays all that is below as well, but where the processors are busy it may stop after a jump and stay there; so it is
  * asked for live playback only. */
 const STEADY = NAMES.filter((name) => !name.startsWith('Shaka'));
-const [STREAM, CHANGING] = ['everybody', 'changing'];
+const [STREAM, LADDER, CHANGING] = ['everybody', 'ladder', 'changing'];
 /** Small pictures: up to five players decode them at once. */
 const SMALL = ['--size', '256x144', '--fps', '15', '--bitrate', '200k'];
 const STEP_MS = 40_000;
@@ -38,7 +39,7 @@ let tab: Tab;
 let page: { url: string; close: () => void };
 
 before(async () => {
-  server = await Server.start({ SEGMENTER_RECORDING: 'true', SEGMENTER_STORAGE: scratchFolder() });
+  server = await Server.start({ SEGMENTER_RECORDING: 'true', SEGMENTER_STORAGE: scratchFolder(), SEGMENTER_LADDER: `${LADDER}=72` });
   publisher = await server.publish(STREAM, SMALL);
   page = await servePlayers();
   browser = await startChromium();
@@ -172,6 +173,29 @@ test('players play the recording, from its start and to its end', async () => {
   await tab.evaluate("window.page.seek('end', 4)");
   await all('all come to the end', ({ hasEnded }) => hasEnded);
   await assertDecodes(`${server.url}${path}`);
+});
+
+test('players go down the ladder and up again while they play', async () => {
+  const ladder = await server.publish(LADDER, SMALL);
+  try {
+    await untilSegments(SHAKA_SEGMENTS, LADDER);
+    await play(`/live/${LADDER}/index.m3u8`, STEADY);
+    await all('all show pictures', ({ frames }) => frames > 10);
+    const heights = await tab.evaluate<Record<string, number[]>>('window.page.heights()');
+    assert.deepEqual(heights, Object.fromEntries(STEADY.map((name) => [name, [72, 144]])));
+    for (const height of [72, 144]) {
+      await tab.evaluate(`window.page.choose(${height})`);
+      await all(`all show ${height} lines`, (now) => now.height === height);
+      await playsOn('all go on');
+    }
+    // ffmpeg stays with one of them: each by itself.
+    for (const url of (await server.mediaPlaylists(LADDER)).slice(0, 2)) {
+      const { frames, complaints } = await decode(url, 2);
+      assert.deepEqual([complaints, frames >= 25], ['', true], `${frames} frames of ${url}`);
+    }
+  } finally {
+    await ladder.stop();
+  }
 });
 
 test('players show the new size when the picture changes it', async () => {
