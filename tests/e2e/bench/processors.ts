@@ -3,6 +3,11 @@
 import { readFile, readdir, writeFile } from 'node:fs/promises';
 import { constants, setPriority } from 'node:os';
 
+import { pause } from '../src/wait.ts';
+
+const SAMPLE_MS = 1_000;
+const CALM_SHARE = 0.1;
+
 const NICE = constants.priority.PRIORITY_BELOW_NORMAL;
 
 /** The kernel counts processor time in hundredths of a second (`USER_HZ`). */
@@ -42,6 +47,22 @@ export async function processorTicks(): Promise<[number, number]> {
   const text = await readFile('/proc/stat', 'utf8').catch(() => 'cpu 0');
   const numbers = text.split('\n')[0]?.split(/ +/).slice(1).map(Number) ?? [];
   return [(numbers[3] ?? 0) + (numbers[4] ?? 0), numbers.reduce((sum, ticks) => sum + ticks, 0)];
+}
+
+/**
+ * Waits until the processors have caught up: a tenth of their time was idle in the last second. At least for `minMs`, and
+ * not longer than `maxMs`.
+ */
+export async function untilCalm(minMs: number, maxMs: number): Promise<void> {
+  await pause(minMs - SAMPLE_MS);
+  const end = Date.now() + maxMs - minMs + SAMPLE_MS;
+  let [idle, all] = await processorTicks();
+  while (Date.now() < end) {
+    await pause(SAMPLE_MS);
+    const [idleNow, allNow] = await processorTicks();
+    if (idleNow - idle >= CALM_SHARE * (allNow - all)) return;
+    [idle, all] = [idleNow, allNow];
+  }
 }
 
 async function browserProcesses(): Promise<number[]> {

@@ -9,6 +9,7 @@ const FILES: &[(&str, &str)] = &[
     ("sessions", include_str!("../../scenarios/sessions.toml")),
     ("flash-crowd", include_str!("../../scenarios/flash-crowd.toml")),
     ("churn", include_str!("../../scenarios/churn.toml")),
+    ("lab", include_str!("../../scenarios/lab.toml")),
     ("low-uplink", include_str!("../../scenarios/low-uplink.toml")),
     ("leeches", include_str!("../../scenarios/leeches.toml")),
     ("nat", include_str!("../../scenarios/nat.toml")),
