@@ -30,7 +30,7 @@ const INPUTS: &[&str] = &[
 /// A panic ends the module at once and without words, which no page would show to anybody: its messages, its places in the
 /// source and what formats them are a tenth of the module. The library has to be compiled that way too, so that its
 /// source is needed; to stable compilers all this is unstable.
-const FLAGS: &str = "-Zunstable-options -Cpanic=immediate-abort";
+const FLAGS: &str = "-Zunstable-options -Cpanic=immediate-abort -Zlocation-detail=none";
 const LIBRARY: &str = "build-std=std,panic_abort";
 
 /// Debian's compiler with its library as source, for machines where rustup cannot download that.
@@ -119,6 +119,8 @@ fn shrink(workspace: &Workspace, module: &Path, out: &Path) -> Result<()> {
         tool.as_str(),
         "-Oz",
         "--converge",
+        // A function with hundreds of variables compresses worse than those that it was put together from.
+        "--one-caller-inline-max-function-size=30",
         "--strip-producers",
         "--strip-target-features",
         "--enable-bulk-memory",

@@ -57,12 +57,8 @@ impl Bits {
     }
 
     /// The numbers in the set, ascending.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        std::iter::once(self.first).chain(self.rest.iter().copied()).zip(0..).flat_map(|(word, index)| {
-            std::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)))
-                .take_while(|word| *word != 0)
-                .map(move |word| index * 64 + word.trailing_zeros())
-        })
+    pub(crate) fn iter(&self) -> Iter<'_> {
+        Iter { word: self.first, from: 0, rest: self.rest.iter() }
     }
 
     fn word(&self, word: u32) -> u64 {
@@ -78,6 +74,30 @@ impl Bits {
             self.rest.resize(word + 1, 0);
         }
         &mut self.rest[word]
+    }
+}
+
+/// The numbers in a set. By hand, because a chain of the library's adapters is many times the code, which browsers
+/// download.
+#[derive(Debug)]
+pub(crate) struct Iter<'a> {
+    /// What is left of the present word, and the number of its first bit.
+    word: u64,
+    from: u32,
+    rest: std::slice::Iter<'a, u64>,
+}
+
+impl Iterator for Iter<'_> {
+    type Item = u32;
+
+    fn next(&mut self) -> Option<u32> {
+        while self.word == 0 {
+            self.word = *self.rest.next()?;
+            self.from += 64;
+        }
+        let bit = self.word.trailing_zeros();
+        self.word &= self.word - 1;
+        Some(self.from + bit)
     }
 }
 

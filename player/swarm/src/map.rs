@@ -89,8 +89,15 @@ impl<K: Ord + Copy, V> Map<K, V> {
         self.0.iter_mut().map(|(key, value)| (&*key, value))
     }
 
-    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
-        self.0.iter().map(|(key, _)| key)
+    /// The keys of the entries that something is true of, for changing them in turn.
+    pub(crate) fn keys_where(&self, is_meant: &dyn Fn(K, &V) -> bool) -> Vec<K> {
+        let mut keys = Vec::new();
+        for (key, value) in self.iter() {
+            if is_meant(*key, value) {
+                keys.push(*key);
+            }
+        }
+        keys
     }
 
     pub(crate) fn values(&self) -> impl DoubleEndedIterator<Item = &V> {

@@ -397,22 +397,19 @@ impl Peer {
     }
 
     fn find_deadline(&self) -> Option<(Time, Reason)> {
-        let piece = self.active.iter().map(|(_, next)| (*next, Reason::Piece)).min();
-        let request = self.requests.iter().map(|request| (request.give_up, Reason::Request)).min();
-        let hunt = self.hunts.values().map(|hunt| (hunt.at, Reason::Record)).min();
-        let upload = self.uploads.next_at(|peer| self.is_channel_open(peer)).map(|at| (at, Reason::Upload));
-        let fixed = [(self.announce_at, Reason::Announce), (self.upkeep_at, Reason::Upkeep)];
         // Never at once again: whatever is due now was done, or waits for an input.
         let soonest = self.now + Span::from_us(1);
-        fixed
-            .into_iter()
-            .chain(piece)
-            .chain(request)
-            .chain(hunt)
-            .chain(upload)
-            .map(|(at, reason)| (at.max(soonest), reason))
-            .min()
-            .filter(|(at, _)| *at < Time::NEVER)
+        let mut next = (Time::NEVER, Reason::Upkeep);
+        let mut consider = |at: Time, reason| next = next.min((at.max(soonest), reason));
+        consider(self.announce_at, Reason::Announce);
+        consider(self.upkeep_at, Reason::Upkeep);
+        self.active.iter().for_each(|(_, next)| consider(*next, Reason::Piece));
+        self.requests.iter().for_each(|request| consider(request.give_up, Reason::Request));
+        self.hunts.values().for_each(|hunt| consider(hunt.at, Reason::Record));
+        if let Some(at) = self.uploads.next_at(|peer| self.is_channel_open(peer)) {
+            consider(at, Reason::Upload);
+        }
+        (next.0 < Time::NEVER).then_some(next)
     }
 
     fn send(&mut self, peer: PeerId, message: &Control<'_>) {
@@ -424,6 +421,20 @@ impl Peer {
             return 0;
         }
         self.newest_end_ms.saturating_sub(self.player.position_ms(self.now))
+    }
+
+    /// Says something to all neighbors that want to hear it.
+    fn send_to_all(&mut self, message: &Control<'_>, wants: &dyn Fn(PeerId, &Neighbor) -> bool) {
+        for peer in self.neighbors.keys_where(wants) {
+            self.send(peer, message);
+        }
+    }
+
+    /// Whether a rendition is being played.
+    // On bytes `contains` is a search by words: half a kilobyte that browsers would download to look through two numbers.
+    #[allow(clippy::manual_contains)]
+    fn plays(&self, rendition: u8) -> bool {
+        self.playing.iter().any(|played| *played == rendition)
     }
 
     /// Whether anything may be uploaded at all.

@@ -121,7 +121,7 @@ impl Piece {
     }
 
     pub(crate) fn missing(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..).zip(&self.blocks).map(|(block, _)| block).filter(|block| !self.stored.contains(*block))
+        (0..self.blocks.len() as u32).filter(|block| !self.stored.contains(*block))
     }
 }
 

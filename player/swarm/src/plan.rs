@@ -119,7 +119,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(stripes: u8) -> Self {
-        Self { stripes: vec![Stripe::default(); usize::from(stripes.max(1))] }
+        Self { stripes: (0..stripes.max(1)).map(|_| Stripe::default()).collect() }
     }
 
     pub(crate) fn stripe_count(&self) -> u8 {

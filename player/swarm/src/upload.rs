@@ -86,7 +86,7 @@ impl Uploads {
     }
 
     /// Takes the uploads that `goes` says yes to out of the queue; gives their number.
-    pub(crate) fn remove(&mut self, mut goes: impl FnMut(&Upload) -> bool) -> usize {
+    pub(crate) fn remove(&mut self, goes: &mut dyn FnMut(&Upload) -> bool) -> usize {
         let before = self.queue.len();
         let mut bytes = 0;
         self.queue.retain(|(_, upload)| {
@@ -100,7 +100,7 @@ impl Uploads {
 
     /// A neighbor is gone: its uploads are dropped, and what waited in its channel says nothing about the line.
     pub(crate) fn forget(&mut self, peer: PeerId) {
-        self.remove(|upload| upload.peer == peer);
+        self.remove(&mut |upload| upload.peer == peer);
         self.busy = None;
     }
 

@@ -170,8 +170,8 @@ impl<'a> Set<'a> {
 
     /// The blocks' indexes, ascending; none if the set stands for all.
     pub fn blocks(&self) -> impl Iterator<Item = u32> + use<'a> {
-        let bits = |byte: u8| (0..8).filter(move |bit| byte >> bit & 1 == 1);
-        self.bitmap.iter().zip(0_u32..).flat_map(move |(byte, at)| bits(*byte).map(move |bit| at * 8 + bit))
+        let bitmap = self.bitmap;
+        (0..bitmap.len() as u32 * 8).filter(move |block| bitmap[*block as usize / 8] >> (block % 8) & 1 == 1)
     }
 
     pub(crate) fn bits(&self) -> Bits {
@@ -278,24 +278,23 @@ impl<'a> Control<'a> {
     pub fn to_bytes(&self) -> Vec<u8> {
         match self {
             Self::Hello { version, flags, uplink_class, epoch, peer } => {
-                let mut out = vec![HELLO, *version, flags.to_byte(), *uplink_class];
-                out.extend_from_slice(&epoch.0);
+                let mut out = with_body(&[HELLO, *version, flags.to_byte(), *uplink_class], &epoch.0);
                 out.extend_from_slice(&peer.to_be_bytes());
                 out
             }
-            Self::State { flags, uplink_class } => vec![STATE, flags.to_byte(), *uplink_class],
+            Self::State { flags, uplink_class } => with_body(&[STATE, flags.to_byte(), *uplink_class], &[]),
             Self::Have(sets) => with_body(&[HAVE], sets.0),
             Self::Request(sets) => with_body(&[REQUEST], sets.0),
             Self::Cancel(sets) => with_body(&[CANCEL], sets.0),
             Self::Refuse { reason, sets } => with_body(&[REFUSE, *reason as u8], sets.0),
             Self::Record(bytes) => with_body(&[RECORD], bytes),
-            Self::Shed { rendition, stripe } => vec![SHED, *rendition, *stripe],
+            Self::Shed { rendition, stripe } => with_body(&[SHED, *rendition, *stripe], &[]),
             Self::Subscribe { rendition, stripes, stripe, on } => {
-                vec![SUBSCRIBE, *rendition, *stripes, *stripe, u8::from(*on)]
+                with_body(&[SUBSCRIBE, *rendition, *stripes, *stripe, u8::from(*on)], &[])
             }
             Self::Ping { nonce } => with_body(&[PING], &nonce.to_be_bytes()),
             Self::Pong { nonce } => with_body(&[PONG], &nonce.to_be_bytes()),
-            Self::Goodbye => vec![GOODBYE],
+            Self::Goodbye => with_body(&[GOODBYE], &[]),
         }
     }
 }

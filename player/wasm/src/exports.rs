@@ -6,7 +6,7 @@
 // with another crate's. Nothing else is: all state lies in cells, and JavaScript can only hand in numbers.
 #![allow(unsafe_code)]
 
-use std::cell::RefCell;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shoal_swarm::{
     BLOCK_BYTES, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time,
@@ -21,17 +21,20 @@ use crate::output::{self, Fields};
 #[global_allocator]
 static ALLOCATOR: TalckWasm = unsafe { TalckWasm::new_global() };
 
-/// The viewer and what it said last.
+/// The viewer, what is handed to it and what it said last.
 struct Shell {
     peer: Option<Peer>,
+    /// The bytes that the next input speaks of.
+    bytes: Vec<u8>,
     last: Fields,
     numbers: Vec<f64>,
 }
 
-thread_local! {
-    static SHELL: RefCell<Shell> = const { RefCell::new(Shell { peer: None, last: Fields::NOTHING, numbers: Vec::new() }) };
-    /// The bytes that the next input speaks of.
-    static BYTES: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+static SHELL: Mutex<Shell> =
+    Mutex::new(Shell { peer: None, bytes: Vec::new(), last: Fields::NOTHING, numbers: Vec::new() });
+
+fn shell() -> MutexGuard<'static, Shell> {
+    SHELL.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A `performance.now()` value as the core's time.
@@ -48,11 +51,13 @@ fn piece(rendition: u32, msn: f64, part: u32) -> PieceId {
 }
 
 fn handle(now: f64, input: Input<'_>) {
-    SHELL.with_borrow_mut(|shell| {
-        if let Some(peer) = &mut shell.peer {
-            peer.handle_input(time(now), input);
-        }
-    });
+    feed(&mut shell().peer, now, input);
+}
+
+fn feed(peer: &mut Option<Peer>, now: f64, input: Input<'_>) {
+    if let Some(peer) = peer {
+        peer.handle_input(time(now), input);
+    }
 }
 
 fn measure(bytes: &[u8]) -> (u32, BlockDigest) {
@@ -64,31 +69,27 @@ fn measure(bytes: &[u8]) -> (u32, BlockDigest) {
 /// Makes the bytes' buffer this long; gives its address, to be written to before anything else is called.
 #[unsafe(no_mangle)]
 extern "C" fn allocate(length: usize) -> *const u8 {
-    BYTES.with_borrow_mut(|bytes| {
-        *bytes = vec![0; length];
-        bytes.as_ptr()
-    })
+    let mut shell = shell();
+    shell.bytes = vec![0; length];
+    shell.bytes.as_ptr()
 }
 
 /// Makes the viewer; bytes: the origin's key, then the epoch. Says no to bytes that are no key.
 #[unsafe(no_mangle)]
 extern "C" fn create(seed: f64) -> bool {
-    let config = BYTES.with_borrow(|bytes| {
-        let (key, epoch) = bytes.split_first_chunk()?;
+    let mut shell = shell();
+    let config = shell.bytes.split_first_chunk().and_then(|(key, epoch)| {
         Some(Config::new(OriginKey::from_bytes(key).ok()?, Epoch(epoch.try_into().ok()?)))
     });
-    let Some(config) = config else { return false };
-    SHELL.with_borrow_mut(|shell| shell.peer = Some(Peer::new(config, seed as u64)));
-    true
+    shell.peer = config.map(|config| Peer::new(config, seed as u64));
+    shell.peer.is_some()
 }
 
 #[unsafe(export_name = "setStoreBytesMax")]
 extern "C" fn set_store_bytes_max(bytes: f64) {
-    SHELL.with_borrow_mut(|shell| {
-        if let Some(peer) = &mut shell.peer {
-            peer.set_store_bytes_max(bytes as u64);
-        }
-    });
+    if let Some(peer) = &mut shell().peer {
+        peer.set_store_bytes_max(bytes as u64);
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -110,7 +111,8 @@ extern "C" fn tracker_lost(now: f64) {
 
 #[unsafe(no_mangle)]
 extern "C" fn record(now: f64) {
-    BYTES.with_borrow(|bytes| handle(now, Input::RecordBytes { bytes }));
+    let Shell { peer, bytes, .. } = &mut *shell();
+    feed(peer, now, Input::RecordBytes { bytes });
 }
 
 #[unsafe(export_name = "recordFailed")]
@@ -121,8 +123,8 @@ extern "C" fn record_failed(now: f64, rendition: u32, msn: f64, part: u32) {
 /// Bytes: the places as 64-bit floating-point numbers, least significant byte first.
 #[unsafe(no_mangle)]
 extern "C" fn plan(now: f64, rendition: u32, stripes: u32) {
-    let numbers: Vec<f64> = BYTES
-        .with_borrow(|bytes| bytes.as_chunks().0.iter().map(|number| f64::from_le_bytes(*number)).collect());
+    let Shell { peer, bytes, .. } = &mut *shell();
+    let numbers: Vec<f64> = bytes.as_chunks().0.iter().map(|number| f64::from_le_bytes(*number)).collect();
     // Children are stored first, so that the places can borrow them.
     let children: Vec<u32> = numbers.iter().map(|number| *number as u32).collect();
     let mut places = Vec::new();
@@ -139,7 +141,7 @@ extern "C" fn plan(now: f64, rendition: u32, stripes: u32) {
         });
         at = first + children.len();
     }
-    handle(now, Input::Plan { rendition: rendition as u8, stripes: stripes as u8, places: &places });
+    feed(peer, now, Input::Plan { rendition: rendition as u8, stripes: stripes as u8, places: &places });
 }
 
 #[unsafe(no_mangle)]
@@ -159,16 +161,16 @@ extern "C" fn neighbor_lost(now: f64, peer: u32) {
 
 #[unsafe(no_mangle)]
 extern "C" fn message(now: f64, peer: u32) {
-    BYTES.with_borrow(|bytes| handle(now, Input::Message { peer, bytes }));
+    let Shell { peer: core, bytes, .. } = &mut *shell();
+    feed(core, now, Input::Message { peer, bytes });
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn block(now: f64, peer: u32) {
-    BYTES.with_borrow(|message| {
-        let (header, payload) = message.split_at(message.len().min(BLOCK_HEADER_BYTES));
-        let (length, digest) = measure(payload);
-        handle(now, Input::Block { peer, header, length, digest });
-    });
+    let Shell { peer: core, bytes, .. } = &mut *shell();
+    let (header, payload) = bytes.split_at(bytes.len().min(BLOCK_HEADER_BYTES));
+    let (length, digest) = measure(payload);
+    feed(core, now, Input::Block { peer, header, length, digest });
 }
 
 #[unsafe(export_name = "sendQueue")]
@@ -178,8 +180,9 @@ extern "C" fn send_queue(now: f64, peer: u32, buffered: u32) {
 
 #[unsafe(export_name = "fetchBlock")]
 extern "C" fn fetch_block(now: f64, fetch: u32, block: u32) {
-    let (length, digest) = BYTES.with_borrow(|bytes| measure(bytes));
-    handle(now, Input::FetchBlock { fetch, block: block as u16, length, digest });
+    let Shell { peer, bytes, .. } = &mut *shell();
+    let (length, digest) = measure(bytes);
+    feed(peer, now, Input::FetchBlock { fetch, block: block as u16, length, digest });
 }
 
 #[unsafe(export_name = "fetchFinished")]
@@ -194,17 +197,17 @@ extern "C" fn fetch_failed(now: f64, fetch: u32, status: u32) {
 
 #[unsafe(no_mangle)]
 extern "C" fn loaded(now: f64, rendition: u32, msn: f64, part: u32, took_ms: f64) {
-    BYTES.with_borrow(|bytes| {
-        let digests: Vec<BlockDigest> = bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect();
-        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-        let piece = piece(rendition, msn, part);
-        handle(now, Input::Loaded { piece, length, digests: &digests, took: span(took_ms) });
-    });
+    let Shell { peer, bytes, .. } = &mut *shell();
+    let digests: Vec<BlockDigest> = bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect();
+    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let piece = piece(rendition, msn, part);
+    feed(peer, now, Input::Loaded { piece, length, digests: &digests, took: span(took_ms) });
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn playing(now: f64) {
-    BYTES.with_borrow(|bytes| handle(now, Input::Playing { renditions: bytes }));
+    let Shell { peer, bytes, .. } = &mut *shell();
+    feed(peer, now, Input::Playing { renditions: bytes });
 }
 
 #[unsafe(no_mangle)]
@@ -252,75 +255,68 @@ extern "C" fn leave(now: f64) {
 /// How many parts the segment has, with their lengths in `numbers`; −1 while it is not known.
 #[unsafe(export_name = "segmentParts")]
 extern "C" fn segment_parts(rendition: u32, msn: f64) -> i32 {
-    SHELL.with_borrow_mut(|shell| {
-        let parts = shell.peer.as_ref().and_then(|peer| peer.segment_parts(rendition as u8, msn as u64));
-        let Some(parts) = parts else { return -1 };
-        shell.numbers = parts.into_iter().map(|(_, length)| f64::from(length)).collect();
-        shell.numbers.len() as i32
-    })
+    let mut shell = shell();
+    let parts = shell.peer.as_ref().and_then(|peer| peer.segment_parts(rendition as u8, msn as u64));
+    let Some(parts) = parts else { return -1 };
+    shell.numbers.clear();
+    parts.iter().for_each(|(_, length)| shell.numbers.push(f64::from(*length)));
+    shell.numbers.len() as i32
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn poll() -> u32 {
-    SHELL.with_borrow_mut(|shell| {
-        let output = shell.peer.as_mut().and_then(Peer::poll_output);
-        shell.last = output.map_or(Fields::NOTHING, Fields::from);
-        u32::from(shell.last.tag)
-    })
+    let mut shell = shell();
+    let output = shell.peer.as_mut().and_then(Peer::poll_output);
+    shell.last = output.map_or(Fields::NOTHING, Fields::from);
+    u32::from(shell.last.tag)
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn field(index: usize) -> f64 {
-    SHELL.with_borrow(|shell| shell.last.numbers.get(index).copied().unwrap_or(-1.0))
+    shell().last.numbers.get(index).copied().unwrap_or(-1.0)
 }
 
 /// The address of the last output's bytes; `length` says how many.
 #[unsafe(no_mangle)]
 extern "C" fn bytes() -> *const u8 {
-    SHELL.with_borrow(|shell| shell.last.bytes.as_ptr())
+    shell().last.bytes.as_ptr()
 }
 
 #[unsafe(no_mangle)]
 extern "C" fn length() -> usize {
-    SHELL.with_borrow(|shell| shell.last.bytes.len())
+    shell().last.bytes.len()
 }
 
 /// The address of what `stats` or `segmentParts` gave.
 #[unsafe(no_mangle)]
 extern "C" fn numbers() -> *const f64 {
-    SHELL.with_borrow(|shell| shell.numbers.as_ptr())
+    shell().numbers.as_ptr()
 }
 
 #[unsafe(export_name = "nextDeadline")]
 extern "C" fn next_deadline() -> f64 {
-    SHELL.with_borrow(|shell| {
-        let next = shell.peer.as_ref().and_then(Peer::next_deadline);
-        next.map_or(-1.0, |(time, _)| time.as_us() as f64 / 1000.0)
-    })
+    let next = shell().peer.as_ref().and_then(Peer::next_deadline);
+    next.map_or(-1.0, |(time, _)| time.as_us() as f64 / 1000.0)
 }
 
 /// How many counters there are, with their values in `numbers`.
 #[unsafe(no_mangle)]
 extern "C" fn stats() -> usize {
-    SHELL.with_borrow_mut(|shell| {
-        shell.numbers = shell.peer.as_ref().map(|peer| output::stats(&peer.stats())).unwrap_or_default();
-        shell.numbers.len()
-    })
+    let mut shell = shell();
+    shell.numbers = shell.peer.as_ref().map(|peer| output::stats(&peer.stats())).unwrap_or_default();
+    shell.numbers.len()
 }
 
 #[unsafe(export_name = "startLog")]
 extern "C" fn start_log() {
-    SHELL.with_borrow_mut(|shell| {
-        if let Some(peer) = &mut shell.peer {
-            peer.start_log();
-        }
-    });
+    if let Some(peer) = &mut shell().peer {
+        peer.start_log();
+    }
 }
 
 /// Puts the log where the last output's bytes are.
 #[unsafe(export_name = "takeLog")]
 extern "C" fn take_log() {
-    SHELL.with_borrow_mut(|shell| {
-        shell.last.bytes = shell.peer.as_mut().map(Peer::take_log).unwrap_or_default();
-    });
+    let mut shell = shell();
+    shell.last.bytes = shell.peer.as_mut().map(Peer::take_log).unwrap_or_default();
 }

@@ -5,8 +5,8 @@
 //! whose `swarm/core.ts` is the other half of this boundary.
 //!
 //! There are no generated bindings: every export takes and gives numbers, bytes go through one buffer, nothing is imported,
-//! and an instance of the module is one viewer. That is a third of a kilobyte of JavaScript instead of two, and needs no
-//! code in the module for owning, borrowing and freeing objects across the boundary.
+//! and an instance of the module is one viewer. That saves two thirds of the bindings' JavaScript, and the code in the module
+//! that owns, borrows and frees objects across the boundary.
 
 // Natively only `output` is used, by the replay of logs.
 #[cfg(target_arch = "wasm32")]

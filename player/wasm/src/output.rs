@@ -17,74 +17,76 @@ impl Fields {
     /// Nothing is to be done.
     pub const NOTHING: Self = Self { tag: 0, numbers: [-1.0; 8], bytes: Vec::new() };
 
-    fn of<const N: usize>(tag: u8, values: [f64; N]) -> Self {
+    fn of(tag: u8, values: &[u64]) -> Self {
         let mut fields = Self { tag, ..Self::NOTHING };
-        fields.numbers[..N].copy_from_slice(&values);
+        fields.numbers.iter_mut().zip(values).for_each(|(number, value)| *number = *value as f64);
         fields
     }
 
     fn of_piece(tag: u8, piece: PieceId) -> Self {
-        Self::of(tag, [f64::from(piece.rendition), piece.msn as f64, f64::from(piece.part)])
+        let (rendition, msn, part) = three(piece);
+        Self::of(tag, &[rendition, msn, part])
     }
+}
+
+fn three(piece: PieceId) -> (u64, u64, u64) {
+    (piece.rendition.into(), piece.msn, piece.part.into())
 }
 
 impl From<Output> for Fields {
     fn from(output: Output) -> Self {
-        let flag = |on: bool| f64::from(u8::from(on));
-        let three = |piece: PieceId| (f64::from(piece.rendition), piece.msn as f64, f64::from(piece.part));
         match output {
-            Output::SendControl { peer, bytes } => Self { bytes, ..Self::of(1, [f64::from(peer)]) },
+            Output::SendControl { peer, bytes } => Self { bytes, ..Self::of(1, &[peer.into()]) },
             Output::SendBlock { peer, header, piece, block } => {
                 let (rendition, msn, part) = three(piece);
-                let fields = Self::of(2, [f64::from(peer), rendition, msn, part, f64::from(block)]);
+                let fields = Self::of(2, &[peer.into(), rendition, msn, part, block.into()]);
                 Self { bytes: header.to_vec(), ..fields }
             }
             Output::Fetch { fetch, piece, offset, length, is_whole, is_retry } => {
                 let (rendition, msn, part) = three(piece);
-                let (offset, length) = (f64::from(offset), f64::from(length));
-                let fetch = f64::from(fetch);
-                Self::of(3, [fetch, rendition, msn, part, offset, length, flag(is_whole), flag(is_retry)])
+                let (offset, length) = (offset.into(), length.into());
+                let (is_whole, is_retry) = (is_whole.into(), is_retry.into());
+                Self::of(3, &[fetch.into(), rendition, msn, part, offset, length, is_whole, is_retry])
             }
-            Output::CancelFetch { fetch } => Self::of(4, [f64::from(fetch)]),
+            Output::CancelFetch { fetch } => Self::of(4, &[fetch.into()]),
             Output::FetchRecord { piece } => Self::of_piece(5, piece),
             Output::Store { piece, block, piece_length, held } => {
                 let (rendition, msn, part) = three(piece);
-                let held = held.map_or(-1.0, f64::from);
-                Self::of(6, [rendition, msn, part, f64::from(block), f64::from(piece_length), held])
+                let values =
+                    [rendition, msn, part, block.into(), piece_length.into(), held.unwrap_or(0).into()];
+                Self::of(6, &values[..if held.is_some() { 6 } else { 5 }])
             }
-            Output::Hold { hold } => Self::of(7, [f64::from(hold)]),
-            Output::DropHeld { hold } => Self::of(8, [f64::from(hold)]),
+            Output::Hold { hold } => Self::of(7, &[hold.into()]),
+            Output::DropHeld { hold } => Self::of(8, &[hold.into()]),
             Output::KeepLoaded { piece } => Self::of_piece(9, piece),
             Output::DropLoaded { piece } => Self::of_piece(10, piece),
             Output::Evict { piece } => Self::of_piece(11, piece),
             Output::Deliver { request, first, parts } => {
                 let (rendition, msn, part) = three(first);
-                Self::of(12, [f64::from(request), rendition, msn, part, f64::from(parts)])
+                Self::of(12, &[request.into(), rendition, msn, part, parts.into()])
             }
-            Output::Fallback { request, reason } => {
-                Self::of(13, [f64::from(request), f64::from(reason as u8)])
-            }
-            Output::Disconnect { peer, reason } => Self::of(14, [f64::from(peer), f64::from(reason as u8)]),
+            Output::Fallback { request, reason } => Self::of(13, &[request.into(), reason as u64]),
+            Output::Disconnect { peer, reason } => Self::of(14, &[peer.into(), reason as u64]),
             Output::Accuse { peer, piece } => {
                 let (rendition, msn, part) = three(piece);
-                Self::of(15, [f64::from(peer), rendition, msn, part])
-            }
-            Output::Complain { peer, rendition, stripe } => {
-                Self::of(17, [f64::from(peer), f64::from(rendition), f64::from(stripe)])
+                Self::of(15, &[peer.into(), rendition, msn, part])
             }
             Output::Report(report) => Self::of(
                 16,
-                [
-                    f64::from(report.uplink_kbps),
-                    f64::from(report.buffer_ms),
-                    f64::from(report.behind_ms),
-                    report.peer_bytes as f64,
-                    report.origin_bytes as f64,
-                    report.sent_bytes as f64,
-                    report.waste_bytes as f64,
-                    f64::from(report.rebuffer_ms),
+                &[
+                    report.uplink_kbps.into(),
+                    report.buffer_ms.into(),
+                    report.behind_ms.into(),
+                    report.peer_bytes,
+                    report.origin_bytes,
+                    report.sent_bytes,
+                    report.waste_bytes,
+                    report.rebuffer_ms.into(),
                 ],
             ),
+            Output::Complain { peer, rendition, stripe } => {
+                Self::of(17, &[peer.into(), rendition.into(), stripe.into()])
+            }
         }
     }
 }

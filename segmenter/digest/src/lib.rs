@@ -197,8 +197,9 @@ impl Record {
         if !known || !fits {
             return Err(Error::Malformed);
         }
+        let (digests, _) = reader.0.as_chunks();
         let blocks =
-            (0..block_count(length)).map(|_| reader.take().map(BlockDigest)).collect::<Result<_, _>>()?;
+            digests.iter().take(block_count(length) as usize).map(|digest| BlockDigest(*digest)).collect();
         Ok(Self {
             epoch,
             piece: PieceId { rendition, msn, part },

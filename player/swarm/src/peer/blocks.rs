@@ -207,18 +207,24 @@ impl Peer {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         let before = piece.store_bytes();
         let missing: Vec<u32> = piece.missing().collect();
-        let mut sources: Vec<PeerId> =
-            piece.blocks.iter().filter_map(|block| Some(block.pull?.from)).collect();
+        let mut sources: Vec<PeerId> = Vec::new();
+        let mut note = |source: Option<PeerId>| {
+            if let Some(peer) = source
+                && !sources.contains(&peer)
+            {
+                sources.push(peer);
+            }
+        };
+        piece.blocks.iter().for_each(|block| note(block.pull.map(|pull| pull.from)));
         missing.iter().for_each(|block| {
             piece.stored.insert(*block);
         });
         self.store_bytes += piece.store_bytes() - before;
-        let places = self.plans.get(&id.rendition).into_iter().flat_map(|plan| &plan.stripes);
-        sources.extend(places.filter_map(|stripe| stripe.source()));
-        for (at, peer) in sources.iter().enumerate() {
-            if !sources[..at].contains(peer) {
-                self.send_cancel(*peer, id, None);
-            }
+        if let Some(plan) = self.plans.get(&id.rendition) {
+            plan.stripes.iter().for_each(|stripe| note(stripe.source()));
+        }
+        for peer in sources {
+            self.send_cancel(peer, id, None);
         }
         for block in missing {
             self.pass_on(id, block);
@@ -250,9 +256,7 @@ impl Peer {
                 neighbor.asked = neighbor.asked.saturating_sub(1);
             }
         }
-        let fetches = self.origin.fetches.iter().filter(|(_, fetch)| fetch.piece == id);
-        let fetches: Vec<FetchId> = fetches.map(|(fetch, _)| *fetch).collect();
-        for fetch in fetches {
+        for fetch in self.origin.fetches.keys_where(&|_, fetch| fetch.piece == id) {
             // The last block of a fetch ends the piece before the driver can say that the fetch is finished.
             if self.origin.fetches.get(&fetch).is_some_and(|fetch| fetch.received < fetch.count) {
                 self.cancel_fetch(fetch);

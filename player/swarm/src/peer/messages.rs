@@ -72,16 +72,13 @@ impl Peer {
             return;
         }
         self.uploads.forget(peer);
-        self.drop_held(|held, _| held.peer == peer);
+        self.drop_held(Some(peer));
         for (id, _) in &self.active {
             let Some(piece) = self.pieces.get_mut(id) else { continue };
             piece
                 .blocks
                 .iter_mut()
-                .filter(|block| block.pull.is_some_and(|pull| pull.from == peer))
-                .for_each(|block| {
-                    block.pull = None;
-                });
+                .for_each(|block| block.pull = block.pull.filter(|pull| pull.from != peer));
         }
         self.pieces.values_mut().for_each(|piece| piece.known.retain(|known| known.peer != peer));
         self.wake_pieces();
@@ -103,8 +100,7 @@ impl Peer {
     }
 
     pub(super) fn part_from_all(&mut self, reason: DisconnectReason) {
-        let peers: Vec<PeerId> = self.neighbors.keys().copied().collect();
-        for peer in peers {
+        for peer in self.neighbors.keys_where(&|_, _| true) {
             self.send(peer, &Control::Goodbye);
             self.part_from(peer, reason, false);
         }
@@ -185,8 +181,14 @@ impl Peer {
             self.announce_all(peer);
         }
         if flags.wants_records && !before.wants_records {
-            let newest = self.pieces.values().rev().filter_map(|piece| piece.record.clone()).take(records);
-            for record in newest.collect::<Vec<_>>() {
+            let mut newest = Vec::new();
+            for piece in self.pieces.values().rev() {
+                if newest.len() >= records {
+                    break;
+                }
+                newest.extend(piece.record.clone());
+            }
+            for record in newest {
                 self.send(peer, &Control::Record(record.bytes()));
             }
         }
@@ -282,7 +284,7 @@ impl Peer {
                 bits.iter().for_each(|block| known.awaits.remove(block));
             }
             let mut answers = 0;
-            self.uploads.remove(|upload| {
+            self.uploads.remove(&mut |upload| {
                 let goes = upload.peer == peer
                     && upload.piece == set.piece
                     && (set.is_all() || bits.contains(u32::from(upload.block)));
@@ -427,11 +429,10 @@ impl Peer {
                 sets.add(id, Some(&bits));
             }
         }
-        let Some(sets) = sets.sets() else { return };
-        let wanting =
-            self.neighbors.iter().filter(|(_, neighbor)| neighbor.has_greeted && neighbor.flags.wants_haves);
-        for peer in wanting.map(|(peer, _)| *peer).collect::<Vec<_>>() {
-            self.send(peer, &Control::Have(sets));
+        if let Some(sets) = sets.sets() {
+            self.send_to_all(&Control::Have(sets), &|_, neighbor| {
+                neighbor.has_greeted && neighbor.flags.wants_haves
+            });
         }
     }
 
@@ -453,9 +454,7 @@ impl Peer {
         self.flags = flags;
         self.told_kbps = kbps;
         let uplink_class = self.uplink_class();
-        for peer in self.neighbors.keys().copied().collect::<Vec<_>>() {
-            self.send(peer, &Control::State { flags, uplink_class });
-        }
+        self.send_to_all(&Control::State { flags, uplink_class }, &|_, _| true);
     }
 
     /// The uplink as neighbors are told it.

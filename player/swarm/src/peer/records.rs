@@ -6,7 +6,7 @@ use shoal_digest::{BlockDigest, PieceId};
 
 use super::{Held, Hunt, Loaded, Peer};
 use crate::{
-    Output, Span, Time,
+    Output, Span,
     input::PeerId,
     piece::{self, Piece},
     plan::Plan,
@@ -115,7 +115,7 @@ impl Peer {
     /// Without a tracker: the record after this one is looked for when it can be expected, instead of when the player asks
     /// for the piece: a player asks for one after the other, and half a second later all of a piece's time is over.
     fn hunt_after(&mut self, id: PieceId) {
-        if !self.playing.contains(&id.rendition) {
+        if !self.plays(id.rendition) {
             return;
         }
         let Some(record) = self.pieces.get(&id).and_then(|piece| piece.record()) else { return };
@@ -134,14 +134,12 @@ impl Peer {
 
     /// Asks for the records that can be expected, where it is the local peer's part to do so.
     pub(super) fn hunt(&mut self) {
-        let due: Vec<Hunt> = self.hunts.values().filter(|hunt| hunt.at <= self.now).copied().collect();
-        for Hunt { piece, .. } in due {
-            let seeds = self.seeds_without_tracker(piece);
-            if seeds {
+        for rendition in self.hunts.keys_where(&|_, hunt| hunt.at <= self.now) {
+            let Some(hunt) = self.hunts.get_mut(&rendition) else { continue };
+            hunt.at = self.now + HUNT_PATIENCE;
+            let piece = hunt.piece;
+            if self.seeds_without_tracker(piece) {
                 self.outputs.push_back(Output::FetchRecord { piece });
-            }
-            if let Some(hunt) = self.hunts.get_mut(&piece.rendition) {
-                hunt.at = self.now + HUNT_PATIENCE;
             }
         }
     }
@@ -174,15 +172,19 @@ impl Peer {
     fn make_room_for(&mut self, id: PieceId, start_ms: u64) -> bool {
         let is_asked_for = self.requests.iter().any(|request| request.covers(id));
         while self.pieces.len() >= self.config.pieces_max && !self.pieces.contains_key(&id) {
-            let unasked = self.pieces.iter().filter(|(_, piece)| !piece.is_wanted);
-            let oldest = unasked.map(|(id, piece)| piece::age(*id, piece)).min();
-            let Some((oldest_ms, oldest)) = oldest else { return false };
+            let Some((oldest_ms, oldest)) = self.oldest(&|piece| !piece.is_wanted) else { return false };
             if oldest_ms >= start_ms && !is_asked_for {
                 return false;
             }
             self.evict(oldest);
         }
         true
+    }
+
+    /// The earliest in the program of some pieces.
+    pub(super) fn oldest(&self, is_meant: &dyn Fn(&Piece) -> bool) -> Option<(u64, PieceId)> {
+        let meant = self.pieces.iter().filter(|(_, piece)| is_meant(piece));
+        meant.map(|(id, piece)| piece::age(*id, piece)).min()
     }
 
     fn learn_rate(&mut self, record: &shoal_digest::Record) {
@@ -193,13 +195,9 @@ impl Peer {
     }
 
     fn relay(&mut self, signed: &Arc<SignedRecord>, from: Option<PeerId>) {
-        let wanting = self.neighbors.iter().filter(|(peer, neighbor)| {
-            neighbor.has_greeted && neighbor.flags.wants_records && Some(**peer) != from
+        self.send_to_all(&Control::Record(signed.bytes()), &|peer, neighbor| {
+            neighbor.has_greeted && neighbor.flags.wants_records && Some(peer) != from
         });
-        let wanting: Vec<PeerId> = wanting.map(|(peer, _)| *peer).collect();
-        for peer in wanting {
-            self.send(peer, &Control::Record(signed.bytes()));
-        }
     }
 
     /// Keeps a block aside until its record comes.
@@ -220,9 +218,7 @@ impl Peer {
 
     /// Compares the blocks held for a piece with its record, now that there is one.
     fn settle_held(&mut self, id: PieceId) {
-        let holds: Vec<_> =
-            self.held.iter().filter(|(_, held)| held.piece == id).map(|(hold, _)| *hold).collect();
-        for hold in holds {
+        for hold in self.held.keys_where(&|_, held| held.piece == id) {
             // Banning the sender of one drops its others.
             let Some(held) = self.held.remove(&hold) else { continue };
             if let Some(neighbor) = self.neighbors.get_mut(&held.peer) {
@@ -234,12 +230,12 @@ impl Peer {
         }
     }
 
-    /// Drops blocks whose record did not come, and those of one neighbor.
-    pub(super) fn drop_held(&mut self, goes: impl Fn(&Held, Time) -> bool) {
+    /// Drops the blocks of one neighbor, or those of all whose record did not come.
+    pub(super) fn drop_held(&mut self, of: Option<PeerId>) {
         let now = self.now;
-        let holds: Vec<_> =
-            self.held.iter().filter(|(_, held)| goes(held, now)).map(|(hold, _)| *hold).collect();
-        for hold in holds {
+        let is_over = |held: &Held| now.since(held.since) > RECORD_WAIT_MAX.percent(30);
+        let goes = |held: &Held| of.map_or_else(|| is_over(held), |peer| held.peer == peer);
+        for hold in self.held.keys_where(&|_, held| goes(held)) {
             let Some(held) = self.held.remove(&hold) else { continue };
             if let Some(neighbor) = self.neighbors.get_mut(&held.peer) {
                 neighbor.held = neighbor.held.saturating_sub(1);
@@ -285,9 +281,7 @@ impl Peer {
     pub(super) fn drop_loaded(&mut self) {
         let now = self.now;
         let is_over = |loaded: &Loaded| now.since(loaded.since) > RECORD_WAIT_MAX;
-        let over: Vec<_> =
-            self.loaded.iter().filter(|(_, loaded)| is_over(loaded)).map(|(id, _)| *id).collect();
-        for piece in over {
+        for piece in self.loaded.keys_where(&|_, loaded| is_over(loaded)) {
             self.loaded.remove(&piece);
             self.outputs.push_back(Output::DropLoaded { piece });
         }

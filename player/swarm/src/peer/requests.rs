@@ -50,8 +50,7 @@ impl Peer {
         // A dozen blocks: half a second of a 3 Mbit/s stream, as good a guess as any without a record.
         let give_up = due.before(self.origin.estimate(12)).max(self.now + Span::from_us(1));
         let request = Request { id, target, deadline, since: self.now, give_up, record_fetched: None };
-        let pieces = self.pieces.keys().filter(|piece| request.covers(**piece)).copied();
-        let pieces: Vec<PieceId> = pieces.collect();
+        let pieces = self.pieces.keys_where(&|piece, _| request.covers(piece));
         self.requests.push(request);
         for piece in pieces {
             self.mark_wanted(piece);

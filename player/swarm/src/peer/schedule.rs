@@ -78,15 +78,18 @@ impl Peer {
         if piece.is_complete || piece.is_loaded || piece.is_retired {
             return false;
         }
-        piece.is_wanted
-            || (self.player.has_started && self.playing.contains(&id.rendition) && self.player.lacks(record))
+        piece.is_wanted || (self.player.has_started && self.plays(id.rendition) && self.player.lacks(record))
     }
 
     fn moments(&self, id: PieceId, piece: &Piece) -> Moments {
         let is_needed = self.is_needed(id, piece);
         let start_ms = piece.record().map_or(0, |record| record.start_ms);
-        let asked = self.requests.iter().filter(|request| piece.is_wanted && request.covers(id));
-        let asked = asked.filter_map(|request| request.deadline).min().unwrap_or(Time::NEVER);
+        let mut asked = Time::NEVER;
+        for request in &self.requests {
+            if piece.is_wanted && request.covers(id) {
+                asked = asked.min(request.deadline.unwrap_or(Time::NEVER));
+            }
+        }
         let played = self.player.reaches(self.now, start_ms).before(self.config.append_margin);
         let deadline = if is_needed { asked.min(played) } else { Time::NEVER };
         if deadline == Time::NEVER {
@@ -192,8 +195,11 @@ impl Peer {
             retry = !self.pull(id, &pulls);
             // The new pulls' timeouts.
             let states = self.pieces.get(&id).map_or(&[][..], |piece| &piece.blocks);
-            let asked = pulls.iter().filter_map(|block| states.get(*block as usize)?.pull);
-            next = next.min(asked.map(|pull| pull.until).min().unwrap_or(Time::NEVER));
+            for block in &pulls {
+                if let Some(pull) = states.get(*block as usize).and_then(|state| state.pull) {
+                    next = next.min(pull.until);
+                }
+            }
         }
         let mut deferred = self.fetch(id, &seeds, Purpose::Seed);
         deferred |= self.fetch(id, &calls, Purpose::Deadline);
@@ -274,13 +280,7 @@ impl Peer {
     /// The local peer's turn, should a piece have to be fetched for its deadline: by rendezvous hash among the neighbors, so
     /// that each knows without a word whose turn comes before its own.
     pub(super) fn turn(&mut self, id: PieceId) -> (u16, bool) {
-        let mine = rendezvous(id, self.me, self.uplink_class());
-        let giving = self.neighbors.iter().filter(|(_, neighbor)| neighbor.gives());
-        let (mut count, mut better) = (1, 0);
-        for (peer, neighbor) in giving {
-            count += 1;
-            better += u64::from(rendezvous(id, *peer, neighbor.uplink_class) > mine);
-        }
+        let (count, better) = self.standing(id);
         if count == 1 {
             // Whom would it help to go first? Meanwhile neighbors may come.
             return (0, true);
@@ -288,6 +288,17 @@ impl Peer {
         let slot = 65_536 / count;
         let turn = (count - 1 - better) * slot + self.rng.below(slot);
         (u16::try_from(turn).unwrap_or(u16::MAX), better == 0)
+    }
+
+    /// How many peers could bring a piece into the swarm, with the local one, and how many of them stand before it.
+    fn standing(&self, id: PieceId) -> (u64, u64) {
+        let mine = rendezvous(id, self.me, self.uplink_class());
+        let (mut count, mut better) = (1, 0);
+        for (peer, neighbor) in self.neighbors.iter().filter(|(_, neighbor)| neighbor.gives()) {
+            count += 1;
+            better += u64::from(rendezvous(id, *peer, neighbor.uplink_class) > mine);
+        }
+        (count, better)
     }
 
     /// Without a plan: whether the local peer stands first, by rendezvous hash, among those neighbors that lack a block.
@@ -307,11 +318,7 @@ impl Peer {
             // A plan is on its way. Until then only deadlines count.
             return Time::NEVER;
         }
-        let mine = rendezvous(id, self.me, self.uplink_class());
-        let better = self.neighbors.iter().filter(|(peer, neighbor)| {
-            neighbor.gives() && rendezvous(id, **peer, neighbor.uplink_class) > mine
-        });
-        let rank = better.count() as u64;
+        let (_, rank) = self.standing(id);
         // As a backup, only if nobody has anything of it.
         if rank > 0 && piece.known.iter().any(|known| !known.has.is_empty()) {
             return Time::NEVER;
@@ -325,18 +332,14 @@ impl Peer {
         if let Some(plan) = self.plans.get(&id.rendition) {
             return plan.stripes.iter().any(|stripe| stripe.is_root);
         }
-        let mine = rendezvous(id, self.me, self.uplink_class());
-        !self
-            .neighbors
-            .iter()
-            .any(|(peer, neighbor)| neighbor.gives() && rendezvous(id, *peer, neighbor.uplink_class) > mine)
+        self.standing(id).1 == 0
     }
 
     /// Asks neighbors for blocks; says whether somebody could be asked for each.
     fn pull(&mut self, id: PieceId, blocks: &[u32]) -> bool {
         let mut asks: Vec<(PeerId, Bits)> = Vec::new();
         let mut found_all = true;
-        for block in &self.rarest_first(id, blocks) {
+        for (_, _, block) in &self.rarest_first(id, blocks) {
             let Some(peer) = self.choose(id, *block) else {
                 found_all = false;
                 continue;
@@ -372,7 +375,8 @@ impl Peer {
 
     /// Orders blocks by how many neighbors are known to have them: a neighbor is asked for few at a time, and what only one
     /// has is gone when it leaves. Among equals each viewer has an order of its own, so that they can give to each other.
-    fn rarest_first(&self, id: PieceId, blocks: &[u32]) -> Vec<u32> {
+    /// The blocks come with what they were ordered by.
+    fn rarest_first(&self, id: PieceId, blocks: &[u32]) -> Vec<(usize, u64, u32)> {
         let mut ordered: Vec<(usize, u64, u32)> = Vec::with_capacity(blocks.len());
         for block in blocks {
             let known = self.pieces.get(&id).map_or(&[][..], |piece| &piece.known);
@@ -382,7 +386,7 @@ impl Peer {
             let at = ordered.partition_point(|other| *other < key);
             ordered.insert(at, key);
         }
-        ordered.into_iter().map(|(_, _, block)| block).collect()
+        ordered
     }
 
     /// The neighbor that will likely deliver a block soonest.
@@ -394,31 +398,36 @@ impl Peer {
         }
         let plan = self.plans.get(&id.rendition);
         let stripe = plan.map(|plan| &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))]);
-        let candidates = self.neighbors.iter().filter_map(|(peer, neighbor)| {
+        // While nothing leaves the origin, nobody is likely to have what did not announce it.
+        let stripe = stripe.filter(|_| !self.origin.is_down() && pulls < GUESSES_MAX);
+        let mut best = None;
+        for (peer, neighbor) in self.neighbors.iter() {
             if !neighbor.gives() || neighbor.asked >= ASKED_MAX || neighbor.busy_until > self.now {
-                return None;
+                continue;
             }
             let known = piece.known(*peer);
             if known.is_some_and(|known| known.refused.contains(block)) {
-                return None;
+                continue;
             }
             let wait = neighbor.service + Span::from_ms(10 * u64::from(neighbor.asked));
             let cost = if known.is_some_and(|known| known.has.contains(block)) {
                 wait
             } else {
-                // While nothing leaves the origin, nobody is likely to have what did not announce it.
-                let stripe = stripe.filter(|_| !self.origin.is_down() && pulls < GUESSES_MAX)?;
+                let Some(stripe) = stripe else { continue };
                 // A child gets the block from here, and the parent pushes it without being asked.
                 let is_along_tree = stripe.children.contains(peer) || stripe.source() == Some(*peer);
                 if is_along_tree && !piece.is_past {
-                    return None;
+                    continue;
                 }
                 wait + wait + GUESS_COST
             };
             let tie = mix(u64::from(*peer) << 32 ^ u64::from(self.me) ^ u64::from(block) << 16 ^ id.msn << 5);
-            Some((cost, tie, *peer))
-        });
-        candidates.min().map(|(_, _, peer)| peer)
+            let candidate = (cost, tie, *peer);
+            if best.is_none_or(|best| candidate < best) {
+                best = Some(candidate);
+            }
+        }
+        best.map(|(_, _, peer)| peer)
     }
 
     /// A neighbor did not answer a pull in time.
@@ -522,9 +531,7 @@ impl Peer {
     /// Cancels fetches that give nothing any more.
     pub(super) fn cancel_stalled_fetches(&mut self) {
         let (now, patience) = (self.now, self.origin.patience());
-        let stalled = self.origin.fetches.iter().filter(|(_, fetch)| now.since(fetch.progress) >= patience);
-        let stalled: Vec<FetchId> = stalled.map(|(fetch, _)| *fetch).collect();
-        for fetch in stalled {
+        for fetch in self.origin.fetches.keys_where(&|_, fetch| now.since(fetch.progress) >= patience) {
             self.stats.fetches_failed += 1;
             self.origin.failed(now, &mut self.rng);
             self.cancel_fetch(fetch);
@@ -538,8 +545,13 @@ fn catch_up(duration_ms: u32) -> Span {
 
 /// How long after their records blocks typically come, over the stripes that somebody pushes.
 fn typical_delay(plan: &Plan) -> Span {
-    let fed = plan.stripes.iter().filter(|stripe| stripe.source().is_some());
-    fed.map(|stripe| stripe.expected()).max().unwrap_or(Span::from_ms(100))
+    let mut longest = None;
+    for stripe in &plan.stripes {
+        if stripe.source().is_some() {
+            longest = longest.max(Some(stripe.expected()));
+        }
+    }
+    longest.unwrap_or(Span::from_ms(100))
 }
 
 /// A peer's lot for a piece: the highest one seeds it. A peer with twice the uplink has about twice the chance.
@@ -548,5 +560,5 @@ fn rendezvous(id: PieceId, peer: PeerId, uplink_class: u8) -> u64 {
     // logarithmic, so draws double up to 16.
     let draws = 1_u64 << uplink_class.saturating_sub(9).min(4);
     let piece = id.msn << 24 ^ u64::from(id.part) << 8 ^ u64::from(id.rendition);
-    (0..draws).map(|draw| mix(mix(piece ^ draw << 56) ^ u64::from(peer))).max().unwrap_or(0)
+    (0..draws).fold(0, |lot, draw| lot.max(mix(mix(piece ^ draw << 56) ^ u64::from(peer))))
 }

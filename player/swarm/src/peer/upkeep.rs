@@ -2,12 +2,12 @@
 
 use shoal_digest::PieceId;
 
-use super::{Peer, records::RECORD_WAIT_MAX};
+use super::Peer;
 use crate::{
     Output, Span, Time,
     input::PeerId,
     output::{DisconnectReason, Report},
-    piece,
+    plan::Plan,
     stats::Stats,
     wire::Control,
 };
@@ -47,8 +47,7 @@ impl Peer {
         self.ask_silent_neighbors();
         self.retire_pieces();
         self.cancel_stalled_fetches();
-        let now = self.now;
-        self.drop_held(|held, _| now.since(held.since) > RECORD_WAIT_MAX.percent(30));
+        self.drop_held(None);
         self.drop_loaded();
         self.update_rate();
         self.shed();
@@ -82,11 +81,8 @@ impl Peer {
                 }
                 continue;
             }
-            let is_source = self
-                .plans
-                .values()
-                .flat_map(|plan| &plan.stripes)
-                .any(|stripe| stripe.source() == Some(*peer));
+            let feeds = |plan: &Plan| plan.stripes.iter().any(|stripe| stripe.source() == Some(*peer));
+            let is_source = self.plans.values().any(feeds);
             let quiet =
                 if is_source || neighbor.asked > 0 || !neighbor.has_greeted { QUIET } else { QUIET_IDLE };
             if now.since(neighbor.heard) >= quiet {
@@ -117,7 +113,12 @@ impl Peer {
             let forgotten = self.now.since(piece.since) > Span::from_secs(60);
             !piece.is_wanted && (passed || forgotten)
         };
-        let over: Vec<PieceId> = self.active.iter().map(|(id, _)| *id).filter(|id| is_over(id)).collect();
+        let mut over = Vec::new();
+        for (id, _) in &self.active {
+            if is_over(id) {
+                over.push(*id);
+            }
+        }
         for id in over {
             self.deactivate(id);
             if let Some(piece) = self.pieces.get_mut(&id) {
@@ -129,8 +130,8 @@ impl Peer {
     /// Evicts the oldest pieces until the store keeps its limit.
     pub(super) fn limit_store(&mut self) {
         while self.store_bytes > self.config.store_bytes_max {
-            let stored = self.pieces.iter().filter(|(_, piece)| !piece.stored.is_empty() && !piece.is_wanted);
-            let Some((_, oldest)) = stored.map(|(id, piece)| piece::age(*id, piece)).min() else { return };
+            let oldest = self.oldest(&|piece| !piece.stored.is_empty() && !piece.is_wanted);
+            let Some((_, oldest)) = oldest else { return };
             self.evict(oldest);
         }
     }
@@ -178,21 +179,23 @@ impl Peer {
             return;
         }
         // The weakest child of the stripe with the most: it has the fewest descendants.
-        let places = self.plans.iter().flat_map(|(rendition, plan)| {
-            plan.stripes.iter().enumerate().map(move |(stripe, place)| (*rendition, stripe, place))
-        });
-        let most = places.filter(|(_, _, place)| !place.children.is_empty());
-        let Some((rendition, stripe, _)) = most.max_by_key(|(_, _, place)| place.children.len()) else {
-            return;
-        };
+        let mut most = (1, None);
+        for (rendition, plan) in self.plans.iter() {
+            for (stripe, place) in (0_u8..).zip(&plan.stripes) {
+                if place.children.len() >= most.0 {
+                    most = (place.children.len(), Some((*rendition, stripe)));
+                }
+            }
+        }
+        let Some((rendition, stripe)) = most.1 else { return };
         let Some(plan) = self.plans.get_mut(&rendition) else { return };
-        let Some(child) = plan.stripes[stripe].children.last().copied() else { return };
-        plan.stripes[stripe].remove_child(child);
+        let place = &mut plan.stripes[usize::from(stripe)];
+        let Some(child) = place.children.last().copied() else { return };
+        place.remove_child(child);
         let stripes = plan.stripe_count();
-        let stripe = u8::try_from(stripe).expect("there are at most 255 stripes");
         self.shed_at = self.now;
         self.stats.shed += 1;
-        let dropped = self.uploads.remove(|upload| {
+        let dropped = self.uploads.remove(&mut |upload| {
             let its = crate::stripe_of(upload.piece, u32::from(upload.block), stripes) == stripe;
             upload.peer == child && upload.piece.rendition == rendition && its && !upload.is_answer
         });
@@ -242,14 +245,18 @@ impl Peer {
                 if place.foster.is_some_and(is_alive) && !quiet {
                     continue;
                 }
-                let candidates = self.neighbors.iter().filter(|(peer, neighbor)| {
-                    neighbor.gives() && place.foster != Some(**peer) && !place.children.contains(peer)
-                });
-                // Strong ones more likely, but not everybody the same one.
-                let best = candidates.max_by_key(|(peer, neighbor)| {
-                    u64::from(neighbor.uplink_class) * 2 + self.lot(**peer ^ u32::from(stripe) << 24) % 9
-                });
-                changes.push((*rendition, plan.stripe_count(), stripe, best.map(|(peer, _)| *peer)));
+                let mut best = (0, None);
+                for (peer, neighbor) in self.neighbors.iter() {
+                    if neighbor.gives() && place.foster != Some(*peer) && !place.children.contains(peer) {
+                        // Strong ones more likely, but not everybody the same one.
+                        let lot = self.lot(*peer ^ u32::from(stripe) << 24) % 9;
+                        let merit = u64::from(neighbor.uplink_class) * 2 + lot;
+                        if merit >= best.0 {
+                            best = (merit, Some(*peer));
+                        }
+                    }
+                }
+                changes.push((*rendition, plan.stripe_count(), stripe, best.1));
             }
         }
         for (rendition, stripes, stripe, foster) in changes {
