@@ -1,6 +1,7 @@
 //! Reads a stream's playlists, as a player at the live edge does: the multivariant playlist once, then each media
 //! playlist with blocking reload.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -110,7 +111,9 @@ fn read_multivariant(base: &Url, text: &str) -> Result<Stream, String> {
             && alternative.uri.is_some()
     });
     if let Some((index, alternative)) = audio {
-        // Rendition numbers follow the multivariant playlist: the videos, then the audio.
+        // Rendition numbers follow the multivariant playlist: the videos, then the audio. A video is listed once for each
+        // group of audio that it can be played with.
+        let videos: BTreeSet<_> = videos.iter().map(|variant| &variant.uri).collect();
         let number = u8::try_from(videos.len() + index).map_err(|_| "it has too many renditions")?;
         let uri = alternative.uri.as_deref().unwrap_or_default();
         // An audio-only stream lists its one playlist as variant and as audio.
@@ -299,6 +302,16 @@ mod tests {
         let swarm = stream.swarm.unwrap();
         assert_eq!(swarm.tracker.as_str(), "wss://origin.test/tracker");
         assert_eq!(swarm.stream, "demo");
+    }
+
+    #[test]
+    fn video_that_is_listed_with_each_group_of_audio_counts_once() {
+        let base = Url::parse("https://origin.test/live/demo/index.m3u8").unwrap();
+        let text = MULTIVARIANT.to_owned()
+            + "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio-opus\",NAME=\"Audio\",URI=\"e/a1/playlist.m3u8\"\n\
+               #EXT-X-STREAM-INF:BANDWIDTH=3000000,CODECS=\"avc1.42c01f,opus\",AUDIO=\"audio-opus\"\ne/v0/playlist.m3u8\n";
+        let stream = read_multivariant(&base, &text).unwrap();
+        assert_eq!(stream.renditions.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 2]);
     }
 
     #[test]

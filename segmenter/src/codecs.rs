@@ -5,6 +5,9 @@ use crate::frame::VideoCodec;
 /// AAC-LC.
 pub(crate) const AAC: &str = "mp4a.40.2";
 
+/// Opus.
+pub(crate) const OPUS: &str = "opus";
+
 /// The name for `CODECS`; none where the record is too short to be one.
 pub(crate) fn video(codec: VideoCodec, config: &[u8]) -> Option<String> {
     match codec {

@@ -29,6 +29,8 @@ pub struct Config {
     pub settle_ms: u32,
     /// The bit rate of AAC audio in bits per second.
     pub audio_bps: u32,
+    /// Whether the publisher's Opus is offered as it is, beside AAC: players that take Opus may choose it.
+    pub opus: bool,
     /// Smaller renditions that are encoded besides a publisher's own: `[STREAM=]HEIGHT[:KILOBITS]`, as in
     /// `["480", "240:300", "concert=720:2500", "talk=none"]`. Without a name for all streams that have none of their own;
     /// the height is of the shorter side, the limit in kbit/s follows from the size unless it is given. What is not
@@ -87,6 +89,7 @@ impl Default for Config {
             ended_keep_ms: 60_000,
             settle_ms: 1_500,
             audio_bps: 128_000,
+            opus: false,
             ladder: Vec::new(),
             transcodes_max: 0,
             pictures_interval_ms: 10_000,

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use shoal_playlist::RenditionReport;
 use shoal_playlist::lint::{Finding, Snapshot, lint_media, lint_renditions, lint_updates};
 
-use crate::audio::{AacFrame, AudioCutter, FRAME_SAMPLES, micros, samples};
+use crate::audio::{AudioCutter, FRAME_SAMPLES, SoundFrame, micros, samples};
 use crate::config::{Config, Constants};
 use crate::cut::tests::{Publisher, drive};
 use crate::window::{PartEntry, Window};
@@ -40,7 +40,7 @@ fn findings(publisher: &Publisher, constants: Constants, audio_ahead_us: i64) ->
     let mut findings = Vec::new();
     drive(publisher, 500, |pts_us, parts| {
         while micros(sound) < pts_us + audio_ahead_us {
-            cutter.push(AacFrame { start: sound, data: Bytes::new() });
+            cutter.push(SoundFrame { start: sound, samples: FRAME_SAMPLES, data: Bytes::new() });
             sound += FRAME_SAMPLES;
         }
         let has_changed = !parts.is_empty();

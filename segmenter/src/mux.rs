@@ -16,6 +16,9 @@ use crate::frame::VideoCodec;
 /// Ticks per second of video tracks.
 pub(crate) const VIDEO_TIMESCALE: u32 = 90_000;
 
+/// Ticks per second of Opus tracks: its samples, whatever they were recorded with.
+const OPUS_TIMESCALE: u32 = 48_000;
+
 /// What a track's sample entry says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SampleEntry {
@@ -28,6 +31,11 @@ pub(crate) enum SampleEntry {
     /// AAC; `config` is the AudioSpecificConfig.
     Aac {
         sample_rate: u32,
+        channels: u8,
+        config: Bytes,
+    },
+    /// Opus at 48 kHz; `config` is the identification header of RFC 7845.
+    Opus {
         channels: u8,
         config: Bytes,
     },
@@ -234,6 +242,11 @@ impl Muxer {
                     set_audio(parameters, *sample_rate, *channels, 1024);
                     (config, *sample_rate)
                 }
+                SampleEntry::Opus { channels, config } => {
+                    (*parameters).codec_id = ffi::AVCodecID::AV_CODEC_ID_OPUS;
+                    set_audio(parameters, OPUS_TIMESCALE, *channels, 960);
+                    (config, OPUS_TIMESCALE)
+                }
             };
             (*stream).time_base = ffi::AVRational { num: 1, den: timescale as c_int };
             if !config.is_empty() {
@@ -345,6 +358,18 @@ mod tests {
         assert_eq!(init[at - 4..at], [0, 0, 0, 20], "length");
         assert_eq!(init[at + 4..at + 10], [1, 0, 0, 0, 0, 31], "version, flags, profile, level");
         assert_eq!(init[at + 10] >> 4, 8, "bits");
+    }
+
+    #[test]
+    fn opus_has_its_header_in_the_sample_entry() {
+        let config = Bytes::from_static(crate::audio::OPUS_CONFIG);
+        let (_muxer, init) = Muxer::open(&SampleEntry::Opus { channels: 2, config }).unwrap();
+        let at = init.windows(4).position(|name| name == b"dOps").expect("a dOps box");
+        // Version 0, two channels, pre-skip 312, 48 kHz, no gain, family 0 (Opus in ISOBMFF, 4.3.2).
+        assert_eq!(init[at + 4..at + 15], [0, 2, 0x01, 0x38, 0, 0, 0xbb, 0x80, 0, 0, 0]);
+        assert!(init.windows(4).any(|name| name == b"Opus"), "an Opus sample entry");
+        let mdhd = init.windows(4).position(|name| name == b"mdhd").unwrap();
+        assert_eq!(init[mdhd + 16..mdhd + 20], 48_000u32.to_be_bytes(), "timescale");
     }
 
     #[test]

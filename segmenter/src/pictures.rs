@@ -372,3 +372,61 @@ impl Pictures {
         vtt(&cues, newest_ms - zero_ms + self.studio.interval_ms)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pictures of a stream with a window of a minute, one in ten seconds, and what is asked of the studio.
+    fn pictures() -> (Arc<Pictures>, mpsc::Receiver<Job>) {
+        let (jobs, inbox) = mpsc::channel();
+        let studio = Studio { jobs, interval_ms: 10_000, window_ms: 60_000, dvr_ms: 60_000 };
+        (studio.pictures(&Arc::from("show"), None), inbox)
+    }
+
+    /// A segment of two seconds begins.
+    fn offer(pictures: &Arc<Pictures>, date_ms: i64, is_preferred: bool) {
+        let offer = Offer::new(0, date_ms, 2_000_000, is_preferred);
+        pictures.offer(offer, || Some((Bytes::new(), Bytes::new())));
+    }
+
+    #[test]
+    fn stream_has_one_picture_in_work_and_one_in_each_interval() {
+        let (pictures, inbox) = pictures();
+        (0..30_000).step_by(2_000).for_each(|date_ms| offer(&pictures, date_ms, true));
+        assert_eq!(inbox.try_iter().count(), 1, "the first one is not finished");
+        pictures.done(Ok(()));
+        for date_ms in (30_000..60_000).step_by(2_000) {
+            offer(&pictures, date_ms, true);
+            pictures.done(Ok(()));
+        }
+        let dates: Vec<_> = inbox.try_iter().map(|job| job.date_ms).collect();
+        assert_eq!(dates, [30_000, 40_000, 50_000]);
+    }
+
+    #[test]
+    fn another_rendition_is_taken_when_the_preferred_one_does_not_come() {
+        let (pictures, inbox) = pictures();
+        for date_ms in (0..40_000).step_by(2_000) {
+            offer(&pictures, date_ms, false);
+            pictures.done(Err(Failure::Broken));
+        }
+        let dates: Vec<_> = inbox.try_iter().map(|job| job.date_ms).collect();
+        assert_eq!(dates, [10_000, 30_000]);
+    }
+
+    #[test]
+    fn sheets_that_nobody_can_go_back_to_are_let_go() {
+        let (pictures, _inbox) = pictures();
+        offer(&pictures, 0, true);
+        let picture = jpeg::black(64, 36);
+        for index in 0..60u32 {
+            pictures.add(index.into(), i64::from(index) * 10_000, &picture).unwrap();
+        }
+        assert!(pictures.sheet(0).is_none() && pictures.sheet(1).is_none());
+        assert!(matches!(pictures.sheet(2), Some(FoundSheet::Here { is_full: false, .. })));
+        let text = pictures.thumbnails("epoch").unwrap();
+        let text = std::str::from_utf8(&text.plain).unwrap();
+        assert_eq!(text.matches("epoch/thumbs/2.jpg?10#xywh=").count(), 7, "a minute: {text}");
+    }
+}

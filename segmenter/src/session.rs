@@ -13,7 +13,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::audio::{self, AUDIO_CONFIG, AudioCutter, AudioError, AudioPart, Transcoder};
+use crate::audio::{
+    self, AUDIO_CONFIG, AudioCutter, AudioError, AudioPart, OPUS_CONFIG, OpusClock, SoundFrame, Transcoder,
+};
 use crate::codecs;
 use crate::config::{Config, Constants};
 use crate::cut::{CutPart, Cutter};
@@ -77,6 +79,30 @@ struct AudioTrack {
     cutter: AudioCutter,
     /// Nothing came since silence was last filled in.
     is_silent: bool,
+    /// The publisher's Opus beside it.
+    opus: Option<OpusTrack>,
+}
+
+/// The same sound as the publisher encoded it.
+#[derive(Debug)]
+struct OpusTrack {
+    rendition: Arc<Rendition>,
+    muxer: Muxer,
+    clock: OpusClock,
+    cutter: AudioCutter,
+}
+
+impl OpusTrack {
+    fn push(&mut self, packets: Vec<SoundFrame>) {
+        packets.into_iter().for_each(|packet| self.cutter.push(packet));
+    }
+
+    /// Silence up to sample `at`.
+    fn fill_to(&mut self, at: i64) {
+        let mut packets = Vec::new();
+        self.clock.fill_to(at, &mut packets);
+        self.push(packets);
+    }
 }
 
 /// Video may lag so far behind the audio, beyond the longest segment, before a gap takes its place.
@@ -105,6 +131,10 @@ pub(crate) fn sample_entry(
     let codecs = codecs::video(codec, config).ok_or(SessionError::BadConfig(track))?;
     let description = Description::video(codecs, width, height);
     Ok((SampleEntry::Video { codec, width, height, config: config.clone() }, description))
+}
+
+fn opus_entry() -> SampleEntry {
+    SampleEntry::Opus { channels: 2, config: Bytes::from_static(OPUS_CONFIG) }
 }
 
 fn audio_entry() -> SampleEntry {
@@ -161,13 +191,26 @@ impl Session {
                     Rendition::new(renditions.len() as u8, "a0".to_owned(), constants, init, description);
                 let rendition = Arc::new(rendition);
                 renditions.push(rendition.clone());
+                let leads = videos.is_empty();
+                let mut opus = None;
+                if config.opus {
+                    let (muxer, init) = Muxer::open(&opus_entry())?;
+                    let description = Description::audio(codecs::OPUS);
+                    let number = renditions.len() as u8;
+                    let rendition = Rendition::new(number, "a1".to_owned(), constants, init, description);
+                    let rendition = Arc::new(rendition);
+                    renditions.push(rendition.clone());
+                    let cutter = AudioCutter::new(&constants, 0, leads);
+                    opus = Some(OpusTrack { rendition, muxer, clock: OpusClock::new(0), cutter });
+                }
                 Some(AudioTrack {
                     track,
                     rendition,
                     muxer,
                     transcoder: Transcoder::open(0, config.audio_bps)?,
-                    cutter: AudioCutter::new(&constants, 0, videos.is_empty()),
+                    cutter: AudioCutter::new(&constants, 0, leads),
                     is_silent: false,
+                    opus,
                 })
             }
         };
@@ -335,18 +378,24 @@ impl Session {
         let Some(audio) = &mut self.audio else { return Ok(()) };
         let at = audio::samples(end_us);
         audio.cutter.push_boundary(at, is_last);
+        if let Some(opus) = &mut audio.opus {
+            opus.cutter.push_boundary(at, is_last);
+        }
         let lag = at - audio.transcoder.next();
         if lag > audio::samples(AUDIO_LAG_MAX_US) || (audio.is_silent && lag > 0) {
             // Beyond the boundary by what the encoder holds back.
             let mut frames = Vec::new();
             audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
             frames.into_iter().for_each(|frame| audio.cutter.push(frame));
+            if let Some(opus) = &mut audio.opus {
+                opus.fill_to(at);
+            }
             audio.is_silent = true;
         }
         self.publish_audio()
     }
 
-    fn audio_frame(&mut self, at_us: i64, data: &[u8]) -> Result<(), SessionError> {
+    fn audio_frame(&mut self, at_us: i64, data: &Bytes) -> Result<(), SessionError> {
         let Some(audio) = &mut self.audio else { return Ok(()) };
         let mut frames = Vec::new();
         let broken = audio.transcoder.broken;
@@ -355,6 +404,11 @@ impl Session {
         }
         if audio.transcoder.broken > broken {
             metrics::counter!("segmenter_audio_broken_total").increment(1);
+        }
+        if let Some(opus) = &mut audio.opus {
+            let mut packets = Vec::new();
+            opus.clock.push(at_us, data, &mut packets);
+            opus.push(packets);
         }
         audio.is_silent = false;
         frames.into_iter().for_each(|frame| audio.cutter.push(frame));
@@ -366,7 +420,12 @@ impl Session {
     fn publish_audio(&mut self) -> Result<(), SessionError> {
         let Some(audio) = &mut self.audio else { return Ok(()) };
         while let Some(part) = audio.cutter.poll() {
-            publish_audio_part(&self.live, audio, &part, self.zero_ms)?;
+            publish_audio_part(&self.live, (&*audio.rendition, &mut audio.muxer), &part, self.zero_ms)?;
+        }
+        if let Some(opus) = &mut audio.opus {
+            while let Some(part) = opus.cutter.poll() {
+                publish_audio_part(&self.live, (&*opus.rendition, &mut opus.muxer), &part, self.zero_ms)?;
+            }
         }
         Ok(())
     }
@@ -385,23 +444,22 @@ fn codec(format: &TrackFormat) -> Option<VideoCodec> {
 
 fn publish_audio_part(
     live: &Live,
-    audio: &mut AudioTrack,
+    (rendition, muxer): (&Rendition, &mut Muxer),
     part: &AudioPart,
     zero_ms: i64,
 ) -> Result<(), SessionError> {
-    let Some(first) = part.frames.first() else { return Ok(()) };
+    let (Some(first), Some(last)) = (part.frames.first(), part.frames.last()) else { return Ok(()) };
     for frame in &part.frames {
-        audio.muxer.write(frame.start, audio::FRAME_SAMPLES, true, &frame.data)?;
+        muxer.write(frame.start, frame.samples, true, &frame.data)?;
     }
-    let end = first.start + part.frames.len() as i64 * audio::FRAME_SAMPLES;
     let new = NewPart {
-        bytes: audio.muxer.flush()?,
+        bytes: muxer.flush()?,
         start_ms: zero_ms + audio::micros(first.start) / 1000,
-        duration_us: audio::micros(end) - audio::micros(first.start),
+        duration_us: audio::micros(last.end()) - audio::micros(first.start),
         is_independent: true,
         has_keyframe: true,
         is_last: part.is_last,
     };
-    live.publish(&audio.rendition, new);
+    live.publish(rendition, new);
     Ok(())
 }

@@ -7,6 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{AUDIO, Audio, TONE_HZ, VIDEO, Video, push, push_all, serve, until};
+use shoal_playlist::lint::{lint_media, lint_multivariant, lint_renditions};
 use shoal_segmenter::{Config, Event, State};
 
 /// Runs a program to its end and demands that it had nothing to complain about.
@@ -143,4 +144,82 @@ async fn ffmpeg_follows_a_live_stream_whose_keyframes_come_on_request() {
         assert!((1_800..2_100).contains(&median_ms), "rendition {rendition}: {durations_ms:?}");
     }
     assert!(parts.len() > 2 * 18, "{} parts", parts.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opus_goes_through_as_it_is_beside_aac_also_over_pauses_in_its_transmission() {
+    let (streams, address) = serve(Config { opus: true, ..Config::default() }).await;
+    let publication = streams.publish("opus").unwrap();
+    publication.expect_tracks(&[AUDIO, VIDEO]);
+    let (mut video, mut audio) = (Video::new(VIDEO, 320, 180), Audio::new());
+    video.rhythm = Some(60);
+    push(&publication, Audio::format());
+    push_all(&publication, &mut video, &mut audio, 150);
+    // For three seconds nobody speaks, and a packet comes each 400 ms only.
+    let mut packets = 0;
+    for _ in 0..90 {
+        while audio.next_us() < video.next_us() {
+            let packet = audio.next();
+            if packets % 20 == 0 {
+                push(&publication, packet);
+            }
+            packets += 1;
+        }
+        video.next(false).into_iter().for_each(|input| push(&publication, input));
+    }
+    push_all(&publication, &mut video, &mut audio, 150);
+    publication.end();
+    until("the end of the stream", || streams.list().first().is_some_and(|info| info.state == State::Ended))
+        .await;
+
+    let names: Vec<_> = streams.list()[0].renditions.iter().map(|info| info.name.clone()).collect();
+    assert_eq!(names, ["v0", "a0", "a1"]);
+    let base = format!("http://{address}/live/opus");
+    let get = async |url: String| reqwest::get(url).await.unwrap().text().await.unwrap();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let multivariant = get(format!("{base}/index.m3u8")).await;
+    assert_eq!(lint_multivariant(&multivariant), []);
+    let variants: Vec<_> =
+        multivariant.lines().filter(|line| line.starts_with("#EXT-X-STREAM-INF")).collect();
+    assert_eq!(variants.len(), 2, "{multivariant}");
+    assert!(
+        variants[0].contains(",mp4a.40.2\"") && variants[0].ends_with("AUDIO=\"audio\""),
+        "{multivariant}"
+    );
+    assert!(
+        variants[1].contains(",opus\"") && variants[1].ends_with("AUDIO=\"audio-opus\""),
+        "{multivariant}"
+    );
+
+    let epoch = &streams.stats()[0].epoch;
+    let mut texts = Vec::new();
+    for name in &names {
+        let text = get(format!("{base}/{epoch}/{name}/playlist.m3u8")).await;
+        assert_eq!(lint_media(&text), [], "{name}: {text}");
+        texts.push(text);
+    }
+    let texts: Vec<_> = texts.iter().map(String::as_str).collect();
+    assert_eq!(lint_renditions(&texts), []);
+
+    let url = format!("{base}/{epoch}/a1/playlist.m3u8");
+    tokio::task::spawn_blocking(move || {
+        let show = "stream=codec_name,sample_rate,channels,start_time";
+        let probe = run("ffprobe", &["-v", "error", "-show_entries", show, "-of", "csv=p=0", &url]).stdout;
+        let probe = String::from_utf8(probe).unwrap();
+        assert!(probe.contains("opus,48000,2,"), "{probe}");
+        let arguments = ["-v", "error", "-i", &url, "-ac", "1", "-ar", "48000", "-f", "f32le", "-"];
+        let sound = run("ffmpeg", &arguments).stdout;
+        let samples: Vec<f32> =
+            sound.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        assert!((12.9..13.1).contains(&(samples.len() as f64 / 48_000.0)), "{} samples", samples.len());
+        let second = |second: usize| &samples[second * 48_000..(second + 1) * 48_000];
+        for spoken in [1, 2, 3, 9, 10, 11] {
+            let snr_db = tone_snr_db(second(spoken));
+            assert!(snr_db > 30.0, "second {spoken}: {snr_db} dB");
+        }
+        let loudness = |samples: &[f32]| samples.iter().map(|sample| sample * sample).sum::<f32>();
+        assert!(loudness(second(6)) * 4.0 < loudness(second(2)), "the pause is quiet");
+    })
+    .await
+    .unwrap();
 }

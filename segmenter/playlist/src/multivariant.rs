@@ -11,7 +11,7 @@ pub struct MultivariantPlaylist {
     pub has_independent_segments: bool,
     /// `EXT-X-SESSION-DATA`.
     pub session_data: Vec<SessionData>,
-    /// `EXT-X-MEDIA` of type AUDIO, all in the group [`AudioRendition::GROUP`].
+    /// `EXT-X-MEDIA` of type AUDIO.
     pub audio: Vec<AudioRendition>,
     /// `EXT-X-STREAM-INF`, best first: players that measure nothing start with the first.
     pub variants: Vec<Variant>,
@@ -29,6 +29,8 @@ pub struct SessionData {
 /// An audio rendition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AudioRendition {
+    /// `GROUP-ID`: renditions of another codec are in a group of their own.
+    pub group: String,
     /// What a menu shows.
     pub name: String,
     /// `LANGUAGE`, a BCP 47 tag.
@@ -39,11 +41,6 @@ pub struct AudioRendition {
     pub channels: u8,
     /// The playlist's URI, relative to this one.
     pub uri: String,
-}
-
-impl AudioRendition {
-    /// The `GROUP-ID` of all audio renditions.
-    pub const GROUP: &'static str = "audio";
 }
 
 /// A variant stream.
@@ -59,8 +56,8 @@ pub struct Variant {
     pub resolution: Option<(u32, u32)>,
     /// Thousandths of a frame per second; none for audio.
     pub frame_rate_milli: Option<u64>,
-    /// Whether [`AudioRendition::GROUP`] plays beside it.
-    pub has_audio_group: bool,
+    /// The group of audio renditions that plays beside it.
+    pub audio_group: Option<String>,
     /// The playlist's URI, relative to this one.
     pub uri: String,
 }
@@ -87,10 +84,7 @@ impl MultivariantPlaylist {
                 format_args!(
                     "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"{}\",NAME=\"{}\"{language},DEFAULT={default},AUTOSELECT=YES,\
                      CHANNELS=\"{}\",URI=\"{}\"",
-                    AudioRendition::GROUP,
-                    audio.name,
-                    audio.channels,
-                    audio.uri
+                    audio.group, audio.name, audio.channels, audio.uri
                 ),
             );
         }
@@ -111,8 +105,8 @@ impl Variant {
         if let Some(rate) = self.frame_rate_milli {
             text += &format!(",FRAME-RATE={}.{:03}", rate / 1000, rate % 1000);
         }
-        if self.has_audio_group {
-            text += &format!(",AUDIO=\"{}\"", AudioRendition::GROUP);
+        if let Some(group) = &self.audio_group {
+            text += &format!(",AUDIO=\"{group}\"");
         }
         line(out, format_args!("#EXT-X-STREAM-INF:{text}"));
         line(out, format_args!("{}", self.uri));

@@ -1,17 +1,17 @@
-//! Where audio parts end: at the AAC frame nearest to where the video's parts end, so that both renditions have the
+//! Where audio parts end: at the AAC frame (or Opus packet) nearest to where the video's parts end, so that both renditions have the
 //! same segments and part numbers; by its own clock when there is no video.
 //!
 //! Pure, like `crate::cut`, and with the same promise: a part that is not its segment's last is followed by another.
 
 use std::collections::VecDeque;
 
-use super::{AacFrame, FRAME_SAMPLES, samples};
+use super::{FRAME_SAMPLES, SoundFrame, samples};
 use crate::config::Constants;
 
 /// A finished audio part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AudioPart {
-    pub(crate) frames: Vec<AacFrame>,
+    pub(crate) frames: Vec<SoundFrame>,
     /// Whether the segment ends with it.
     pub(crate) is_last: bool,
 }
@@ -25,16 +25,16 @@ struct Boundary {
 
 #[derive(Debug)]
 pub(crate) struct AudioCutter {
-    frames: VecDeque<AacFrame>,
+    frames: VecDeque<SoundFrame>,
     boundaries: VecDeque<Boundary>,
     /// The first sample of the part in the making.
     part_start: i64,
-    /// As many frames fit into a part.
-    frames_max: usize,
+    /// As many samples fit into a part.
+    samples_max: i64,
     /// A part that is not the last of its segment has at least as many.
-    frames_min: usize,
+    samples_min: i64,
     /// With more than this without a boundary, the video is stalled and audio goes on alone.
-    patience_frames: usize,
+    patience: i64,
     own_clock: Option<OwnClock>,
 }
 
@@ -51,16 +51,16 @@ struct OwnClock {
 impl AudioCutter {
     /// `leads` if there is no video to follow.
     pub(crate) fn new(constants: &Constants, start: i64, leads: bool) -> Self {
-        let frames_max = (samples(constants.part_target_us) / FRAME_SAMPLES) as usize;
+        let samples_max = samples(constants.part_target_us);
         let (part, segment) = (samples(constants.part_us), samples(constants.segment_us));
         Self {
             frames: VecDeque::new(),
             boundaries: VecDeque::new(),
             part_start: start,
-            frames_max,
-            frames_min: (frames_max * 85).div_ceil(100),
+            samples_max,
+            samples_min: samples(constants.part_min_us()),
             // One second: more than the lateness of video behind audio that ingest's buffers can cause.
-            patience_frames: frames_max + (super::SAMPLE_RATE / FRAME_SAMPLES) as usize,
+            patience: samples_max + super::SAMPLE_RATE,
             own_clock: leads.then_some(OwnClock {
                 part,
                 segment,
@@ -75,12 +75,12 @@ impl AudioCutter {
         self.part_start
     }
 
-    pub(crate) fn push(&mut self, frame: AacFrame) {
-        let end = frame.start + FRAME_SAMPLES;
+    pub(crate) fn push(&mut self, frame: SoundFrame) {
+        let start = frame.start;
         self.frames.push_back(frame);
         let Some(clock) = &mut self.own_clock else { return };
         // The boundary is set one frame late: only then is it sure that another frame follows.
-        while end > clock.part_end + FRAME_SAMPLES {
+        while start > clock.part_end {
             let is_last = clock.part_end >= clock.segment_end;
             self.boundaries.push_back(Boundary { at: clock.part_end, is_last });
             if is_last {
@@ -98,33 +98,55 @@ impl AudioCutter {
     /// The next part that is complete.
     pub(crate) fn poll(&mut self) -> Option<AudioPart> {
         while let Some(&Boundary { at, is_last }) = self.boundaries.front() {
-            // A frame belongs to the side on which its middle is; a segment's last part has at least one.
-            let is_before = |frame: &&AacFrame| frame.start + FRAME_SAMPLES / 2 < at;
-            let produced_end =
-                self.frames.back().map_or(self.part_start, |frame| frame.start + FRAME_SAMPLES);
-            let is_covered = produced_end + FRAME_SAMPLES / 2 >= at;
-            let mut count = self.frames.iter().take_while(is_before).count();
+            // A frame belongs to the side on which its middle is; a segment's last part has at least one. The frame
+            // that comes next is as long as the last one.
+            let (produced_end, half) = match self.frames.back() {
+                Some(last) => (last.end(), last.samples / 2),
+                None => (self.part_start, FRAME_SAMPLES / 2),
+            };
+            let is_covered = produced_end + half >= at;
+            let mut count = self.frames.iter().take_while(|frame| frame.is_before(at)).count();
             if is_last && is_covered {
                 count = count.max(1);
             }
-            if count > self.frames_max {
-                return self.take(self.frames_max, false);
+            let fitting = self.fitting();
+            if count > fitting {
+                return self.take(fitting, false);
             }
             if !is_covered || self.frames.len() < count {
                 return None;
             }
             self.boundaries.pop_front();
-            if is_last || count >= self.frames_min {
+            if is_last || self.samples_of(count) >= self.samples_min {
                 return self.take(count, is_last);
             }
             // Too short to be a part of its own: it goes out with the next.
         }
-        if self.frames.len() > self.patience_frames { self.take(self.frames_max, false) } else { None }
+        if self.samples_of(self.frames.len()) > self.patience {
+            self.take(self.fitting(), false)
+        } else {
+            None
+        }
+    }
+
+    /// How many frames fit into a part.
+    fn fitting(&self) -> usize {
+        let mut rest = self.samples_max;
+        let fits = |frame: &&SoundFrame| {
+            rest -= frame.samples;
+            rest >= 0
+        };
+        // One that is longer than a part is no reason to stand still.
+        self.frames.iter().take_while(fits).count().max(1)
+    }
+
+    fn samples_of(&self, count: usize) -> i64 {
+        self.frames.iter().take(count).map(|frame| frame.samples).sum()
     }
 
     /// Drops the frames that lie behind sample `at`.
     pub(crate) fn cut_off(&mut self, at: i64) {
-        self.frames.retain(|frame| frame.start + FRAME_SAMPLES / 2 < at);
+        self.frames.retain(|frame| frame.is_before(at));
     }
 
     /// Ends the segment with what there is.
@@ -132,7 +154,7 @@ impl AudioCutter {
         self.boundaries.clear();
         let mut parts = Vec::new();
         while !self.frames.is_empty() {
-            let count = self.frames.len().min(self.frames_max);
+            let count = self.frames.len().min(self.fitting());
             parts.extend(self.take(count, count == self.frames.len()));
         }
         parts
@@ -140,7 +162,7 @@ impl AudioCutter {
 
     fn take(&mut self, count: usize, is_last: bool) -> Option<AudioPart> {
         let frames: Vec<_> = self.frames.drain(..count).collect();
-        self.part_start = frames.last()?.start + FRAME_SAMPLES;
+        self.part_start = frames.last()?.end();
         Some(AudioPart { frames, is_last })
     }
 }
@@ -160,7 +182,11 @@ mod tests {
 
     fn push(cutter: &mut AudioCutter, from: i64, count: i64) {
         for index in from..from + count {
-            cutter.push(AacFrame { start: index * FRAME_SAMPLES, data: Bytes::new() });
+            cutter.push(SoundFrame {
+                start: index * FRAME_SAMPLES,
+                samples: FRAME_SAMPLES,
+                data: Bytes::new(),
+            });
         }
     }
 
@@ -199,6 +225,27 @@ mod tests {
         cutter.push_boundary(48_000, true);
         let last = drain(&mut cutter);
         assert!(last[0].is_last && last[0].frames.len() == 1);
+    }
+
+    #[test]
+    fn opus_packets_of_a_usual_length_make_parts_of_a_legal_length() {
+        for length in [480, 960, 1_920, 2_880] {
+            let mut cutter = cutter(false);
+            let (mut next, mut lasts) = (0, 0);
+            for part in 1..=16i64 {
+                cutter.push_boundary(part * 24_000, part % 4 == 0);
+                while next < part * 24_000 + 4 * length {
+                    cutter.push(SoundFrame { start: next, samples: length, data: Bytes::new() });
+                    next += length;
+                }
+                for part in drain(&mut cutter) {
+                    let samples: i64 = part.frames.iter().map(|frame| frame.samples).sum();
+                    assert!(samples <= 24_576 && (part.is_last || samples * 100 >= 24_576 * 85), "{samples}");
+                    lasts += i64::from(part.is_last);
+                }
+            }
+            assert_eq!(lasts, 4, "packets of {length} samples");
+        }
     }
 
     proptest! {

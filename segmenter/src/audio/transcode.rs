@@ -8,7 +8,7 @@ use ffmpeg_next::codec::{self, Context, Id, decoder, encoder};
 use ffmpeg_next::format::sample::{Sample, Type};
 use ffmpeg_next::{ChannelLayout, Packet, frame};
 
-use super::{AacFrame, FRAME_SAMPLES, SAMPLE_RATE, samples};
+use super::{FRAME_SAMPLES, SAMPLE_RATE, SoundFrame, samples};
 
 /// The AudioSpecificConfig of all our audio: AAC-LC, 48 kHz, stereo.
 pub(crate) const AUDIO_CONFIG: &[u8] = &[0x11, 0x90];
@@ -95,7 +95,7 @@ impl Transcoder {
         &mut self,
         pts_us: i64,
         data: &[u8],
-        out: &mut Vec<AacFrame>,
+        out: &mut Vec<SoundFrame>,
     ) -> Result<bool, AudioError> {
         let Some(mut planes) = self.decode(data) else {
             self.broken += 1;
@@ -122,7 +122,7 @@ impl Transcoder {
     }
 
     /// Fills up with silence, so that the samples before `until` exist.
-    pub(crate) fn fill_to(&mut self, until: i64, out: &mut Vec<AacFrame>) -> Result<(), AudioError> {
+    pub(crate) fn fill_to(&mut self, until: i64, out: &mut Vec<SoundFrame>) -> Result<(), AudioError> {
         let missing = usize::try_from(until - self.next).unwrap_or(0);
         if missing > 0 {
             self.take(&[vec![0.0; missing], vec![0.0; missing]], out)?;
@@ -130,7 +130,7 @@ impl Transcoder {
         Ok(())
     }
 
-    fn take(&mut self, planes: &[Vec<f32>; 2], out: &mut Vec<AacFrame>) -> Result<(), AudioError> {
+    fn take(&mut self, planes: &[Vec<f32>; 2], out: &mut Vec<SoundFrame>) -> Result<(), AudioError> {
         self.next += planes[0].len() as i64;
         for (waiting, plane) in self.waiting.iter_mut().zip(planes) {
             waiting.extend_from_slice(plane);
@@ -151,12 +151,12 @@ impl Transcoder {
         Ok(())
     }
 
-    fn receive(&mut self, out: &mut Vec<AacFrame>) {
+    fn receive(&mut self, out: &mut Vec<SoundFrame>) {
         let mut packet = Packet::empty();
         while self.encoder.receive_packet(&mut packet).is_ok() {
             let (Some(start), Some(data)) = (packet.pts(), packet.data()) else { continue };
             if start >= self.start {
-                out.push(AacFrame { start, data: Bytes::copy_from_slice(data) });
+                out.push(SoundFrame { start, samples: FRAME_SAMPLES, data: Bytes::copy_from_slice(data) });
             }
         }
     }
@@ -208,7 +208,7 @@ mod tests {
         Transcoder::open(0, 128_000).unwrap()
     }
 
-    fn check_unbroken(frames: &[AacFrame]) {
+    fn check_unbroken(frames: &[SoundFrame]) {
         for (index, frame) in frames.iter().enumerate() {
             assert_eq!(frame.start, index as i64 * FRAME_SAMPLES);
         }

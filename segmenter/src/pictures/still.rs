@@ -217,7 +217,8 @@ mod tests {
 
     #[test]
     fn av1_has_its_sequence_header_and_vp9_needs_nothing() {
-        let (init, media) = muxed(VideoCodec::Av1, &[0x81, 5, 0x0c, 0, 0x0a, 1, 7], [&[0x32, 1, 9], &[0x32, 1, 8]]);
+        let (init, media) =
+            muxed(VideoCodec::Av1, &[0x81, 5, 0x0c, 0, 0x0a, 1, 7], [&[0x32, 1, 9], &[0x32, 1, 8]]);
         let still = Still::read(&init, &media).unwrap();
         assert_eq!((still.codec, &still.data[..]), (Codec::Av1, &[0x0a, 1, 7, 0x32, 1, 9][..]));
         let record: &[u8] = &[1, 0, 0, 0, 0, 31, 0x82, 1, 1, 1, 0, 0];

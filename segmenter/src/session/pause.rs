@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 
 use tracing::debug;
 
-use super::{Session, SessionError, audio_entry, cutter, publish_audio_part, sample_entry};
-use crate::audio::{self, AudioCutter, Transcoder};
+use super::{
+    OpusTrack, Session, SessionError, audio_entry, cutter, opus_entry, publish_audio_part, sample_entry,
+};
+use crate::audio::{self, AudioCutter, OpusClock, Transcoder};
 use crate::frame::{TrackFormat, TrackId};
 use crate::live::State;
 use crate::mux::Muxer;
@@ -33,12 +35,24 @@ impl Session {
                 audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
                 frames.into_iter().for_each(|frame| audio.cutter.push(frame));
                 audio.cutter.cut_off(at);
+                if let Some(opus) = &mut audio.opus {
+                    opus.fill_to(at);
+                    opus.cutter.cut_off(at);
+                }
             }
             for part in audio.cutter.finish() {
-                publish_audio_part(&self.live, audio, &part, self.zero_ms)?;
+                publish_audio_part(&self.live, (&*audio.rendition, &mut audio.muxer), &part, self.zero_ms)?;
+            }
+            if let Some(opus) = &mut audio.opus {
+                for part in opus.cutter.finish() {
+                    publish_audio_part(&self.live, (&*opus.rendition, &mut opus.muxer), &part, self.zero_ms)?;
+                }
             }
         }
-        let audio_end = self.audio.as_ref().map(|audio| audio::micros(audio.cutter.part_start()));
+        let sound_end = |cutter: &AudioCutter| audio::micros(cutter.part_start());
+        let audio_end = self.audio.as_ref().map(|audio| sound_end(&audio.cutter));
+        let opus = self.audio.as_ref().and_then(|audio| audio.opus.as_ref());
+        let audio_end = audio_end.max(opus.map(|opus| sound_end(&opus.cutter)));
         let end_us = video_end_us.max(audio_end).unwrap_or(0);
         let msn = self.live.align(self.constants.part_us, |_| self.zero_ms);
         if let Some(ladder) = &mut self.ladder {
@@ -105,6 +119,13 @@ impl Session {
             audio.cutter = AudioCutter::new(&self.constants, start, self.videos.is_empty());
             audio.is_silent = false;
             self.live.change(&audio.rendition, |window| window.begin_discontinuity(init));
+            if let Some(opus) = &mut audio.opus {
+                let (muxer, init) = Muxer::open(&opus_entry())?;
+                let cutter = AudioCutter::new(&self.constants, start, self.videos.is_empty());
+                let rendition = opus.rendition.clone();
+                self.live.change(&rendition, |window| window.begin_discontinuity(init));
+                *opus = OpusTrack { rendition, muxer, clock: OpusClock::new(start), cutter };
+            }
         }
         self.live.set_state(State::Live);
         Ok(())
