@@ -119,9 +119,9 @@ function playVideoJs(name: string, url: string): Player {
     return cue?.value.dateTimeObject?.getTime() ?? null;
   };
   type Representation = { height?: number; enabled(is: boolean): boolean };
-  // Not in its declarations.
-  const vhs = (player.tech(true) as unknown as { vhs?: { representations(): Representation[] } }).vhs;
-  const representations = (): Representation[] => vhs?.representations() ?? [];
+  // Not in its declarations, and there once it plays.
+  const representations = (): Representation[] =>
+    (player.tech(true) as unknown as { vhs?: { representations(): Representation[] } }).vhs?.representations() ?? [];
   return {
     video: inner,
     seekStart: () => edge('start'),
