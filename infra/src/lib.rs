@@ -12,6 +12,7 @@ mod line;
 pub mod lint;
 mod pages;
 pub mod publish;
+pub mod runtime;
 pub mod serve;
 pub mod settings;
 mod signals;

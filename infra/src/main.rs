@@ -8,11 +8,10 @@ use shoal::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime =
-        match tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start threads") {
-            Ok(runtime) => runtime,
-            Err(error) => return fail(&error),
-        };
+    let runtime = match shoal::runtime::start().context("start threads") {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&error),
+    };
     let result = runtime.block_on(async {
         match cli.command {
             Command::Lint(flags) => return Ok(shoal::lint::run(flags).await),

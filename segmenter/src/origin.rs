@@ -13,7 +13,6 @@ mod request;
 
 use axum::Router;
 use axum::http::StatusCode;
-use axum::middleware;
 use axum::routing::get;
 
 use crate::streams::Streams;
@@ -42,6 +41,6 @@ impl Origin {
             .route("/vod/{stream}/{epoch}/{rendition}/{file}", get(recordings::file))
             .route("/api/recordings", get(recordings::list))
             .with_state(recordings::Shared::new(streams));
-        Router::new().nest("/live", live).merge(vod).layer(middleware::from_fn(headers::cross_origin))
+        Router::new().nest("/live", live).merge(vod).layer(headers::CrossOriginLayer)
     }
 }

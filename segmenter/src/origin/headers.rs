@@ -1,11 +1,15 @@
 //! Headers that many responses share: caching, cross-origin access, entity tags, ranges.
 
+use std::convert::Infallible;
 use std::ops::Range;
+use std::task::{Context, Poll};
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures::TryFutureExt as _;
+use futures::future::{Either, MapOk, Ready, ready};
+use tower::{Layer, Service};
 
 /// How long a response may be kept by caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,25 +45,68 @@ pub(crate) fn error(status: StatusCode, text: &'static str, cache: Cache) -> Res
 
 /// Lets pages of any origin read every response, errors included: a player that cannot see the status cannot act
 /// on it. Nothing here depends on cookies, so that the wildcard gives nothing away.
-pub(crate) async fn cross_origin(request: Request, next: Next) -> Response {
-    let is_options = request.method() == Method::OPTIONS;
-    let mut response =
-        if is_options { StatusCode::NO_CONTENT.into_response() } else { next.run(request).await };
-    let mut set =
-        |name: HeaderName, value| response.headers_mut().insert(name, HeaderValue::from_static(value));
-    set(header::ACCESS_CONTROL_ALLOW_ORIGIN, "*");
-    set(
-        header::ACCESS_CONTROL_EXPOSE_HEADERS,
-        "Age, Content-Length, Content-Range, Date, ETag, Link, Location, Retry-After",
-    );
-    set(HeaderName::from_static("timing-allow-origin"), "*");
-    // A page with cross-origin isolation may embed us.
-    set(HeaderName::from_static("cross-origin-resource-policy"), "cross-origin");
-    if is_options {
-        set(header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, OPTIONS");
-        set(header::ACCESS_CONTROL_ALLOW_HEADERS, "Range, If-None-Match, If-Range, Authorization");
-        set(header::ACCESS_CONTROL_MAX_AGE, "86400");
-        set(header::ALLOW, "GET, HEAD, OPTIONS");
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CrossOriginLayer;
+
+impl<S> Layer<S> for CrossOriginLayer {
+    type Service = CrossOrigin<S>;
+
+    fn layer(&self, inner: S) -> CrossOrigin<S> {
+        CrossOrigin(inner)
+    }
+}
+
+/// See [`CrossOriginLayer`]. Not a function between the router and its routes (`axum::middleware::from_fn`): what that
+/// keeps in boxes is held for each of ten thousand requests that wait for the next part.
+#[derive(Clone, Debug)]
+pub(crate) struct CrossOrigin<S>(S);
+
+impl<S> Service<Request> for CrossOrigin<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Either<Ready<Result<Response, Infallible>>, MapOk<S::Future, fn(Response) -> Response>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request) -> Self::Future {
+        if request.method() == Method::OPTIONS {
+            return Either::Left(ready(Ok(preflight())));
+        }
+        Either::Right(self.0.call(request).map_ok(readable as fn(Response) -> Response))
+    }
+}
+
+/// What a page's browser is told that asks before it asks.
+fn preflight() -> Response {
+    let mut response = readable(StatusCode::NO_CONTENT.into_response());
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_METHODS, "GET, HEAD, OPTIONS"),
+        (header::ACCESS_CONTROL_ALLOW_HEADERS, "Range, If-None-Match, If-Range, Authorization"),
+        (header::ACCESS_CONTROL_MAX_AGE, "86400"),
+        (header::ALLOW, "GET, HEAD, OPTIONS"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn readable(mut response: Response) -> Response {
+    for (name, value) in [
+        (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        (
+            header::ACCESS_CONTROL_EXPOSE_HEADERS,
+            "Age, Content-Length, Content-Range, Date, ETag, Link, Location, Retry-After",
+        ),
+        (HeaderName::from_static("timing-allow-origin"), "*"),
+        // A page with cross-origin isolation may embed us.
+        (HeaderName::from_static("cross-origin-resource-policy"), "cross-origin"),
+    ] {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
     response
 }

@@ -66,11 +66,11 @@ struct Options {
     only: Vec<String>,
 }
 
-#[tokio::main]
-async fn main() -> Result<()> {
+fn main() -> Result<()> {
+    // The server's threads are the program's.
     match Cli::parse().action {
-        Action::Serve => serve().await,
-        Action::Run(options) => run(options).await,
+        Action::Serve => shoal::runtime::start()?.block_on(serve()),
+        Action::Run(options) => tokio::runtime::Runtime::new()?.block_on(run(options)),
     }
 }
 
