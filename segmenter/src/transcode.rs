@@ -6,6 +6,7 @@
 //! told. How many tracks are transcoded at once is counted by [`Slots`]. What libavcodec does is in `picture.rs`.
 
 pub(crate) mod h264;
+pub(crate) mod libav;
 mod picture;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
 use bytes::Bytes;
-use common::{AUDIO, Audio, Fake, VIDEO, Video, push, push_all, until};
+use common::{AUDIO, Audio, Fake, VIDEO, Video, World, push, push_all, until};
 use ed25519_dalek::SigningKey;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
@@ -31,20 +31,7 @@ fn recording_into(directory: &Path) -> Config {
     }
 }
 
-/// A registry and its origin on a socket.
-struct World {
-    streams: Streams,
-    base: String,
-    client: reqwest::Client,
-}
-
 impl World {
-    async fn new(config: Config) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (streams, address) = common::serve(config).await;
-        Self { streams, base: format!("http://{address}"), client: reqwest::Client::new() }
-    }
-
     async fn ask(&self, path: &str, range: Option<&str>) -> (u16, Bytes) {
         let mut request = self.client.get(format!("{}{path}", self.base));
         if let Some(range) = range {
@@ -52,16 +39,6 @@ impl World {
         }
         let response = request.send().await.unwrap();
         (response.status().as_u16(), response.bytes().await.expect("the body is whole"))
-    }
-
-    async fn get(&self, path: &str) -> Bytes {
-        let (status, body) = self.ask(path, None).await;
-        assert_eq!(status, 200, "{path}: {body:?}");
-        body
-    }
-
-    async fn text(&self, path: &str) -> String {
-        String::from_utf8(self.get(path).await.to_vec()).unwrap()
     }
 
     /// The only recording, once it is closed.

@@ -7,14 +7,13 @@ use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use common::{AUDIO, Audio, SECOND, VIDEO, Video, push, until};
+use common::{AUDIO, Audio, SECOND, VIDEO, Video, World, push, until};
 use shoal_playlist::lint::{
     Fetched, Fragment, Init, lint_fragments, lint_media, lint_multivariant, lint_renditions,
 };
 use shoal_playlist::{MediaPlaylist, parse_media};
 use shoal_segmenter::{
-    Config, Event, LadderRung, LadderState, LadderStatus, Publication, RecordingState, State, Streams,
+    Config, Event, LadderRung, LadderState, LadderStatus, Publication, RecordingState, State,
 };
 
 const STREAM: &str = "show";
@@ -23,30 +22,7 @@ fn ladder(rungs: &[&str]) -> Vec<LadderRung> {
     rungs.iter().map(|rung| rung.parse().unwrap()).collect()
 }
 
-/// A registry and its origin on a socket.
-struct World {
-    streams: Streams,
-    url: String,
-    client: reqwest::Client,
-}
-
 impl World {
-    async fn new(config: Config) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (streams, address) = common::serve(config).await;
-        Self { streams, url: format!("http://{address}"), client: reqwest::Client::new() }
-    }
-
-    async fn get(&self, path: &str) -> Bytes {
-        let answer = self.client.get(format!("{}{path}", self.url)).send().await.unwrap();
-        assert_eq!(answer.status(), 200, "{path}");
-        answer.bytes().await.unwrap()
-    }
-
-    async fn text(&self, path: &str) -> String {
-        String::from_utf8(self.get(path).await.to_vec()).unwrap()
-    }
-
     fn ladder(&self) -> Vec<LadderStatus> {
         self.streams.list().first().map_or_else(Vec::new, |info| info.ladder.clone())
     }
@@ -192,7 +168,7 @@ async fn rungs_have_the_source_s_segments_parts_and_times_and_each_decodes() {
     publication.end();
     until("the end", || world.streams.list().first().is_some_and(|info| info.state == State::Ended)).await;
     for (folder, size) in playlists.iter().map(|(folder, _)| folder).zip(["320,180", "214,120", "128,72"]) {
-        let url = format!("{}{folder}/playlist.m3u8", world.url);
+        let url = format!("{}{folder}/playlist.m3u8", world.base);
         assert_eq!(decode(url).await, format!("h264,{size},310"));
     }
     let is_closed = || world.streams.recordings().first().is_some_and(|r| r.state == RecordingState::Closed);
@@ -201,7 +177,7 @@ async fn rungs_have_the_source_s_segments_parts_and_times_and_each_decodes() {
     assert_eq!(recording.renditions, ["v0", "v1", "v2", "a0"]);
     let index = recording.url.unwrap();
     assert_eq!(world.text(&index).await.matches("#EXT-X-STREAM-INF").count(), 3);
-    let smallest = format!("{}{}", world.url, index.replace("index", "v2/playlist"));
+    let smallest = format!("{}{}", world.base, index.replace("index", "v2/playlist"));
     assert_eq!(decode(smallest).await, "h264,128,72,310");
 }
 

@@ -6,42 +6,19 @@ mod common;
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
-use bytes::Bytes;
-use common::{Fake, VIDEO, Video, push, until};
+use common::{Fake, VIDEO, Video, World, push, until};
 use shoal_playlist::lint::lint_multivariant;
 use shoal_playlist::parse_date_time;
-use shoal_segmenter::{Config, Publication, RecordingState, Streams};
+use shoal_segmenter::{Config, Publication, RecordingState};
 
 /// Segments of one second, and a picture of each of them.
 fn config() -> Config {
     Config { segment_ms: 1_000, window_ms: 10_000, pictures_interval_ms: 1_000, ..Config::default() }
 }
 
-struct World {
-    streams: Streams,
-    base: String,
-    client: reqwest::Client,
-}
-
 impl World {
-    async fn new(config: Config) -> Self {
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let (streams, address) = common::serve(config).await;
-        Self { streams, base: format!("http://{address}"), client: reqwest::Client::new() }
-    }
-
     async fn ask(&self, path: &str) -> reqwest::Response {
         self.client.get(format!("{}{path}", self.base)).send().await.unwrap()
-    }
-
-    async fn get(&self, path: &str) -> Bytes {
-        let response = self.ask(path).await;
-        assert_eq!(response.status(), 200, "{path}");
-        response.bytes().await.unwrap()
-    }
-
-    async fn text(&self, path: &str) -> String {
-        String::from_utf8(self.get(path).await.to_vec()).unwrap()
     }
 
     fn poster_url(&self) -> Option<String> {

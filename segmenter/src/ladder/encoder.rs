@@ -1,16 +1,17 @@
 //! A rung's pictures: scaled by libswscale and encoded by x264, and the source's decoded by libavcodec.
 //!
-//! Set for live: a picture goes in, a picture comes out. Keyframes are where the caller wants them and nowhere else.
+//! How libavcodec is set is in `transcode/libav.rs`.
 
 use bytes::Bytes;
-use ffmpeg_next::codec::{self, Context, Id, decoder, encoder};
+use ffmpeg_next::codec::{Id, decoder, encoder};
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::software::scaling;
 use ffmpeg_next::util::color;
-use ffmpeg_next::{Dictionary, Packet, frame, picture};
+use ffmpeg_next::{Packet, frame, picture};
 
 use crate::frame::{TrackFormat, VideoCodec};
 use crate::transcode::h264::{AccessUnit, append_annex_b, parameter_sets};
+use crate::transcode::libav::{X264, open_decoder};
 
 /// Why a ladder's picture can't be had.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -41,13 +42,7 @@ impl SourceDecoder {
             VideoCodec::Av1 => (Id::AV1, None),
             VideoCodec::Vp8 => (Id::VP8, None),
         };
-        let opening = failed("open a decoder");
-        let found = codec::decoder::find(id).ok_or(ffmpeg_next::Error::DecoderNotFound).map_err(&opening)?;
-        let mut context = Context::new_with_codec(found);
-        // Threads of the decoder would hold pictures back.
-        context.set_flags(codec::Flags::LOW_DELAY);
-        context.set_threading(codec::threading::Config { count: 1, ..Default::default() });
-        let inner = context.decoder().open_as(found).and_then(|opened| opened.video()).map_err(&opening)?;
+        let inner = open_decoder(id).map_err(failed("open a decoder"))?;
         Ok(Self { inner, parameter_sets })
     }
 
@@ -156,39 +151,22 @@ impl Encoder {
         bits_per_second: u32,
         first_us: i64,
     ) -> Result<Self, LadderPictureError> {
-        let opening = failed("open the x264 encoder");
-        let x264 =
-            encoder::find_by_name("libx264").ok_or(ffmpeg_next::Error::EncoderNotFound).map_err(&opening)?;
-        let mut settings = Context::new_with_codec(x264).encoder().video().map_err(&opening)?;
-        settings.set_width(width);
-        settings.set_height(height);
-        settings.set_format(Pixel::YUV420P);
-        settings.set_time_base((1, 1_000_000));
-        settings.set_frame_rate(Some((30, 1)));
-        settings.set_max_b_frames(0);
-        settings.set_gop(i16::MAX as u32);
-        settings.set_colorspace(look.space);
-        settings.set_color_primaries(look.primaries);
-        settings.set_color_transfer_characteristic(look.transfer);
-        settings.set_color_range(look.range);
-        let (rate, buffer) = (bits_per_second.to_string(), (bits_per_second / 2).to_string());
-        let mut options = Dictionary::new();
-        for (key, value) in [
-            ("preset", "superfast"),
-            ("tune", "zerolatency"),
-            // As `AccessUnit::format` writes it: higher profiles have a longer record.
-            ("profile", "main"),
-            ("forced-idr", "1"),
-            ("threads", "1"),
-            // What the picture needs, up to the limit.
-            ("crf", "23"),
-            ("maxrate", rate.as_str()),
-            ("bufsize", buffer.as_str()),
-            ("x264-params", "scenecut=0:repeat-headers=1"),
-        ] {
-            options.set(key, value);
-        }
-        let inner = settings.open_with(options).map_err(&opening)?;
+        let x264 = X264 {
+            width,
+            height,
+            frames_per_second: 30,
+            bits_per_second,
+            preset: "superfast",
+            profile: "main",
+        };
+        let inner = x264
+            .open(|settings| {
+                settings.set_colorspace(look.space);
+                settings.set_color_primaries(look.primaries);
+                settings.set_color_transfer_characteristic(look.transfer);
+                settings.set_color_range(look.range);
+            })
+            .map_err(failed("open the x264 encoder"))?;
         let format = TrackFormat::Video { codec: VideoCodec::H264, width, height, config: Bytes::new() };
         let mut opened = Self { inner, format, last_us: first_us - 33_333 };
         // A black picture that nobody sees, for the parameter sets: what the initialization section says must be known
@@ -270,6 +248,9 @@ impl Scaler {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use ffmpeg_next::Dictionary;
+    use ffmpeg_next::codec::Context;
+
     use super::*;
 
     fn grey(width: u32, height: u32, number: i64) -> frame::Video {

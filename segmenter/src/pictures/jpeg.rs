@@ -3,15 +3,14 @@
 //! Each picture has a decoder of its own, so that nothing of one stream is left in the next one's.
 
 use bytes::Bytes;
-use ffmpeg_next::codec::{self, Context, Id, decoder, encoder};
+use ffmpeg_next::codec::{self, Context, Id, encoder};
 use ffmpeg_next::format::Pixel;
 use ffmpeg_next::software::scaling;
 use ffmpeg_next::{Dictionary, Packet, frame};
 
 use super::still::{Codec, Still};
+use crate::transcode::libav::open_decoder;
 
-/// Larger pictures than 8K are a mistake or an attack, and would cost hundreds of megabytes.
-const PIXELS_MAX: &str = "40000000";
 /// JPEG's quantiser in libavcodec's scale from 2 to 31: 640x360 of a camera take some 30 kB, and look like the video.
 const QUANTISER: &str = "5";
 
@@ -56,15 +55,7 @@ pub(super) fn decode(still: &Still) -> Result<frame::Video, Failure> {
         Codec::Vp9 => Id::VP9,
         Codec::Av1 => Id::AV1,
     };
-    let missing = || Failure::NoDecoder(still.codec);
-    let found = codec::decoder::find(id).ok_or_else(missing)?;
-    let mut context = Context::new_with_codec(found);
-    // One picture is no work for several threads, and this is to stay in the background.
-    context.set_threading(codec::threading::Config { count: 1, ..Default::default() });
-    let mut options = Dictionary::new();
-    options.set("max_pixels", PIXELS_MAX);
-    let opened = context.decoder().open_as_with(found, options).and_then(decoder::Opened::video);
-    let mut decoder = opened.map_err(|_| missing())?;
+    let mut decoder = open_decoder(id).map_err(|_| Failure::NoDecoder(still.codec))?;
     decoder.send_packet(&Packet::copy(&still.data)).map_err(|_| Failure::Broken)?;
     decoder.send_eof().map_err(|_| Failure::Broken)?;
     let mut picture = frame::Video::empty();

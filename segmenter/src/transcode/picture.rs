@@ -4,11 +4,12 @@
 //! of the publisher arrives. Another size opens another encoder, and its format says so.
 
 use bytes::Bytes;
-use ffmpeg_next::codec::{self, Context, Id, decoder, encoder};
+use ffmpeg_next::codec::{Id, decoder, encoder};
 use ffmpeg_next::format::Pixel;
-use ffmpeg_next::{Dictionary, Packet, frame, picture};
+use ffmpeg_next::{Packet, frame, picture};
 
 use super::h264::AccessUnit;
+use super::libav::{X264, open_decoder};
 use crate::frame::TrackFormat;
 
 /// Bits per second for each pixel per second, at most: 2.8 Mbit/s at 1280x720 and 30 pictures per second, which
@@ -17,7 +18,7 @@ const BITS_PER_PIXEL: f64 = 0.1;
 /// The lowest limit of the bit rate: small pictures cost more for each pixel.
 const BITS_PER_SECOND_MIN: f64 = 300_000.0;
 /// What the limit is computed for. Cameras send as many.
-const FRAMES_PER_SECOND: f64 = 30.0;
+const FRAMES_PER_SECOND: i32 = 30;
 /// Larger pictures than 4K are a mistake, and would cost gigabytes.
 const SIDE_MAX: u32 = 4096;
 
@@ -65,14 +66,7 @@ fn failed(action: &'static str) -> impl Fn(ffmpeg_next::Error) -> PictureError {
 
 impl Transcoder {
     pub(crate) fn open() -> Result<Self, PictureError> {
-        let opening = failed("open the VP8 decoder");
-        let vp8 =
-            codec::decoder::find(Id::VP8).ok_or(ffmpeg_next::Error::DecoderNotFound).map_err(&opening)?;
-        let mut context = Context::new_with_codec(vp8);
-        // Threads of the decoder would hold pictures back.
-        context.set_flags(codec::Flags::LOW_DELAY);
-        context.set_threading(codec::threading::Config { count: 1, ..Default::default() });
-        let decoder = context.decoder().open_as(vp8).and_then(|opened| opened.video()).map_err(&opening)?;
+        let decoder = open_decoder(Id::VP8).map_err(failed("open the VP8 decoder"))?;
         Ok(Self { decoder, encoder: None })
     }
 
@@ -123,42 +117,23 @@ impl Transcoder {
 }
 
 fn open_encoder(width: u32, height: u32) -> Result<encoder::video::Encoder, PictureError> {
-    let opening = failed("open the x264 encoder");
-    let x264 =
-        encoder::find_by_name("libx264").ok_or(ffmpeg_next::Error::EncoderNotFound).map_err(&opening)?;
-    let mut settings = Context::new_with_codec(x264).encoder().video().map_err(&opening)?;
-    settings.set_width(width);
-    settings.set_height(height);
-    settings.set_format(Pixel::YUV420P);
-    settings.set_time_base((1, 1_000_000));
-    settings.set_frame_rate(Some((FRAMES_PER_SECOND as i32, 1)));
-    settings.set_max_b_frames(0);
-    // Keyframes are the publisher's.
-    settings.set_gop(i16::MAX as u32);
-    let pixels_per_second = f64::from(width) * f64::from(height) * FRAMES_PER_SECOND;
-    let rate = (pixels_per_second * BITS_PER_PIXEL).max(BITS_PER_SECOND_MIN);
-    let (rate, half_a_second) = (format!("{rate:.0}"), format!("{:.0}", rate / 2.0));
-    let mut options = Dictionary::new();
-    for (key, value) in [
-        ("preset", "ultrafast"),
-        ("tune", "zerolatency"),
-        // As `format` writes it: higher profiles have a longer record.
-        ("profile", "baseline"),
-        ("forced-idr", "1"),
-        ("threads", "1"),
-        // What the picture needs, with a limit: a still camera costs its viewers next to nothing.
-        ("crf", "23"),
-        ("maxrate", rate.as_str()),
-        ("bufsize", half_a_second.as_str()),
-        ("x264-params", "scenecut=0:repeat-headers=1"),
-    ] {
-        options.set(key, value);
-    }
-    settings.open_with(options).map_err(&opening)
+    let pixels_per_second = f64::from(width) * f64::from(height) * f64::from(FRAMES_PER_SECOND);
+    let x264 = X264 {
+        width,
+        height,
+        frames_per_second: FRAMES_PER_SECOND,
+        bits_per_second: (pixels_per_second * BITS_PER_PIXEL).max(BITS_PER_SECOND_MIN) as u32,
+        preset: "ultrafast",
+        profile: "baseline",
+    };
+    x264.open(|_| {}).map_err(failed("open the x264 encoder"))
 }
 
 #[cfg(test)]
 pub(super) mod tests {
+    use ffmpeg_next::Dictionary;
+    use ffmpeg_next::codec::{self, Context};
+
     use super::*;
 
     /// Real VP8 pictures, each brighter than the one before, with a keyframe every so many.

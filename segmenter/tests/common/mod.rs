@@ -27,6 +27,34 @@ pub(crate) async fn serve(config: Config) -> (Streams, SocketAddr) {
     (streams, address)
 }
 
+/// A registry and its origin on a socket, and who asks it.
+pub(crate) struct World {
+    pub(crate) streams: Streams,
+    pub(crate) base: String,
+    pub(crate) client: reqwest::Client,
+}
+
+impl World {
+    pub(crate) async fn new(config: Config) -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let (streams, address) = serve(config).await;
+        Self { streams, base: format!("http://{address}"), client: reqwest::Client::new() }
+    }
+
+    /// What is found under a path, which must be there.
+    pub(crate) async fn get(&self, path: &str) -> Bytes {
+        let response = self.client.get(format!("{}{path}", self.base)).send().await.unwrap();
+        let status = response.status();
+        let body = response.bytes().await.expect("the body is whole");
+        assert_eq!(status, 200, "{path}: {body:?}");
+        body
+    }
+
+    pub(crate) async fn text(&self, path: &str) -> String {
+        String::from_utf8(self.get(path).await.to_vec()).unwrap()
+    }
+}
+
 /// Waits for a condition.
 pub(crate) async fn until(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
