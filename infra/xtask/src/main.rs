@@ -42,7 +42,7 @@ enum Command {
     Test(test::Options),
     /// Formatting, lints, documentation, TypeScript, and the WebAssembly build of the swarm core.
     Check,
-    /// Install what is missing: system packages, Node packages, the WebAssembly target.
+    /// Install what is missing: system packages, Node packages, what WebAssembly is compiled with.
     Setup(setup::Options),
     /// Simulate a swarm; arguments go to the simulator (`cargo xtask sim --help`).
     #[command(disable_help_flag = true)]

@@ -150,10 +150,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Makes sure that system packages, Node packages and the WebAssembly target are there.
+/// Makes sure that system packages, Node packages and what WebAssembly is compiled with are there.
 pub(crate) fn everything(workspace: &Workspace, purpose: Purpose) -> Result<()> {
     system_packages(workspace, purpose)?;
-    wasm::install_target(workspace)?;
+    wasm::install_compiler(workspace)?;
     let node = node::Node::find(workspace)?;
     node.install_packages(workspace, node::PAGES)?;
     if purpose == Purpose::Test {

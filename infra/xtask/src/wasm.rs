@@ -46,7 +46,7 @@ enum Toolchain {
 }
 
 /// Makes sure that something can compile for WebAssembly.
-pub(crate) fn install_target(workspace: &Workspace) -> Result<()> {
+pub(crate) fn install_compiler(workspace: &Workspace) -> Result<()> {
     toolchain(workspace).map(|_| ())
 }
 

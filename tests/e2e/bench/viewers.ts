@@ -34,8 +34,8 @@ const [JOIN_INTERVAL_MIN_MS, JOIN_INTERVAL_MAX_MS] = [2_000, 15_000];
 const LATENCY_INTERVAL_MS = 1_000;
 /** The table tells how busy the machine was: at its limit the figures say more about it than about Shoal. */
 const BUSY_SHARE = 0.9;
-/** The test pattern's sound as the origin sends it. */
-const AUDIO_KBPS = 128;
+/** The stream's rate is taken over so long. */
+const RATE_MS = 8_000;
 
 const { values } = parseArgs({
   options: {
@@ -102,9 +102,18 @@ async function warmUp(browser: Browser, server: Server): Promise<void> {
   await viewer.close();
 }
 
-/** Viewers without a screen, in one process, who send at most twice the stream's rate each. */
-async function startNative(server: Server): Promise<Program> {
-  const uplink = 2 * (Number.parseInt(values.bitrate, 10) + AUDIO_KBPS);
+/** The stream's rate in kbit/s as it is published: an encoder's limit says little of a picture that hardly moves. */
+async function streamKbps(server: Server): Promise<number> {
+  const from = await counters(server);
+  await pause(RATE_MS);
+  const to = await counters(server);
+  return (8 * (to.mediaBytes - from.mediaBytes)) / RATE_MS;
+}
+
+/** Viewers without a screen, in one process, whose lines send at most twice the stream's rate each. */
+async function startNative(server: Server, rateKbps: number): Promise<Program> {
+  const uplink = Math.round(2 * rateKbps);
+  console.error(`      native viewers: uplinks of ${uplink} kbit/s`);
   const flags = ['--count', String(native), '--uplink-kbps', String(uplink)];
   const program = new Program(shoalPath(), ['watch', `${server.url}/watch/${STREAM}`, ...flags]);
   await until('all native viewers play', () => new RegExp(`${native}/${native} playing`).test(program.stderr), 120_000);
@@ -139,13 +148,14 @@ async function measure(server: Server, name: string, open: (browser: Browser) =>
   let helpers: Program | null = null;
   try {
     await warmUp(browser, server);
+    const rateKbps = withNative ? await streamKbps(server) : 0;
     const from = await counters(server);
     const watchers: Watcher[] = [];
     for (let index = 0; index < viewers; index++) {
       if (index > 0) await untilCalm(JOIN_INTERVAL_MIN_MS, JOIN_INTERVAL_MAX_MS);
       watchers.push(await open(browser));
     }
-    if (withNative) helpers = await startNative(server);
+    if (withNative) helpers = await startNative(server, rateKbps);
     const begin = Date.now();
     await Promise.all(watchers.map((watcher) => watcher.untilPlaying()));
     let steadyFrom: OriginCounters | null = null;
