@@ -24,7 +24,7 @@ pub struct Watch {
     /// How many viewers.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub count: u32,
-    /// Send at most this much media, in kbit/s, as a slow line would.
+    /// Send at most this much media, in kbit/s; without, what the line carries is measured and half of it used.
     #[arg(long)]
     pub uplink_kbps: Option<u32>,
     /// Take from others without giving.

@@ -45,7 +45,8 @@ pub struct Options {
     pub peers: bool,
     /// Whether it gives to others.
     pub shares: bool,
-    /// Sends at most this much media, in kbit/s, as a slow line would: blocks wait for their turn. None: no limit.
+    /// Sends at most this much media, in kbit/s, and may use all of it; blocks wait for their turn. None: the uplink is
+    /// measured, half of it used.
     pub uplink_kbps: Option<u32>,
     /// Holds at most this many bytes of media for others.
     pub store_bytes_max: u64,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::{Client, StatusCode, Url, header};
-use shoal_digest::{BLOCK_BYTES, PIECE_BYTES_MAX, PieceId};
+use shoal_digest::{PIECE_BYTES_MAX, PieceId, block_bytes};
 use shoal_swarm::FetchId;
 use tokio::sync::mpsc;
 
@@ -35,6 +35,7 @@ pub(crate) struct Range {
     pub(crate) length: u32,
     pub(crate) is_whole: bool,
     pub(crate) is_retry: bool,
+    pub(crate) piece_length: u32,
 }
 
 /// Fetches a byte range and reports it block by block as it arrives.
@@ -75,7 +76,8 @@ async fn stream_blocks(
         status => return Err(status.as_u16()),
     };
     let mut left = range.length as usize;
-    let mut block = range.offset / BLOCK_BYTES;
+    let block_bytes = block_bytes(range.piece_length);
+    let mut block = range.offset / block_bytes;
     let mut buffer = BytesMut::new();
     while left > 0 {
         let Some(mut chunk) = within(response.chunk()).await? else { return Err(0) };
@@ -84,7 +86,7 @@ async fn stream_blocks(
         chunk = chunk.slice(skipped..);
         buffer.extend_from_slice(&chunk);
         loop {
-            let wanted = left.min(BLOCK_BYTES as usize);
+            let wanted = left.min(block_bytes as usize);
             if wanted == 0 || buffer.len() < wanted {
                 break;
             }

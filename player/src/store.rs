@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use shoal_digest::{BLOCK_BYTES, PieceId, block_count};
+use shoal_digest::{PieceId, block_bytes, block_count};
 
 /// The media bytes of one viewer.
 #[derive(Debug, Default)]
@@ -25,9 +25,11 @@ impl Store {
 
     /// Puts a whole verified piece in place.
     pub(crate) fn put_whole(&mut self, piece: PieceId, bytes: &Bytes) {
+        // A piece's length fits in a record's four bytes.
+        let step = block_bytes(bytes.len() as u32) as usize;
         let blocks = (0..bytes.len())
-            .step_by(BLOCK_BYTES as usize)
-            .map(|start| Some(bytes.slice(start..bytes.len().min(start + BLOCK_BYTES as usize))))
+            .step_by(step)
+            .map(|start| Some(bytes.slice(start..bytes.len().min(start + step))))
             .collect();
         self.pieces.insert(piece, blocks);
     }
@@ -50,16 +52,18 @@ impl Store {
 
 #[cfg(test)]
 mod tests {
+    use shoal_digest::BLOCK_BYTES_MIN;
+
     use super::*;
 
     #[test]
     fn piece_is_complete_when_its_last_block_came() {
         let piece = PieceId { rendition: 0, msn: 1, part: 0 };
         let mut store = Store::default();
-        let length = BLOCK_BYTES + 3;
+        let length = BLOCK_BYTES_MIN + 3;
         store.put(piece, 1, length, Bytes::from_static(b"abc"));
         assert_eq!(store.complete_length(piece), None);
-        store.put(piece, 0, length, Bytes::from(vec![1; BLOCK_BYTES as usize]));
+        store.put(piece, 0, length, Bytes::from(vec![1; BLOCK_BYTES_MIN as usize]));
         assert_eq!(store.complete_length(piece), Some(u64::from(length)));
         assert_eq!(store.block(piece, 1).as_deref(), Some(&b"abc"[..]));
         store.remove(piece);
@@ -70,8 +74,8 @@ mod tests {
     fn whole_piece_is_cut_into_blocks() {
         let piece = PieceId { rendition: 0, msn: 1, part: 0 };
         let mut store = Store::default();
-        store.put_whole(piece, &Bytes::from(vec![7; 2 * BLOCK_BYTES as usize + 1]));
+        store.put_whole(piece, &Bytes::from(vec![7; 2 * BLOCK_BYTES_MIN as usize + 1]));
         assert_eq!(store.block(piece, 2).map(|block| block.len()), Some(1));
-        assert_eq!(store.complete_length(piece), Some(2 * u64::from(BLOCK_BYTES) + 1));
+        assert_eq!(store.complete_length(piece), Some(2 * u64::from(BLOCK_BYTES_MIN) + 1));
     }
 }

@@ -13,7 +13,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use reqwest::{Client, Url};
-use shoal_digest::{BLOCK_BYTES, BlockDigest, PieceId};
+use shoal_digest::{BlockDigest, PieceId, block_bytes};
 use shoal_swarm::{
     Config, FetchId, HoldId, Input, Output, Peer, PeerId, Place, RequestId, Span, Target, Time,
     wire::BLOCK_HEADER_BYTES,
@@ -222,6 +222,7 @@ impl Viewer {
             return;
         };
         let mut config = Config::new(info.key, info.epoch);
+        config.uplink_granted_bps = self.options.uplink_kbps.map(|rate| u64::from(rate) * 1000);
         config.store_bytes_max = self.options.store_bytes_max;
         let (to_tracker, outgoing) = mpsc::channel(EVENTS_MAX);
         let loopback = is_loopback(&info.tracker);
@@ -288,8 +289,8 @@ impl Viewer {
                     swarm.peer.handle_input(now, Input::SendQueue { peer, buffered });
                 }
             }
-            Output::Fetch { fetch, piece, offset, length, is_whole, is_retry } => {
-                let range = origin::Range { offset, length, is_whole, is_retry };
+            Output::Fetch { fetch, piece, piece_length, offset, length, is_whole, is_retry } => {
+                let range = origin::Range { offset, length, is_whole, is_retry, piece_length };
                 self.fetch(fetch, piece, range);
             }
             Output::CancelFetch { fetch } => {
@@ -631,7 +632,7 @@ impl Viewer {
         if self.swarm.is_none() || bytes.is_empty() {
             return;
         }
-        let digests: Vec<_> = bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect();
+        let digests: Vec<_> = bytes.chunks(block_bytes(length) as usize).map(BlockDigest::of).collect();
         self.loaded.insert(piece, bytes);
         let took = Span::from_us(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.input(&Input::Loaded { piece, length, digests: &digests, took }, None);

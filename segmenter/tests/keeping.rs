@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
-use shoal_digest::{BLOCK_BYTES, BlockDigest, OriginKey, Record};
+use shoal_digest::{BlockDigest, OriginKey, Record, block_bytes};
 use shoal_playlist::lint::{lint_media, lint_multivariant, lint_renditions};
 use shoal_playlist::{MediaPlaylist, PlaylistKind, parse_media};
 use shoal_segmenter::{Config, Publication, RecordingInfo, RecordingState, Secret, State, Streams};
@@ -98,7 +98,7 @@ fn verify(mut media: &[u8], mut records: &[u8], key: &OriginKey) -> usize {
         let (record, rest) = rest.split_at(u32::from_be_bytes(*length) as usize);
         let record = Record::verify(record, key).expect("the origin signed it");
         let (part, other) = media.split_at(record.length as usize);
-        for (block, digest) in part.chunks(BLOCK_BYTES as usize).zip(&record.blocks) {
+        for (block, digest) in part.chunks(block_bytes(record.length) as usize).zip(&record.blocks) {
             assert_eq!(BlockDigest::of(block), *digest);
         }
         (records, media, parts) = (rest, other, parts + 1);

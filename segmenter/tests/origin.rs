@@ -13,7 +13,7 @@ use bytes::Bytes;
 use common::{Fake, push, until};
 use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
-use shoal_digest::{BLOCK_BYTES, BlockDigest, Record};
+use shoal_digest::{BlockDigest, Record, block_bytes};
 use shoal_playlist::lint::{lint_media, lint_multivariant, lint_renditions};
 use shoal_playlist::{HintKind, MediaPlaylist, parse_media};
 use shoal_segmenter::frame::Input;
@@ -203,7 +203,7 @@ async fn pieces_match_their_signed_records_and_segments_are_their_parts() {
         assert_eq!(answer.header("cache-control"), "public, max-age=31536000, immutable");
         let record = Record::verify(&published.record, &key).unwrap();
         assert_eq!((record.length as usize, record.piece), (answer.body.len(), published.piece));
-        for (block, digest) in answer.body.chunks(BLOCK_BYTES as usize).zip(&record.blocks) {
+        for (block, digest) in answer.body.chunks(block_bytes(record.length) as usize).zip(&record.blocks) {
             assert_eq!(BlockDigest::of(block), *digest);
         }
         let digest = world.get(&format!("/live/show/{}.digest", published.uri)).await;

@@ -26,6 +26,8 @@ pub struct Config {
     pub upload_burst: Span,
     /// The uplink to assume before anything was measured, in bit/s.
     pub uplink_initial_bps: u64,
+    /// What may be uploaded, in bit/s, where its owner has said so: all of it is meant for the swarm, and nothing is measured.
+    pub uplink_granted_bps: Option<u64>,
     /// A block may be this much later than expected before it is pulled. Wide, because pulls are duplicates in the
     /// making: 150 ms costs fourteen times as many as 250 ms.
     pub pull_margin: Span,
@@ -64,6 +66,7 @@ impl Config {
             upload_burst: Span::from_ms(350),
             // Low enough not to hurt a slow line in the seconds until the first measurement.
             uplink_initial_bps: 2_000_000,
+            uplink_granted_bps: None,
             pull_margin: Span::from_ms(250),
             append_margin: Span::from_ms(150),
             fallback_spread: Span::from_ms(800),

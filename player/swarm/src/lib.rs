@@ -41,7 +41,9 @@ pub use input::{FetchId, HoldId, Input, PeerId, Place, RequestId, Target};
 pub use output::{DisconnectReason, FallbackReason, Output, Report};
 pub use peer::{Peer, Reason};
 pub use record::SignedRecord;
-pub use shoal_digest::{BLOCK_BYTES, BlockDigest, Epoch, OriginKey, PieceId, Record, block_count};
+pub use shoal_digest::{
+    BLOCK_BYTES_MAX, BlockDigest, Epoch, OriginKey, PieceId, Record, block_bytes, block_count,
+};
 pub use stats::Stats;
 pub use time::{Span, Time};
 

@@ -37,6 +37,8 @@ pub enum Output {
         fetch: FetchId,
         /// The piece. The driver knows or derives its URL.
         piece: PieceId,
+        /// The length of the whole piece, which says how long its blocks are.
+        piece_length: u32,
         /// The first byte.
         offset: u32,
         /// How many bytes.
@@ -62,7 +64,7 @@ pub enum Output {
     Store {
         /// The piece.
         piece: PieceId,
-        /// The block's index; its place is `block * BLOCK_BYTES`.
+        /// The block's index; its place is `block * block_bytes(piece_length)`.
         block: u16,
         /// The length of the whole piece, to make room when its first block comes.
         piece_length: u32,

@@ -176,7 +176,10 @@ impl Peer {
     pub fn new(config: Config, seed: u64) -> Self {
         let upload_ratio_percent = config.upload_ratio_percent;
         let neighbors_max = config.neighbors_max;
-        let uploads = Uploads::new(config.upload_burst);
+        let uploads = match config.uplink_granted_bps {
+            Some(_) => Uploads::unmeasured(),
+            None => Uploads::new(config.upload_burst),
+        };
         Self {
             config,
             rng: Rng::new(seed),

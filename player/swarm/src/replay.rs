@@ -12,7 +12,7 @@ use shoal_digest::{BlockDigest, Epoch, OriginKey, PieceId};
 
 use crate::{Config, Input, Peer, Place, Span, Target, Time};
 
-const MAGIC: &[u8; 8] = b"shoalog1";
+const MAGIC: &[u8; 8] = b"shoalog2";
 /// A recorder stops here: an hour of a viewer with a dozen neighbors.
 const LOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -232,7 +232,7 @@ impl Writer {
 }
 
 /// The configuration's numbers in the order in which they are written.
-fn numbers(config: &Config) -> [u64; 15] {
+fn numbers(config: &Config) -> [u64; 16] {
     [
         config.store_bytes_max,
         config.pieces_max as u64,
@@ -241,6 +241,7 @@ fn numbers(config: &Config) -> [u64; 15] {
         config.upload_ratio_percent,
         config.upload_burst.as_us(),
         config.uplink_initial_bps,
+        config.uplink_granted_bps.map_or(0, |rate| rate.saturating_add(1)),
         config.pull_margin.as_us(),
         config.append_margin.as_us(),
         config.fallback_spread.as_us(),
@@ -317,6 +318,7 @@ impl<'a> Reader<'a> {
             upload_ratio_percent: self.number()?,
             upload_burst: self.span()?,
             uplink_initial_bps: self.number()?,
+            uplink_granted_bps: self.maybe()?,
             pull_margin: self.span()?,
             append_margin: self.span()?,
             fallback_spread: self.span()?,

@@ -4,19 +4,19 @@
 //! channels' send queues drain while they are not empty is what the uplink (or the path) carries. Which blocks are
 //! queued is decided in `peer::blocks` and `peer::messages`.
 
-use shoal_digest::{BLOCK_BYTES, PieceId};
+use shoal_digest::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, PieceId};
 
 use crate::{Span, Time, input::PeerId};
 
 /// The token bucket's depth at least: four blocks, enough to measure a line by. Where the rate is higher it holds what comes
 /// in the configured time.
-const BURST_BYTES_MIN: u64 = 4 * BLOCK_BYTES as u64;
+const BURST_BYTES_MIN: u64 = 4 * BLOCK_BYTES_MAX as u64;
 /// What one byte costs in the bucket's unit.
 const UNIT: u64 = 8_000_000;
 /// A neighbor's channel is given no more while this much waits in it: what is handed over can't be cancelled.
-pub(crate) const CHANNEL_BYTES_MAX: u32 = 4 * BLOCK_BYTES;
+pub(crate) const CHANNEL_BYTES_MAX: u32 = 4 * BLOCK_BYTES_MAX;
 /// Shorter measurements say more about the channel than about the line.
-const SAMPLE_BYTES_MIN: u64 = 2 * BLOCK_BYTES as u64;
+const SAMPLE_BYTES_MIN: u64 = 2 * BLOCK_BYTES_MAX as u64;
 /// A line that is busy for longer than this is measured before it rests.
 const SAMPLE_MAX: Span = Span::from_ms(1000);
 /// The send queue of a line slower than this is not worth measuring further.
@@ -42,9 +42,10 @@ pub(crate) struct Uploads {
     queue: Vec<(Time, Upload)>,
     queued_bytes: u64,
     /// In bits times microseconds per second, so that no refill is lost to rounding.
-    tokens: u64,
+    tokens: i64,
     tokens_at: Time,
     burst: Span,
+    burst_min: u64,
     rate_bps: u64,
     uplink_bps: u64,
     sent_total: u64,
@@ -54,12 +55,24 @@ pub(crate) struct Uploads {
 }
 
 impl Uploads {
+    /// Bursts hold what comes in `burst`, but so much as to measure the line by.
     pub(crate) fn new(burst: Span) -> Self {
+        Self::with_burst_min(burst, BURST_BYTES_MIN)
+    }
+
+    /// For a line that need not be measured: a block at a time. What has not left yet can be cancelled, and what is more
+    /// urgent goes first.
+    pub(crate) fn unmeasured() -> Self {
+        Self::with_burst_min(Span::ZERO, u64::from(BLOCK_BYTES_MIN))
+    }
+
+    fn with_burst_min(burst: Span, burst_min: u64) -> Self {
         Self {
             burst,
+            burst_min,
             queue: Vec::new(),
             queued_bytes: 0,
-            tokens: BURST_BYTES_MIN * UNIT,
+            tokens: (burst_min * UNIT) as i64,
             tokens_at: Time::ZERO,
             rate_bps: 0,
             uplink_bps: 0,
@@ -141,9 +154,16 @@ impl Uploads {
 
     fn refill(&mut self, now: Time) {
         let elapsed = now.since(self.tokens_at).as_us().min(60_000_000);
-        let depth = (self.rate_bps.saturating_mul(self.burst.as_us())).max(BURST_BYTES_MIN * UNIT);
-        self.tokens = self.tokens.saturating_add(elapsed.saturating_mul(self.rate_bps)).min(depth);
+        let depth = (self.rate_bps.saturating_mul(self.burst.as_us())).max(self.burst_min * UNIT);
+        let come = i64::try_from(elapsed.saturating_mul(self.rate_bps)).unwrap_or(i64::MAX);
+        self.tokens = self.tokens.saturating_add(come).min(i64::try_from(depth).unwrap_or(i64::MAX));
         self.tokens_at = now;
+    }
+
+    /// The tokens that must be there for a block to leave. A longer block than the bucket holds leaves it in debt.
+    fn cost(&self, bytes: u32) -> (i64, i64) {
+        let cost = u64::from(bytes) * UNIT;
+        (cost.min(self.burst_min * UNIT) as i64, cost as i64)
     }
 
     /// The first upload in the queue that the rate and its receiver's channel have room for. `is_open` says whether a
@@ -157,10 +177,11 @@ impl Uploads {
         let upload = self.queue[at].1;
         // Past their time ones leave whatever the rate; the caller drops them.
         if upload.until > now {
-            if self.tokens < u64::from(upload.bytes) * UNIT {
+            let (needed, cost) = self.cost(upload.bytes);
+            if self.tokens < needed {
                 return None;
             }
-            self.tokens -= u64::from(upload.bytes) * UNIT;
+            self.tokens -= cost;
         }
         self.queued_bytes -= u64::from(upload.bytes);
         self.queue.remove(at);
@@ -173,7 +194,7 @@ impl Uploads {
         if self.rate_bps == 0 {
             return Some(upload.until);
         }
-        let missing = (u64::from(upload.bytes) * UNIT).saturating_sub(self.tokens);
+        let missing = self.cost(upload.bytes).0.saturating_sub(self.tokens).max(0) as u64;
         // Rounded up, so that the wake-up finds the tokens.
         Some((self.tokens_at + Span::from_us(missing.div_ceil(self.rate_bps))).min(upload.until))
     }
@@ -219,7 +240,7 @@ mod tests {
     fn upload(peer: PeerId, block: u16) -> Upload {
         let piece = PieceId { rendition: 0, msn: 1, part: 0 };
         let until = Time::from_ms(10_000);
-        Upload { peer, piece, block, hops: 0, is_answer: false, bytes: BLOCK_BYTES, until }
+        Upload { peer, piece, block, hops: 0, is_answer: false, bytes: BLOCK_BYTES_MAX, until }
     }
 
     #[test]
@@ -230,12 +251,12 @@ mod tests {
         let mut sent = 0;
         for ms in 0..=2000 {
             while uploads.next(Time::from_ms(ms), |_| true).is_some() {
-                sent += u64::from(BLOCK_BYTES);
+                sent += u64::from(BLOCK_BYTES_MAX);
             }
         }
         // 250 kB in two seconds, and the burst.
         let expected = 250_000 + BURST_BYTES_MIN;
-        assert!(sent <= expected && sent + 2 * u64::from(BLOCK_BYTES) > expected, "{sent}");
+        assert!(sent <= expected && sent + 2 * u64::from(BLOCK_BYTES_MAX) > expected, "{sent}");
     }
 
     #[test]
@@ -268,11 +289,11 @@ mod tests {
         // Two channels with two blocks each, which leave in turns on a line of 8 Mbit/s; each channel is told of only when
         // it is empty, so the last notice speaks of a block that left long before.
         let mut uploads = Uploads::new(Span::from_ms(350));
-        let block = Span::of_bytes(u64::from(BLOCK_BYTES), 8_000_000);
+        let block = Span::of_bytes(u64::from(BLOCK_BYTES_MAX), 8_000_000);
         let mut now = Time::from_ms(5);
         for _ in 0..20 {
-            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES));
-            uploads.drained(now + block + block + block, 2 * u64::from(BLOCK_BYTES));
+            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES_MAX));
+            uploads.drained(now + block + block + block, 2 * u64::from(BLOCK_BYTES_MAX));
             uploads.drained(now + block + block + block + block, 0);
             now += Span::from_ms(200);
         }
@@ -284,8 +305,8 @@ mod tests {
         let mut uploads = Uploads::new(Span::from_ms(350));
         let mut now = Time::from_ms(5);
         for _ in 0..20 {
-            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES));
-            now += Span::of_bytes(4 * u64::from(BLOCK_BYTES), 8_000_000);
+            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES_MAX));
+            now += Span::of_bytes(4 * u64::from(BLOCK_BYTES_MAX), 8_000_000);
             uploads.drained(now, 0);
             now += Span::from_ms(100);
         }

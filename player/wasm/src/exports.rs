@@ -9,7 +9,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shoal_swarm::{
-    BLOCK_BYTES, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time,
+    BLOCK_BYTES_MAX, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time, block_bytes,
     wire::BLOCK_HEADER_BYTES,
 };
 use talc::TalckWasm;
@@ -62,7 +62,7 @@ fn feed(peer: &mut Option<Peer>, now: f64, input: Input<'_>) {
 
 fn measure(bytes: &[u8]) -> (u32, BlockDigest) {
     // No block is longer, so that garbage is not worth hashing; its length alone gets it refused.
-    let hashed = &bytes[..bytes.len().min(BLOCK_BYTES as usize)];
+    let hashed = &bytes[..bytes.len().min(BLOCK_BYTES_MAX as usize)];
     (u32::try_from(bytes.len()).unwrap_or(u32::MAX), BlockDigest::of(hashed))
 }
 
@@ -198,8 +198,8 @@ extern "C" fn fetch_failed(now: f64, fetch: u32, status: u32) {
 #[unsafe(no_mangle)]
 extern "C" fn loaded(now: f64, rendition: u32, msn: f64, part: u32, took_ms: f64) {
     let Shell { peer, bytes, .. } = &mut *shell();
-    let digests: Vec<BlockDigest> = bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect();
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+    let digests: Vec<BlockDigest> = bytes.chunks(block_bytes(length) as usize).map(BlockDigest::of).collect();
     let piece = piece(rendition, msn, part);
     feed(peer, now, Input::Loaded { piece, length, digests: &digests, took: span(took_ms) });
 }

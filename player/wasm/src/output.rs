@@ -42,11 +42,13 @@ impl From<Output> for Fields {
                 let fields = Self::of(2, &[peer.into(), rendition, msn, part, block.into()]);
                 Self { bytes: header.to_vec(), ..fields }
             }
-            Output::Fetch { fetch, piece, offset, length, is_whole, is_retry } => {
+            Output::Fetch { fetch, piece, piece_length, offset, length, is_whole, is_retry } => {
                 let (rendition, msn, part) = three(piece);
-                let (offset, length) = (offset.into(), length.into());
+                let (offset, length, piece_length) = (offset.into(), length.into(), piece_length.into());
                 let (is_whole, is_retry) = (is_whole.into(), is_retry.into());
-                Self::of(3, &[fetch.into(), rendition, msn, part, offset, length, is_whole, is_retry])
+                let values =
+                    [fetch.into(), rendition, msn, part, offset, length, is_whole, is_retry, piece_length];
+                Self::of(3, &values)
             }
             Output::CancelFetch { fetch } => Self::of(4, &[fetch.into()]),
             Output::FetchRecord { piece } => Self::of_piece(5, piece),

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import { test } from 'node:test';
 
 import { Catalog } from '../src/swarm/catalog.ts';
-import { BLOCK_BYTES, Tag } from '../src/swarm/core.ts';
+import { blockBytes, Tag } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 import { Driver } from '../src/swarm/driver.ts';
 import type { Request } from '../src/swarm/requests.ts';
@@ -12,7 +12,7 @@ import type { Stored } from '../src/swarm/store.ts';
 import { fakeCore } from './fake-core.ts';
 
 const target = { rendition: 0, msn: 5, part: 2 };
-const bytes = Uint8Array.from({ length: BLOCK_BYTES + 10 }, (_, index) => index % 253);
+const bytes = Uint8Array.from({ length: blockBytes(0) + 10 }, (_, index) => index % 253);
 
 function make(core: Core, base = 'http://127.0.0.1:1/live/demo'): { driver: Driver; failures: unknown[] } {
   const failures: unknown[] = [];
@@ -53,7 +53,7 @@ test('a piece fetched from the origin is handed over block by block, stored and 
   const server = createServer((_, response) => response.writeHead(200).end(bytes));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const core = fakeCore({
-    wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 0, 5, 2, 0, bytes.length, 1, 0] }],
+    wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 0, 5, 2, 0, bytes.length, 1, 0, bytes.length] }],
     fetchBlock: (_now: never, _fetch: never, block: never) => [
       { tag: Tag.Store, fields: [0, 5, 2, block, bytes.length, -1] },
       ...((block as number) === 1 ? [deliver(1)] : []),
@@ -62,7 +62,7 @@ test('a piece fetched from the origin is handed over block by block, stored and 
   const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`);
   const { events, answers, settled } = ask(driver);
   await settled;
-  assert.deepEqual(events, [`progress ${BLOCK_BYTES}`, `progress ${bytes.length}`, 'answer']);
+  assert.deepEqual(events, [`progress ${blockBytes(0)}`, `progress ${bytes.length}`, 'answer']);
   assert.deepEqual(new Uint8Array(answers[0]?.data ?? new ArrayBuffer(0)), bytes);
   assert.equal(answers[0]?.originBytes, bytes.length);
   assert.equal(driver.traffic.originBytes, bytes.length);

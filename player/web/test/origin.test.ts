@@ -4,9 +4,9 @@ import type { AddressInfo } from 'node:net';
 import type { RequestListener } from 'node:http';
 import { test } from 'node:test';
 
-import { BLOCK_BYTES } from '../src/swarm/core.ts';
 import { BlockAssembler, fetchRange, fetchRecord } from '../src/swarm/origin.ts';
 
+const BLOCK_BYTES = 4096;
 const bytes = Uint8Array.from({ length: 3 * BLOCK_BYTES + 100 }, (_, index) => (index * 31) % 251);
 
 async function withServer(handler: RequestListener, run: (url: string) => Promise<void>): Promise<void> {
@@ -29,7 +29,7 @@ function fetched(url: string, offset: number, length: number, isWhole = false): 
   return new Promise((resolve) => {
     const blocks = new Map<number, Uint8Array>();
     fetchRange(
-      { url, offset, length, isWhole, isRetry: false },
+      { url, offset, length, isWhole, isRetry: false, blockBytes: BLOCK_BYTES },
       {
         onBlock: (block, data) => void blocks.set(block, data),
         onBytes: () => undefined,
@@ -47,7 +47,7 @@ function fetched(url: string, offset: number, length: number, isWhole = false): 
 test('blocks come out whole however the bytes are cut', () => {
   for (const size of [1, 7, 1_000, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, bytes.length]) {
     const blocks: [number, Uint8Array][] = [];
-    const assembler = new BlockAssembler(BLOCK_BYTES, bytes.length - BLOCK_BYTES, (block, data) => blocks.push([block, data]));
+    const assembler = new BlockAssembler(BLOCK_BYTES, bytes.length - BLOCK_BYTES, BLOCK_BYTES, (block, data) => blocks.push([block, data]));
     for (let at = 0; at < bytes.length; at += size) assembler.push(at, bytes.subarray(at, at + size));
     assert.ok(assembler.isDone);
     assert.deepEqual(blocks.map(([block]) => block), [1, 2, 3], `cuts of ${size}`);
@@ -110,7 +110,7 @@ test('aborted fetch says nothing more', async () => {
     async (url) => {
       const heard: string[] = [];
       const controller = fetchRange(
-        { url, offset: 0, length: BLOCK_BYTES, isWhole: false, isRetry: false },
+        { url, offset: 0, length: BLOCK_BYTES, isWhole: false, isRetry: false, blockBytes: BLOCK_BYTES },
         {
           onBlock: () => heard.push('block'),
           onBytes: () => {

@@ -6,7 +6,7 @@ import { PieceStore, keyOf } from '../src/swarm/store.ts';
 const key = keyOf({ rendition: 0, msn: 5, part: 1 });
 
 test('piece is complete when every block was written, in any order', () => {
-  const store = new PieceStore(100, 4);
+  const store = new PieceStore(100, () => 4);
   assert.ok(store.open(key, 10));
   assert.ok(store.write(key, 2, Uint8Array.of(8, 9), 'peerBytes', 100));
   assert.ok(store.write(key, 0, Uint8Array.of(0, 1, 2, 3), 'originBytes', 130));
@@ -20,7 +20,7 @@ test('piece is complete when every block was written, in any order', () => {
 });
 
 test('what the player detaches is a copy', () => {
-  const store = new PieceStore(100, 4);
+  const store = new PieceStore(100, () => 4);
   store.open(key, 4);
   store.write(key, 0, Uint8Array.of(1, 2, 3, 4), 'peerBytes', 0);
   const given = store.copy([key])?.data;
@@ -32,7 +32,7 @@ test('what the player detaches is a copy', () => {
 });
 
 test('a written block is never overwritten', () => {
-  const store = new PieceStore(100, 4);
+  const store = new PieceStore(100, () => 4);
   store.open(key, 4);
   store.write(key, 0, Uint8Array.of(1, 2, 3, 4), 'peerBytes', 0);
   assert.ok(store.write(key, 0, Uint8Array.of(9, 9, 9, 9), 'peerBytes', 0));
@@ -40,7 +40,7 @@ test('a written block is never overwritten', () => {
 });
 
 test('blocks of wrong length or index are refused', () => {
-  const store = new PieceStore(100, 4);
+  const store = new PieceStore(100, () => 4);
   store.open(key, 6);
   assert.equal(store.write(key, 0, new Uint8Array(3), 'peerBytes', 0), false);
   assert.equal(store.write(key, 1, new Uint8Array(4), 'peerBytes', 0), false);
@@ -50,7 +50,7 @@ test('blocks of wrong length or index are refused', () => {
 });
 
 test('limit holds, and dropping gives the room back', () => {
-  const store = new PieceStore(10, 4);
+  const store = new PieceStore(10, () => 4);
   assert.ok(store.open(key, 8));
   assert.equal(store.open('0/6/0', 3), false);
   store.drop(key);
@@ -59,7 +59,7 @@ test('limit holds, and dropping gives the room back', () => {
 });
 
 test('several pieces are given as one, and only when all are complete', () => {
-  const store = new PieceStore(100, 4);
+  const store = new PieceStore(100, () => 4);
   const next = keyOf({ rendition: 0, msn: 5, part: 2 });
   assert.ok(store.writeWhole(key, Uint8Array.of(1, 2, 3, 4, 5), 20, 0));
   assert.equal(store.copy([key, next]), null);

@@ -4,7 +4,7 @@ import { createHash, createPrivateKey, sign } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { BLOCK_BYTES, Tag, factoryOf } from '../src/swarm/core.ts';
+import { blockBytes, Tag, factoryOf } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 
 const MODULE = new WebAssembly.Module(readFileSync(join(import.meta.dirname, '../../src/wasm/swarm.wasm')));
@@ -25,8 +25,9 @@ function recordOf(msn: number, bytes: Uint8Array): Uint8Array {
   header.writeUInt32BE(2000, 37);
   header.writeUInt32BE(bytes.length, 41);
   const digests: Buffer[] = [];
-  for (let at = 0; at < bytes.length; at += BLOCK_BYTES) {
-    digests.push(createHash('sha256').update(bytes.subarray(at, at + BLOCK_BYTES)).digest().subarray(0, 16));
+  const step = blockBytes(bytes.length);
+  for (let at = 0; at < bytes.length; at += step) {
+    digests.push(createHash('sha256').update(bytes.subarray(at, at + step)).digest().subarray(0, 16));
   }
   const signed = Buffer.concat([header, ...digests]);
   const der = Buffer.concat([Buffer.from('302e020100300506032b657004220420', 'hex'), Buffer.alloc(32, 3)]);
@@ -123,6 +124,13 @@ test('a record that the origin signed is taken, and one with a changed byte is n
   assert.deepEqual([core.stats()[18], core.stats()[19]], [0, 4]);
   core.record(2, record);
   assert.deepEqual([core.stats()[18], core.stats()[19]], [1, 4]);
+});
+
+test('a piece is cut into blocks as the module cuts it', () => {
+  const core = makeCore(1);
+  const lengths = [1, 4096, 65_536, 65_537, 131_072, 131_073, 200_000];
+  lengths.forEach((length, index) => { core.record(1, recordOf(5 + index, new Uint8Array(length).fill(7))); });
+  assert.deepEqual([core.stats()[18], core.stats()[19]], [lengths.length, 0]);
 });
 
 test('bytes that make the memory grow are taken in whole, and each instance is a viewer of its own', () => {

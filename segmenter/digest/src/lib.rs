@@ -13,9 +13,11 @@ use std::fmt;
 use ed25519_dalek::{Signature, Signer, SigningKey, Verifier, VerifyingKey};
 use sha2::{Digest as _, Sha256};
 
-/// The size of a block in bytes: the smallest thing that is requested, verified and passed on. 16 KiB: one
-/// data-channel message that no browser fragments badly, and the main lever on delay in large swarms.
-pub const BLOCK_BYTES: u32 = 16 * 1024;
+/// The longest block in bytes: one data-channel message that no browser fragments badly.
+pub const BLOCK_BYTES_MAX: u32 = 16 * 1024;
+
+/// The usual length in bytes of the blocks of a short piece. Shorter ones would be mostly headers.
+pub const BLOCK_BYTES_MIN: u32 = 4 * 1024;
 
 /// The largest piece that a record can describe, in bytes. 64 MiB is a 10 s segment at 50 Mbit/s; a record that
 /// claims more is refused before anything is allocated for it.
@@ -95,7 +97,7 @@ pub struct Record {
     pub duration_ms: u32,
     /// The piece's length in bytes, 1 to [`PIECE_BYTES_MAX`].
     pub length: u32,
-    /// The digest of each [`BLOCK_BYTES`] slice, in order; the last slice may be shorter.
+    /// The digest of each [`block_bytes`] slice, in order; the last slice may be shorter.
     pub blocks: Vec<BlockDigest>,
 }
 
@@ -115,10 +117,24 @@ pub enum Error {
     BadKey,
 }
 
+/// The length of a block in a piece of `length` bytes; the last one may be shorter. A block is the smallest thing that is
+/// requested, verified and passed on.
+///
+/// A block is passed on when it is there whole, so that on a short line its length decides how long it takes through a
+/// tree. Pieces of low rates are therefore cut into up to 16 blocks, not into two or three.
+#[must_use]
+pub const fn block_bytes(length: u32) -> u32 {
+    match length {
+        0..=0x1_0000 => BLOCK_BYTES_MIN,
+        0x1_0001..=0x2_0000 => 2 * BLOCK_BYTES_MIN,
+        _ => BLOCK_BYTES_MAX,
+    }
+}
+
 /// The number of blocks in a piece of `length` bytes.
 #[must_use]
 pub fn block_count(length: u32) -> u32 {
-    length.div_ceil(BLOCK_BYTES)
+    length.div_ceil(block_bytes(length))
 }
 
 impl Record {
@@ -138,7 +154,7 @@ impl Record {
     ) -> Self {
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
         assert!((1..=PIECE_BYTES_MAX).contains(&length), "a piece has 1 to {PIECE_BYTES_MAX} bytes");
-        let blocks = bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect();
+        let blocks = bytes.chunks(block_bytes(length) as usize).map(BlockDigest::of).collect();
         Self { epoch, piece, is_last_in_segment, is_independent, start_ms, duration_ms, length, blocks }
     }
 
@@ -215,7 +231,8 @@ impl Record {
     /// The length in bytes of block `index`, or none where the piece has no such block.
     #[must_use]
     pub fn block_length(&self, index: u32) -> Option<u32> {
-        (index < block_count(self.length)).then(|| BLOCK_BYTES.min(self.length - index * BLOCK_BYTES))
+        let block = block_bytes(self.length);
+        (index < block_count(self.length)).then(|| block.min(self.length - index * block))
     }
 }
 
@@ -308,9 +325,16 @@ mod tests {
 
     #[test]
     fn last_block_is_shorter() {
-        let record = record(16_384 + 5);
-        assert_eq!(record.block_length(0), Some(16_384));
+        let record = record(4096 + 5);
+        assert_eq!(record.block_length(0), Some(4096));
         assert_eq!(record.block_length(1), Some(5));
         assert_eq!(record.block_length(2), None);
+    }
+
+    #[test]
+    fn blocks_grow_with_the_piece() {
+        let lengths = [1, 65_536, 65_537, 131_072, 131_073, PIECE_BYTES_MAX];
+        assert_eq!(lengths.map(block_bytes), [4096, 4096, 8192, 8192, 16_384, 16_384]);
+        assert_eq!(lengths.map(block_count), [1, 16, 9, 16, 9, 4096]);
     }
 }

@@ -17,7 +17,7 @@ use axum::http::{Request, StatusCode};
 use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
-use shoal_digest::{BLOCK_BYTES, BlockDigest, Record};
+use shoal_digest::{BlockDigest, Record, block_bytes};
 use shoal_playlist::lint::{
     Fetched, Fragment, Init, lint_fragments, lint_media, lint_multivariant, lint_renditions,
 };
@@ -187,7 +187,7 @@ impl World {
                 (rendition, msn, part)
             );
             let bytes = &segment[at..at + record.length as usize];
-            let digests: Vec<_> = bytes.chunks(BLOCK_BYTES as usize).map(BlockDigest::of).collect();
+            let digests: Vec<_> = bytes.chunks(block_bytes(bytes.len() as u32) as usize).map(BlockDigest::of).collect();
             assert_eq!(record.blocks, digests);
             (rest, at, part) = (tail, at + record.length as usize, part + 1);
             assert_eq!(record.is_last_in_segment, rest.is_empty());

@@ -3,7 +3,7 @@
 import { spawn } from 'node:child_process';
 import type { ChildProcess } from 'node:child_process';
 import { tmpdir } from 'node:os';
-import { mkdtempSync } from 'node:fs';
+import { mkdtempSync, rmSync } from 'node:fs';
 import path from 'node:path';
 
 import { until } from './wait.ts';
@@ -163,7 +163,9 @@ export function sumOfMetric(text: string, name: string, label = ''): number {
     .reduce((sum, line) => sum + Number(line.slice(line.lastIndexOf(' ') + 1)), 0);
 }
 
-/** A folder that the system clears. */
+/** A folder that goes when this process ends. */
 export function scratchFolder(): string {
-  return mkdtempSync(path.join(tmpdir(), 'shoal-e2e-'));
+  const folder = mkdtempSync(path.join(tmpdir(), 'shoal-e2e-'));
+  process.once('exit', () => rmSync(folder, { recursive: true, force: true }));
+  return folder;
 }

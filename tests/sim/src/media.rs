@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use shoal_digest::{BLOCK_BYTES, BlockDigest, Epoch, OriginKey, PieceId, Record, block_count};
+use shoal_digest::{BlockDigest, Epoch, OriginKey, PieceId, Record, block_bytes, block_count};
 use shoal_swarm::SignedRecord;
 
 use crate::random::Random;
@@ -159,7 +159,7 @@ impl Stream {
     #[must_use]
     pub(crate) fn block_length(&self, rendition: u8, number: u64, block: u32) -> u32 {
         let length = self.piece(rendition, number).length;
-        BLOCK_BYTES.min(length.saturating_sub(block * BLOCK_BYTES))
+        block_bytes(length).min(length.saturating_sub(block * block_bytes(length)))
     }
 }
 

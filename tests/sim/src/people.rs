@@ -42,6 +42,8 @@ pub(crate) struct Visit {
     pub(crate) uplink_bps: u64,
     /// What the viewer may send, by the rules; 0 for those who never upload.
     pub(crate) usable_bps: u64,
+    /// What its core was told that it may upload.
+    pub(crate) granted_bps: Option<u64>,
     /// What the line can receive.
     pub(crate) downlink_bps: u64,
     /// Round trip of the access line.
@@ -69,6 +71,7 @@ pub(crate) fn draw(scenario: &Scenario, viewers: usize, seed: u64) -> Vec<Visit>
         .into_iter()
         .map(|(join_us, leave_us)| person(scenario, join_us, leave_us, &mut lines))
         .collect();
+    free_lines(scenario, &mut visits);
     lose_seeders(scenario, &mut visits);
     visits
 }
@@ -143,7 +146,8 @@ fn person(scenario: &Scenario, join_us: u64, leave_us: u64, random: &mut Random)
     let drawn = random.lognormal(people.uplink_median_kbps, people.uplink_sigma) / people.uplink_divisor;
     let uplink_bps = people.uplink_kbps.unwrap_or(drawn).clamp(64.0, 1e6) * 1e3;
     let shares = !random.chance(people.leeches);
-    let usable = (uplink_bps * people.uplink_usable).min(rate_bps * people.uplink_cap);
+    let share = if people.uplink_granted { 1.0 } else { people.uplink_usable };
+    let usable = (uplink_bps * share).min(rate_bps * people.uplink_cap);
     let downlink = random.lognormal(people.downlink_median_kbps, people.downlink_sigma).min(1e6) * 1e3;
     let is_mobile = random.chance(scenario.network.mobile);
     let [low, high] = scenario.network.access_rtt_ms;
@@ -153,6 +157,7 @@ fn person(scenario: &Scenario, join_us: u64, leave_us: u64, random: &mut Random)
         says_goodbye: !random.chance(scenario.visits.ungraceful),
         uplink_bps: uplink_bps as u64,
         usable_bps: if shares { usable as u64 } else { 0 },
+        granted_bps: people.uplink_granted.then_some(uplink_bps as u64),
         downlink_bps: downlink.max(1.5 * rate_bps) as u64,
         access_us: (random.between(low, high) * 1e3) as u64,
         place: [random.unit() * scenario.network.area_km, random.unit() * scenario.network.area_km],
@@ -187,6 +192,18 @@ pub(crate) fn choose(shares: &[f64], unit: f64) -> u8 {
         left -= share;
     }
     0
+}
+
+/// Gives the first to come a line that nothing is known of and that has no end.
+fn free_lines(scenario: &Scenario, visits: &mut [Visit]) {
+    let people = &scenario.people;
+    for visit in visits.iter_mut().take(people.free_lines) {
+        visit.uplink_bps = 1_000_000_000;
+        visit.granted_bps = None;
+        if visit.shares {
+            visit.usable_bps = (f64::from(scenario.media.rates_kbps[0]) * 1e3 * people.uplink_cap) as u64;
+        }
+    }
 }
 
 fn lose_seeders(scenario: &Scenario, visits: &mut [Visit]) {

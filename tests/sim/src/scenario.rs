@@ -110,6 +110,10 @@ pub struct People {
     pub uplink_usable: f64,
     /// And at most this many times the stream's rate.
     pub uplink_cap: f64,
+    /// Whether viewers were told their uplink and that all of it is for the swarm.
+    pub uplink_granted: bool,
+    /// So many, the first to come, have an uplink of 1 Gbit/s instead and were told nothing.
+    pub free_lines: usize,
     /// Median and spread of the downlinks; never below 1.5 times the stream's rate, or nobody could watch.
     pub downlink_median_kbps: f64,
     /// See above.
@@ -260,6 +264,8 @@ impl Default for People {
             uplink_divisor: 1.0,
             uplink_kbps: None,
             uplink_usable: 0.5,
+            uplink_granted: false,
+            free_lines: 0,
             uplink_cap: 2.0,
             downlink_median_kbps: 150_000.0,
             downlink_sigma: 1.0,

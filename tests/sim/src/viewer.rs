@@ -67,6 +67,7 @@ impl Viewer {
     pub(crate) fn new(visit: &Visit, player: Player, stream: &Stream, seed: u64, knobs: &Knobs) -> Self {
         let mut config = Config::new(stream.key(), stream.epoch());
         config.push = knobs.push;
+        config.uplink_granted_bps = visit.granted_bps;
         if let Some(burst_ms) = knobs.burst_ms {
             config.upload_burst = Span::from_ms(u64::from(burst_ms));
         }

@@ -34,8 +34,6 @@ const ROUND_SOON_MS: Ms = 20;
 const ROUND_LATER_MS: Ms = 100;
 /// Below this number of viewers a round costs less than a millisecond.
 const SMALL_SWARM: usize = 100;
-/// The size of a block, as in `segmenter/digest`.
-const BLOCK_BYTES: u32 = 16 * 1024;
 /// Introductions made for the mesh in one tick. The trees come first; the mesh fills up over some seconds.
 const MESH_INTRODUCTIONS_MAX: usize = 400;
 /// A full tour of looking for better places takes about this long.
@@ -189,7 +187,7 @@ impl Planner {
     /// A rendition's rate, and the bytes of its usual piece. To be called when the first pieces are published and whenever
     /// the measured rate changed; small changes are ignored.
     pub fn set_rendition(&mut self, now: Ms, rendition: u8, rate_kbps: u32, piece_bytes: u32) {
-        let blocks_per_piece = piece_bytes.div_ceil(BLOCK_BYTES).max(1);
+        let blocks_per_piece = shoal_digest::block_count(piece_bytes).max(1);
         let block_bits = 8 * (piece_bytes / blocks_per_piece);
         let known = self.forests.get(&rendition).map(|forest| (forest.rate_kbps, forest.stripes));
         // One block per piece still goes to four trees in turn, so that no viewer carries the whole rendition.

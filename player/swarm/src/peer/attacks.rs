@@ -5,7 +5,7 @@
 
 use ed25519_dalek::SigningKey;
 use proptest::prelude::*;
-use shoal_digest::{BLOCK_BYTES, Epoch, PieceId};
+use shoal_digest::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Epoch, PieceId};
 
 use super::Unsafe;
 use super::world::{Manner, World, config, record, sign, truth};
@@ -48,7 +48,7 @@ fn drain(peer: &mut Peer) -> Vec<Output> {
 
 fn block_from(peer: &mut Peer, from: u32, id: PieceId, block: u16, digest: BlockDigest) -> Vec<Output> {
     let header = BlockHeader { piece: id, block, is_answer: false, hops: 0 }.to_bytes();
-    let input = Input::Block { peer: from, header: &header, length: BLOCK_BYTES, digest };
+    let input = Input::Block { peer: from, header: &header, length: BLOCK_BYTES_MIN, digest };
     peer.handle_input(Time::from_ms(100), input);
     drain(peer)
 }
@@ -64,7 +64,7 @@ fn is_banned(outputs: &[Output]) -> bool {
 
 /// Gives the peer the true record of a piece of four blocks.
 fn teach(peer: &mut Peer, id: PieceId) {
-    let record = sign(&record(id, 4 * BLOCK_BYTES, 1_000_000, 500, false));
+    let record = sign(&record(id, 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
     peer.handle_input(Time::from_ms(50), Input::Record { record: &record });
     drain(peer);
 }
@@ -90,7 +90,7 @@ fn a_polluter_is_banned_after_one_block_and_nothing_bad_is_played() {
         assert!(viewer.banned.contains(&polluter) && viewer.accused == [polluter]);
         assert!(viewer.banned.len() == 1, "honest viewers are not banned");
         let rejected = viewer.peer.stats().rejected_bytes;
-        assert!(rejected <= u64::from(BLOCK_BYTES), "one block is enough: {rejected}");
+        assert!(rejected <= u64::from(BLOCK_BYTES_MAX), "one block is enough: {rejected}");
     }
 }
 
@@ -124,7 +124,7 @@ fn without_digests_an_old_block_is_stored_under_a_new_name() {
 #[test]
 fn blocks_of_the_wrong_length_or_number_are_refused() {
     for (block, length) in
-        [(0, BLOCK_BYTES - 1), (0, 0), (0, u32::MAX), (4, BLOCK_BYTES), (4095, BLOCK_BYTES)]
+        [(0, BLOCK_BYTES_MIN - 1), (0, 0), (0, u32::MAX), (4, BLOCK_BYTES_MIN), (4095, BLOCK_BYTES_MIN)]
     {
         let mut peer = victim(Unsafe::default());
         teach(&mut peer, piece(0));
@@ -139,7 +139,7 @@ fn blocks_of_the_wrong_length_or_number_are_refused() {
 
 fn record_of_yesterday(unsafe_mode: Unsafe) -> u64 {
     let mut peer = victim(unsafe_mode);
-    let mut old = record(piece(0), 4 * BLOCK_BYTES, 1_000_000, 500, false);
+    let mut old = record(piece(0), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false);
     old.epoch = Epoch([6; 16]);
     let bytes = Control::Record(sign(&old).bytes()).to_bytes();
     peer.handle_input(Time::from_ms(60), Input::Message { peer: ATTACKER, bytes: &bytes });
@@ -161,7 +161,7 @@ fn without_the_epoch_check_yesterdays_record_is_taken() {
 fn forged(unsafe_mode: Unsafe) -> (u64, u64) {
     let mut peer = victim(unsafe_mode);
     let forged =
-        record(piece(0), 4 * BLOCK_BYTES, 1_000_000, 500, false).sign(&SigningKey::from_bytes(&[9; 32]));
+        record(piece(0), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false).sign(&SigningKey::from_bytes(&[9; 32]));
     let bytes = Control::Record(&forged).to_bytes();
     peer.handle_input(Time::from_ms(60), Input::Message { peer: ATTACKER, bytes: &bytes });
     (peer.stats().records, peer.stats().strikes)
@@ -181,7 +181,7 @@ fn without_signatures_a_forged_record_is_taken() {
 fn a_second_record_for_the_same_piece_does_not_replace_the_first() {
     let mut peer = victim(Unsafe::default());
     teach(&mut peer, piece(0));
-    let other = sign(&record(piece(0), 3 * BLOCK_BYTES, 1_000_000, 500, false));
+    let other = sign(&record(piece(0), 3 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
     peer.handle_input(Time::from_ms(60), Input::RecordBytes { bytes: other.bytes() });
     assert_eq!(peer.stats().records_refused, 1);
     assert!(stores(&block_from(&mut peer, ATTACKER, piece(0), 3, truth(piece(0), 3))));
@@ -194,7 +194,7 @@ fn a_block_before_its_record_is_held_and_stored_when_the_record_comes() {
     let mut peer = victim(Unsafe::default());
     let outputs = block_from(&mut peer, ATTACKER, piece(0), 1, truth(piece(0), 1));
     assert!(matches!(outputs[..], [Output::Hold { hold: 1 }]), "{outputs:?}");
-    let record = sign(&record(piece(0), 4 * BLOCK_BYTES, 1_000_000, 500, false));
+    let record = sign(&record(piece(0), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
     peer.handle_input(Time::from_ms(110), Input::Record { record: &record });
     let stored = drain(&mut peer);
     assert!(stored.iter().any(|output| matches!(output, Output::Store { held: Some(1), block: 1, .. })));
@@ -205,7 +205,7 @@ fn a_bad_block_before_its_record_is_dropped_and_its_sender_banned_when_the_recor
     let mut peer = victim(Unsafe::default());
     block_from(&mut peer, ATTACKER, piece(0), 1, truth(piece(0), 2));
     block_from(&mut peer, ATTACKER, piece(0), 3, truth(piece(0), 3));
-    let record = sign(&record(piece(0), 4 * BLOCK_BYTES, 1_000_000, 500, false));
+    let record = sign(&record(piece(0), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
     peer.handle_input(Time::from_ms(110), Input::Record { record: &record });
     let outputs = drain(&mut peer);
     assert!(is_banned(&outputs) && !stores(&outputs));
@@ -358,7 +358,7 @@ fn drained(unsafe_mode: Unsafe) -> (usize, usize) {
         teach(&mut peer, *id);
         let digests: Vec<BlockDigest> = (0..4).map(|block| truth(*id, block)).collect();
         let took = Span::from_ms(50);
-        let loaded = Input::Loaded { piece: *id, length: 4 * BLOCK_BYTES, digests: &digests, took };
+        let loaded = Input::Loaded { piece: *id, length: 4 * BLOCK_BYTES_MIN, digests: &digests, took };
         peer.handle_input(Time::from_ms(90), loaded);
         drain(&mut peer);
     }
@@ -490,7 +490,7 @@ proptest! {
                 let id = piece(block % 4);
                 let digest = if ms % 5 == 0 { BlockDigest([1; 16]) } else { truth(id, u32::from(block)) };
                 let header = BlockHeader { piece: id, block, is_answer: ms % 2 == 0, hops: 3 }.to_bytes();
-                peer.handle_input(now, Input::Block { peer: from, header: &header, length: BLOCK_BYTES, digest });
+                peer.handle_input(now, Input::Block { peer: from, header: &header, length: BLOCK_BYTES_MIN, digest });
                 let is_true = digest == truth(id, u32::from(block)) && block < 4;
                 for output in drain(&mut peer) {
                     let is_stored = matches!(output, Output::Store { held: None, .. });

@@ -237,7 +237,8 @@ fn a_log_replays_to_the_same_outputs() {
 #[test]
 fn a_segment_is_delivered_when_its_last_part_has_come() {
     use super::world::{record, sign, truth};
-    use crate::{BLOCK_BYTES, Output, Peer, PieceId, Target, Time};
+    use crate::{Output, Peer, PieceId, Target, Time};
+    use shoal_digest::BLOCK_BYTES_MIN;
     let mut peer = Peer::new(config(), 1);
     let report_interval = Span::ZERO;
     let welcome = Input::Welcome { peer: 1, neighbors_max: 8, upload_ratio_percent: 200, report_interval };
@@ -255,11 +256,11 @@ fn a_segment_is_delivered_when_its_last_part_has_come() {
     for part in 0..3_u16 {
         assert_eq!(peer.segment_parts(0, 4), None);
         let id = PieceId { rendition: 0, msn: 4, part };
-        let record = sign(&record(id, 2 * BLOCK_BYTES, 1_000_000 + 500 * u64::from(part), 500, part == 2));
+        let record = sign(&record(id, 2 * BLOCK_BYTES_MIN, 1_000_000 + 500 * u64::from(part), 500, part == 2));
         peer.handle_input(Time::from_ms(3), Input::Record { record: &record });
         let digests = [truth(id, 0), truth(id, 1)];
         let took = Span::from_ms(30);
-        let loaded = Input::Loaded { piece: id, length: 2 * BLOCK_BYTES, digests: &digests, took };
+        let loaded = Input::Loaded { piece: id, length: 2 * BLOCK_BYTES_MIN, digests: &digests, took };
         peer.handle_input(Time::from_ms(4), loaded);
         let outputs = std::iter::from_fn(|| peer.poll_output());
         delivered.extend(outputs.filter(|output| matches!(output, Output::Deliver { .. })));
@@ -284,7 +285,7 @@ fn before_playback_starts_nothing_waits_for_the_swarm() {
 mod from_the_past {
     use super::super::world::{EPOCH, config, record, sign};
     use crate::{
-        BLOCK_BYTES, Input, Output, Peer, PieceId, Place, Span, Target, Time,
+        BLOCK_BYTES_MAX, Input, Output, Peer, PieceId, Place, Span, Target, Time,
         bits::Bits,
         wire::{Control, Flags, SetsBuilder, VERSION},
     };
@@ -311,7 +312,7 @@ mod from_the_past {
             peer.handle_input(Time::from_ms(1), Input::Message { peer: neighbor, bytes: &hello.to_bytes() });
         }
         let live = PieceId { msn: 34, ..OLD };
-        let live = sign(&record(live, BLOCK_BYTES, 1_060_000, 500, true));
+        let live = sign(&record(live, BLOCK_BYTES_MAX, 1_060_000, 500, true));
         peer.handle_input(Time::from_ms(2), Input::Record { record: &live });
         let playhead = Input::Playhead {
             position_ms: 980_000,
@@ -360,7 +361,7 @@ mod from_the_past {
             peer.handle_input(Time::from_ms(3), Input::Message { peer: from, bytes: &have });
         }
         drain(&mut peer);
-        let record = sign(&record(OLD, BLOCKS * BLOCK_BYTES, 1_000_000, 500, true));
+        let record = sign(&record(OLD, BLOCKS * BLOCK_BYTES_MAX, 1_000_000, 500, true));
         peer.handle_input(Time::from_ms(4), Input::Record { record: &record });
         let outputs = drain(&mut peer);
         assert!(!outputs.iter().any(|output| matches!(output, Output::Fetch { .. })), "{outputs:?}");

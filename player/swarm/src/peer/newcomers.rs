@@ -3,7 +3,7 @@
 
 use super::world::{World, config, record, sign};
 use crate::{
-    BLOCK_BYTES, Input, Output, Peer, PieceId, SignedRecord, Span, Time,
+    BLOCK_BYTES_MAX, Input, Output, Peer, PieceId, SignedRecord, Span, Time,
     wire::{Control, Flags, VERSION},
 };
 
@@ -35,7 +35,7 @@ fn drain(peer: &mut Peer) -> Vec<Output> {
 }
 
 fn the_record() -> std::sync::Arc<SignedRecord> {
-    sign(&record(PIECE, 12 * BLOCK_BYTES, 1_000_000, 500, false))
+    sign(&record(PIECE, 12 * BLOCK_BYTES_MAX, 1_000_000, 500, false))
 }
 
 /// The player has loaded so many pieces of 12 blocks itself, each in this time.
@@ -45,7 +45,7 @@ fn load(peer: &mut Peer, pieces: u16, took: Span) {
         let digests: Vec<_> = (0..12).map(|block| super::world::truth(piece, block)).collect();
         peer.handle_input(
             Time::from_ms(2),
-            Input::Loaded { piece, length: 12 * BLOCK_BYTES, digests: &digests, took },
+            Input::Loaded { piece, length: 12 * BLOCK_BYTES_MAX, digests: &digests, took },
         );
     }
     drain(peer);
@@ -121,13 +121,13 @@ fn a_request_waits_for_its_record_as_long_as_what_the_player_was_given_since_las
     peer.handle_input(Time::from_ms(2), playhead);
     let mut give = |part: u16, start_ms: u64| {
         let piece = PieceId { msn: 3, part, ..PIECE };
-        let known = sign(&record(piece, BLOCK_BYTES, start_ms, 500, part == 1));
+        let known = sign(&record(piece, BLOCK_BYTES_MAX, start_ms, 500, part == 1));
         peer.handle_input(Time::from_ms(2), Input::Record { record: &known });
         let took = Span::from_ms(20);
         let digests = [super::world::truth(piece, 0)];
         peer.handle_input(
             Time::from_ms(2),
-            Input::Loaded { piece, length: BLOCK_BYTES, digests: &digests, took },
+            Input::Loaded { piece, length: BLOCK_BYTES_MAX, digests: &digests, took },
         );
     };
     give(0, 999_000);

@@ -4,7 +4,7 @@
 //! a block is later than expected, a pull is not answered, the last call for the origin. What a block's moments are is
 //! in [`Moments`]; carrying out happens here too, because it is a few lines.
 
-use shoal_digest::{BLOCK_BYTES, PieceId};
+use shoal_digest::{PieceId, block_bytes};
 
 use super::Peer;
 use crate::{
@@ -475,10 +475,10 @@ impl Peer {
                 Purpose::Seed => self.stats.seed_fetches += 1,
                 Purpose::Deadline => self.stats.deadline_fetches += 1,
             }
-            let offset = first * BLOCK_BYTES;
-            let bytes = (count * BLOCK_BYTES).min(length - offset);
+            let offset = first * block_bytes(length);
+            let bytes = (count * block_bytes(length)).min(length - offset);
             let is_whole = bytes == length;
-            let output = Output::Fetch { fetch, piece: id, offset, length: bytes, is_whole, is_retry };
+            let output = Output::Fetch { fetch, piece: id, piece_length: length, offset, length: bytes, is_whole, is_retry };
             self.outputs.push_back(output);
             let Some(piece) = self.pieces.get_mut(&id) else { return false };
             for block in first..first + count {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use shoal_digest::{BLOCK_BYTES, BlockDigest, Epoch, OriginKey, PieceId, Record, block_count};
+use shoal_digest::{BLOCK_BYTES_MAX, BlockDigest, Epoch, OriginKey, PieceId, Record, block_bytes, block_count};
 
 use crate::{
     Config, Input, Output, Peer, PeerId, Place, SignedRecord, Span, Target, Time,
@@ -420,7 +420,7 @@ impl World {
 
     fn publish(&mut self, index: u64) {
         let piece = self.piece_at(index);
-        let length = self.blocks * BLOCK_BYTES - 100;
+        let length = self.blocks * BLOCK_BYTES_MAX - 100;
         let start_ms = START_MS + index * self.part_ms;
         let signed = sign(&record(piece, length, start_ms, self.part_ms as u32, piece.part == 3));
         self.records.insert(piece, Arc::clone(&signed));
@@ -550,8 +550,9 @@ impl World {
                 }
                 self.input(viewer, Input::SendQueue { peer, buffered });
             }
-            Output::Fetch { fetch, piece, offset, length, .. } => {
-                let (first, count) = (offset / BLOCK_BYTES, block_count(length));
+            Output::Fetch { fetch, piece, piece_length, offset, length, .. } => {
+                let block = block_bytes(piece_length);
+                let (first, count) = (offset / block, length.div_ceil(block));
                 for block in first..first + count {
                     let after = self.origin_delay + Span::from_ms(1 + u64::from(block - first));
                     let is_last = block + 1 == first + count;

@@ -41,8 +41,11 @@ export const Stat = {
   BehindMs: 34,
 } as const;
 
-/** The size of a block in bytes, as in `segmenter/digest`. */
-export const BLOCK_BYTES = 16 * 1024;
+/** The length of a block in a piece of `length` bytes, as in `segmenter/digest`; the last one may be shorter. */
+export function blockBytes(length: number): number {
+  if (length <= 0x1_0000) return 4096;
+  return length <= 0x2_0000 ? 8192 : 16384;
+}
 /** The header before a block's bytes, in bytes, as in WIRE.md. */
 export const BLOCK_HEADER_BYTES = 16;
 

@@ -9,7 +9,7 @@
  * only after the drain, because hls.js may ask for the next part from inside the answer.
  */
 
-import { BLOCK_BYTES, BLOCK_HEADER_BYTES, Stat, Tag } from './core.ts';
+import { BLOCK_HEADER_BYTES, blockBytes, Stat, Tag } from './core.ts';
 import type { Core } from './core.ts';
 import { bytesFromBase64 } from './catalog.ts';
 import type { Catalog } from './catalog.ts';
@@ -75,7 +75,7 @@ export class Driver {
     private readonly events: DriverEvents,
   ) {
     // The core evicts by its own count; the slack covers pieces that are being filled while others go.
-    this.#store = new PieceStore(storeBytesMax * 1.25, BLOCK_BYTES);
+    this.#store = new PieceStore(storeBytesMax * 1.25, blockBytes);
     core.setStoreBytesMax(storeBytesMax);
     this.#neighbors = new Neighbors(
       {
@@ -351,7 +351,7 @@ export class Driver {
           this.#sendBlock(field(0), pieceAt(1), field(4));
           break;
         case Tag.Fetch:
-          this.#fetch(field(0), pieceAt(1), field(4), field(5), field(6) === 1, field(7) === 1);
+          this.#fetch(field(0), pieceAt(1), field(4), field(5), field(6) === 1, field(7) === 1, field(8));
           break;
         case Tag.CancelFetch:
           this.#fetches.get(field(0))?.abort();
@@ -415,7 +415,7 @@ export class Driver {
     this.#inputs.push((now) => { this.core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
   }
 
-  #fetch(id: number, piece: Piece, offset: number, length: number, isWhole: boolean, isRetry: boolean): void {
+  #fetch(id: number, piece: Piece, offset: number, length: number, isWhole: boolean, isRetry: boolean, pieceLength: number): void {
     const { core } = this;
     const url = this.catalog.urlOf(piece);
     if (url === null) {
@@ -423,7 +423,7 @@ export class Driver {
       return;
     }
     const controller = fetchRange(
-      { url, offset, length, isWhole, isRetry },
+      { url, offset, length, isWhole, isRetry, blockBytes: blockBytes(pieceLength) },
       {
         onBlock: (block, bytes) => {
           this.#inputBytes(bytes, false, (now) => { core.fetchBlock(now, id, block, bytes); });

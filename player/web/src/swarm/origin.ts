@@ -3,8 +3,6 @@
  * in, and signed records.
  */
 
-import { BLOCK_BYTES } from './core.ts';
-
 /** A record that is larger is refused unread: 64 MiB of media have a record of 66 kB. */
 const RECORD_BYTES_MAX = 128 * 1024;
 /** A response that sends nothing for this long is given up, in milliseconds. The core has hedged by then. */
@@ -19,6 +17,8 @@ export interface RangeRequest {
   isWhole: boolean;
   /** Go around HTTP caches: an earlier answer was wrong. */
   isRetry: boolean;
+  /** The length of the piece's blocks. */
+  blockBytes: number;
 }
 
 /** What happens to a fetch; exactly one of `onFinished` and `onFailed` comes, and neither after an abort. */
@@ -40,7 +40,7 @@ export function fetchRange(request: RangeRequest, events: RangeEvents): AbortCon
 }
 
 async function run(request: RangeRequest, events: RangeEvents, controller: AbortController): Promise<void> {
-  const { offset, length, isWhole, isRetry } = request;
+  const { offset, length, isWhole, isRetry, blockBytes } = request;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let isSilent = false;
   const heard = (): void => {
@@ -69,7 +69,7 @@ async function run(request: RangeRequest, events: RangeEvents, controller: Abort
     }
     // A server that ignores `Range` sends everything from the start: what comes before is skipped.
     const start = response.status === 206 ? offset : 0;
-    const assembler = new BlockAssembler(offset, length, events.onBlock);
+    const assembler = new BlockAssembler(offset, length, blockBytes, events.onBlock);
     let at = start;
     const reader = response.body.getReader();
     while (!assembler.isDone) {
@@ -103,6 +103,7 @@ export class BlockAssembler {
   constructor(
     offset: number,
     length: number,
+    private readonly blockBytes: number,
     private readonly onBlock: (block: number, bytes: Uint8Array<ArrayBuffer>) => void,
   ) {
     this.#at = offset;
@@ -118,8 +119,8 @@ export class BlockAssembler {
   push(position: number, bytes: Uint8Array): void {
     let from = Math.max(0, this.#at - position);
     while (from < bytes.length && !this.isDone) {
-      const index = Math.floor(this.#at / BLOCK_BYTES);
-      this.#block ??= new Uint8Array(Math.min(BLOCK_BYTES, this.#end - index * BLOCK_BYTES));
+      const index = Math.floor(this.#at / this.blockBytes);
+      this.#block ??= new Uint8Array(Math.min(this.blockBytes, this.#end - index * this.blockBytes));
       const taken = bytes.subarray(from, from + this.#block.length - this.#filled);
       this.#block.set(taken, this.#filled);
       this.#filled += taken.length;

@@ -47,7 +47,7 @@ export class PieceStore {
 
   constructor(
     readonly bytesMax: number,
-    readonly blockBytes: number,
+    private readonly blockBytes: (length: number) => number,
   ) {}
 
   /** Bytes that the store occupies. */
@@ -60,7 +60,7 @@ export class PieceStore {
     const held = this.#held.get(key);
     if (held) return held.bytes.length === length;
     if (this.#bytes + length > this.bytesMax) return false;
-    const count = Math.ceil(length / this.blockBytes);
+    const count = Math.ceil(length / this.blockBytes(length));
     this.#held.set(key, {
       bytes: new Uint8Array(length),
       blocks: new Uint8Array(count),
@@ -78,8 +78,9 @@ export class PieceStore {
   write(key: PieceKey, block: number, bytes: Uint8Array, source: keyof Provenance, now: number): boolean {
     const held = this.#held.get(key);
     if (held?.blocks[block] === undefined) return false;
-    const at = block * this.blockBytes;
-    if (bytes.length !== Math.min(this.blockBytes, held.bytes.length - at)) return false;
+    const step = this.blockBytes(held.bytes.length);
+    const at = block * step;
+    if (bytes.length !== Math.min(step, held.bytes.length - at)) return false;
     if (held.blocks[block] === 1) return true;
     held.blocks[block] = 1;
     held.missing--;
@@ -93,7 +94,7 @@ export class PieceStore {
   /** Writes a whole verified piece that came from the origin in `tookMs`. False when it does not fit. */
   writeWhole(key: PieceKey, bytes: Uint8Array, tookMs: number, now: number): boolean {
     if (!this.open(key, bytes.length)) return false;
-    const step = this.blockBytes;
+    const step = this.blockBytes(bytes.length);
     for (let block = 0; block * step < bytes.length; block++) {
       this.write(key, block, bytes.subarray(block * step, (block + 1) * step), 'originBytes', now);
     }
@@ -106,8 +107,8 @@ export class PieceStore {
   block(key: PieceKey, block: number): Uint8Array<ArrayBuffer> | null {
     const held = this.#held.get(key);
     if (held?.blocks[block] !== 1) return null;
-    const at = block * this.blockBytes;
-    return held.bytes.subarray(at, Math.min(at + this.blockBytes, held.bytes.length));
+    const step = this.blockBytes(held.bytes.length);
+    return held.bytes.subarray(block * step, Math.min((block + 1) * step, held.bytes.length));
   }
 
   /** A copy of complete pieces, one after the other, for a player that may detach it; null while blocks are missing. */

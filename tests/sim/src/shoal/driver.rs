@@ -267,7 +267,7 @@ impl World<'_> {
         let accounted = stats.peer_bytes + stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes;
         // What the core may count twice over (a duplicate that came from the origin) makes the sum larger, never smaller,
         // but for what is still held for its record.
-        let held: u64 = state.held.len() as u64 * u64::from(shoal_swarm::BLOCK_BYTES);
+        let held: u64 = state.held.len() as u64 * u64::from(shoal_swarm::BLOCK_BYTES_MAX);
         assert!(
             accounted + held >= state.received_bytes,
             "viewer {viewer} received {} bytes and accounts for {accounted}",

@@ -13,7 +13,7 @@ impl World<'_> {
         length: u32,
     ) {
         let number = self.stream.number(piece).expect("fetched pieces exist");
-        let block_bytes = shoal_swarm::BLOCK_BYTES;
+        let block_bytes = shoal_swarm::block_bytes(self.stream.piece(piece.rendition, number).length);
         assert!(offset.is_multiple_of(block_bytes) && length > 0, "ranges begin at a block");
         let rtt_us = self.network.server_rtt_us(viewer as usize);
         let answer = self.origin.answer(self.now_us + rtt_us / 2, u64::from(length));
