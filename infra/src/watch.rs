@@ -13,7 +13,7 @@ use crate::line::ProgressLine;
 use crate::settings::Log;
 use crate::{Error, signals, telemetry};
 
-/// Viewers start within this time of each other, so that their start-up is measured and not the machine's load.
+/// Without `--join-over`, viewers start within this time of each other.
 const START_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Flags of `shoal watch`.
@@ -36,6 +36,10 @@ pub struct Watch {
     /// Play nothing, give everything: a helper near the viewers.
     #[arg(long, conflicts_with_all = ["no_share", "no_peers"])]
     pub seed: bool,
+    /// Let the viewers join evenly over so many seconds, so that their start-up is measured and not the machine's load; without,
+    /// 20 join in a second.
+    #[arg(long)]
+    pub join_over: Option<u32>,
     /// Stop after this time.
     #[arg(long)]
     pub seconds: Option<u64>,
@@ -91,6 +95,8 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
     let url = playlist_url(&flags.url);
     let (sender, mut snapshots) = mpsc::unbounded_channel();
     let mut viewers = JoinSet::new();
+    let interval =
+        flags.join_over.map_or(START_INTERVAL, |over| Duration::from_secs(over.into()) / flags.count.max(1));
     for index in 0..flags.count {
         let mut options = Options::new(url.clone());
         options.mode = if flags.seed { Mode::Seed } else { Mode::Watch };
@@ -103,7 +109,7 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
         viewers.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(START_INTERVAL * index) => {}
+                () = tokio::time::sleep(interval * index) => {}
             }
             shoal_player::run(options, stop, |snapshot| {
                 // Nobody reads any more when the program ends.

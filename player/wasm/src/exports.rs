@@ -9,8 +9,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shoal_swarm::{
-    BLOCK_BYTES_MAX, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time, block_bytes,
-    wire::BLOCK_HEADER_BYTES,
+    BLOCK_BYTES_MAX, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time,
+    block_bytes, wire::BLOCK_HEADER_BYTES,
 };
 use talc::TalckWasm;
 

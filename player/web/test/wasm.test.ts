@@ -158,7 +158,7 @@ test('what a neighbor is told comes out byte for byte, and the log holds what we
   assert.deepEqual([...core.bytes().subarray(0, 2)], [1, 1], 'hello, version 1');
   assert.deepEqual([...core.bytes().subarray(4, 20)], [...EPOCH]);
   const log = core.takeLog();
-  assert.equal(Buffer.from(log.subarray(0, 8)).toString(), 'shoalog1');
+  assert.equal(Buffer.from(log.subarray(0, 8)).toString(), 'shoalog2');
   assert.deepEqual([...log.subarray(8, 40)], [...KEY]);
 });
 

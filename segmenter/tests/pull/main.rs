@@ -187,7 +187,8 @@ impl World {
                 (rendition, msn, part)
             );
             let bytes = &segment[at..at + record.length as usize];
-            let digests: Vec<_> = bytes.chunks(block_bytes(bytes.len() as u32) as usize).map(BlockDigest::of).collect();
+            let digests: Vec<_> =
+                bytes.chunks(block_bytes(bytes.len() as u32) as usize).map(BlockDigest::of).collect();
             assert_eq!(record.blocks, digests);
             (rest, at, part) = (tail, at + record.length as usize, part + 1);
             assert_eq!(record.is_last_in_segment, rest.is_empty());

@@ -114,7 +114,7 @@ async function streamKbps(server: Server): Promise<number> {
 async function startNative(server: Server, rateKbps: number): Promise<Program> {
   const uplink = Math.round(2 * rateKbps);
   console.error(`      native viewers: uplinks of ${uplink} kbit/s`);
-  const flags = ['--count', String(native), '--uplink-kbps', String(uplink)];
+  const flags = ['--count', String(native), '--uplink-kbps', String(uplink), '--join-over', String(Math.ceil(native / 2))];
   const program = new Program(shoalPath(), ['watch', `${server.url}/watch/${STREAM}`, ...flags]);
   await until('all native viewers play', () => new RegExp(`${native}/${native} playing`).test(program.stderr), 120_000);
   return program;

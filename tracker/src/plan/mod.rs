@@ -34,6 +34,8 @@ const ROUND_SOON_MS: Ms = 20;
 const ROUND_LATER_MS: Ms = 100;
 /// Below this number of viewers a round costs less than a millisecond.
 const SMALL_SWARM: usize = 100;
+/// So much of a usual piece is worth a stripe. Each stripe has a parent of its own, and each parent costs a connection.
+const STRIPE_BYTES: u32 = 8 * 1024;
 /// Introductions made for the mesh in one tick. The trees come first; the mesh fills up over some seconds.
 const MESH_INTRODUCTIONS_MAX: usize = 400;
 /// A full tour of looking for better places takes about this long.
@@ -191,20 +193,19 @@ impl Planner {
         let block_bits = 8 * (piece_bytes / blocks_per_piece);
         let known = self.forests.get(&rendition).map(|forest| (forest.rate_kbps, forest.stripes));
         // One block per piece still goes to four trees in turn, so that no viewer carries the whole rendition.
-        let fitting = u8::try_from(blocks_per_piece.clamp(4, 16)).expect("clamped");
-        let stripes = fitting.min(self.settings.stripes_max).max(1);
+        let fitting = (piece_bytes / STRIPE_BYTES).clamp(4, u32::from(self.settings.stripes_max.max(4)));
+        let stripes = u8::try_from(fitting).expect("clamped").min(self.settings.stripes_max).max(1);
+        // Another number of stripes means new trees from scratch: only when pieces have clearly become other ones.
+        let stripes = match known {
+            Some((_, known_stripes)) if stripes * 2 > known_stripes => known_stripes,
+            _ => stripes,
+        };
         if let Some((known_kbps, known_stripes)) = known {
             let is_near = known_kbps.abs_diff(rate_kbps) * 100 <= known_kbps * RATE_STEP_PERCENT;
-            // Another number of stripes means new trees from scratch: only when pieces have clearly become other ones.
-            let fits = known_stripes == stripes || blocks_per_piece * 2 > u32::from(known_stripes);
-            if is_near && fits {
+            if is_near && known_stripes == stripes {
                 return;
             }
         }
-        let stripes = match known {
-            Some((_, known_stripes)) if blocks_per_piece * 2 > u32::from(known_stripes) => known_stripes,
-            _ => stripes,
-        };
         if known.is_some_and(|(_, known_stripes)| known_stripes == stripes) {
             let forest = self.forests.get_mut(&rendition).expect("known");
             forest.rate_kbps = rate_kbps.max(1);

@@ -256,7 +256,8 @@ fn a_segment_is_delivered_when_its_last_part_has_come() {
     for part in 0..3_u16 {
         assert_eq!(peer.segment_parts(0, 4), None);
         let id = PieceId { rendition: 0, msn: 4, part };
-        let record = sign(&record(id, 2 * BLOCK_BYTES_MIN, 1_000_000 + 500 * u64::from(part), 500, part == 2));
+        let record =
+            sign(&record(id, 2 * BLOCK_BYTES_MIN, 1_000_000 + 500 * u64::from(part), 500, part == 2));
         peer.handle_input(Time::from_ms(3), Input::Record { record: &record });
         let digests = [truth(id, 0), truth(id, 1)];
         let took = Span::from_ms(30);

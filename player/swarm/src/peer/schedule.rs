@@ -478,7 +478,15 @@ impl Peer {
             let offset = first * block_bytes(length);
             let bytes = (count * block_bytes(length)).min(length - offset);
             let is_whole = bytes == length;
-            let output = Output::Fetch { fetch, piece: id, piece_length: length, offset, length: bytes, is_whole, is_retry };
+            let output = Output::Fetch {
+                fetch,
+                piece: id,
+                piece_length: length,
+                offset,
+                length: bytes,
+                is_whole,
+                is_retry,
+            };
             self.outputs.push_back(output);
             let Some(piece) = self.pieces.get_mut(&id) else { return false };
             for block in first..first + count {

@@ -185,7 +185,11 @@ impl Peer {
     /// are several times as long as the others, nor for answers and headers: blocks would queue up, and be late.
     fn plannable_bps(&self) -> u64 {
         let usable = self.usable_bps();
-        if self.config.uplink_granted_bps.is_some() { usable / 100 * GRANTED_PLANNABLE_PERCENT } else { usable }
+        if self.config.uplink_granted_bps.is_some() {
+            usable / 100 * GRANTED_PLANNABLE_PERCENT
+        } else {
+            usable
+        }
     }
 
     /// Sends a child away when the upload queue only grows.

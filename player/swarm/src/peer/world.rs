@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use ed25519_dalek::SigningKey;
-use shoal_digest::{BLOCK_BYTES_MAX, BlockDigest, Epoch, OriginKey, PieceId, Record, block_bytes, block_count};
+use shoal_digest::{
+    BLOCK_BYTES_MAX, BlockDigest, Epoch, OriginKey, PieceId, Record, block_bytes, block_count,
+};
 
 use crate::{
     Config, Input, Output, Peer, PeerId, Place, SignedRecord, Span, Target, Time,
