@@ -60,6 +60,15 @@ struct Moments {
     is_needed: bool,
 }
 
+/// How the blocks of a piece are meant to come.
+#[derive(Clone, Copy, Debug)]
+enum Ways<'a> {
+    /// Parents push them. A block comes typically so long after its record.
+    Trees { plan: &'a Plan, typical: Span },
+    /// There is no plan: one of the neighbors fetches them, the local peer from this moment on.
+    Election { seed_at: Time },
+}
+
 impl Peer {
     /// Looks at all pieces in the next round, because something changed that concerns them all.
     pub(super) fn wake_pieces(&mut self) {
@@ -119,41 +128,14 @@ impl Peer {
         let mut pulls: Vec<u32> = Vec::new();
         let mut expired: Vec<u32> = Vec::new();
 
-        let plan = self.plans.get(&id.rendition);
-        let typical = plan.map(typical_delay).unwrap_or_default();
-        let election = if plan.is_none() { Some(self.seed_time(id, piece)) } else { None };
+        let ways = self.ways(id, piece);
         for block in piece.missing() {
             let state = &piece.blocks[block as usize];
             if let Some(fetch) = state.fetch.and_then(|fetch| self.origin.fetches.get(&fetch)) {
                 next = next.min(fetch.progress + self.origin.patience());
                 continue;
             }
-            let (seed_at, late_at) = match (plan, election) {
-                // Many neighbors have had it for long, and no tree will bring it.
-                _ if piece.is_past => (Time::NEVER, piece.since),
-                (Some(plan), _) => {
-                    let stripe = &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))];
-                    let seeds = stripe.is_root && (moments.is_needed || piece.since >= stripe.root_since);
-                    let seed_at = if seeds { piece.since } else { Time::NEVER };
-                    let is_fed = stripe.source().is_some_and(|source| {
-                        self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
-                    });
-                    let late_at = match (seeds, is_fed) {
-                        (true, _) => piece.since + self.origin.patience(),
-                        (false, true) => piece.since + stripe.expected() + self.config.pull_margin,
-                        // Nobody will push it: ask when others can be expected to have it.
-                        (false, false) => piece.since + typical,
-                    };
-                    (seed_at, late_at)
-                }
-                (None, seed_at) => {
-                    // Without trees one neighbor asks first, and the others ask it in turn: otherwise all would ask the
-                    // one who has it from the origin, whose uplink feeds two.
-                    let asks_first = self.asks_first(id, piece, block);
-                    let margin = if asks_first { Span::ZERO } else { self.config.pull_margin };
-                    (seed_at.unwrap_or(Time::NEVER), piece.since + margin)
-                }
-            };
+            let (seed_at, late_at) = self.seeded_or_late(id, piece, block, moments.is_needed, &ways);
             if seed_at.max(self.origin.closed_until) <= self.now {
                 seeds.insert(block);
                 continue;
@@ -212,6 +194,52 @@ impl Peer {
         if let Some(entry) = self.active.iter_mut().find(|(active, _)| *active == id) {
             // A check that leaves something due would spin; what it could not do waits for a change or a retry.
             entry.1 = next.max(self.now + Span::from_ms(1));
+        }
+    }
+
+    /// How a piece's blocks are meant to come.
+    fn ways(&self, id: PieceId, piece: &Piece) -> Ways<'_> {
+        match self.plans.get(&id.rendition) {
+            Some(plan) => Ways::Trees { plan, typical: typical_delay(plan) },
+            None => Ways::Election { seed_at: self.seed_time(id, piece) },
+        }
+    }
+
+    /// When the local peer brings a missing block into the swarm (never, where that is for others to do), and from when on
+    /// the block is late.
+    fn seeded_or_late(
+        &self,
+        id: PieceId,
+        piece: &Piece,
+        block: u32,
+        is_needed: bool,
+        ways: &Ways<'_>,
+    ) -> (Time, Time) {
+        if piece.is_past {
+            // Many neighbors have had it for long, and no tree will bring it.
+            return (Time::NEVER, piece.since);
+        }
+        match *ways {
+            Ways::Trees { plan, typical } => {
+                let stripe = &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))];
+                let seeds = stripe.is_root && (is_needed || piece.since >= stripe.root_since);
+                if seeds {
+                    return (piece.since, piece.since + self.origin.patience());
+                }
+                let is_fed = stripe.source().is_some_and(|source| {
+                    self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
+                });
+                // What nobody will push is asked for when others can be expected to have it.
+                let wait = if is_fed { stripe.expected() + self.config.pull_margin } else { typical };
+                (Time::NEVER, piece.since + wait)
+            }
+            Ways::Election { seed_at } => {
+                // Without trees one neighbor asks first, and the others ask it in turn: otherwise all would ask the
+                // one who has it from the origin, whose uplink feeds two.
+                let asks_first = self.asks_first(id, piece, block);
+                let margin = if asks_first { Span::ZERO } else { self.config.pull_margin };
+                (seed_at, piece.since + margin)
+            }
         }
     }
 
