@@ -10,6 +10,7 @@
 //! the measurements behind it: `README.md` beside this file.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use shoal_tracker_protocol::{PeerId, Place};
 
@@ -34,6 +35,8 @@ const ROUND_SOON_MS: Ms = 20;
 const ROUND_LATER_MS: Ms = 100;
 /// Below this number of viewers a round costs less than a millisecond.
 const SMALL_SWARM: usize = 100;
+/// The shortest and the longest of the usual blocks, in bytes.
+const BLOCK_BYTES: RangeInclusive<u32> = 4 * 1024..=16 * 1024;
 /// So much of a usual piece is worth a stripe. Each stripe has a parent of its own, and each parent costs a connection.
 const STRIPE_BYTES: u32 = 8 * 1024;
 /// Introductions made for the mesh in one tick. The trees come first; the mesh fills up over some seconds.
@@ -189,8 +192,7 @@ impl Planner {
     /// A rendition's rate, and the bytes of its usual piece. To be called when the first pieces are published and whenever
     /// the measured rate changed; small changes are ignored.
     pub fn set_rendition(&mut self, now: Ms, rendition: u8, rate_kbps: u32, piece_bytes: u32) {
-        let blocks_per_piece = shoal_digest::block_count(piece_bytes).max(1);
-        let block_bits = 8 * (piece_bytes / blocks_per_piece);
+        let block_bits = 8 * usual_block_bytes(piece_bytes);
         let known = self.forests.get(&rendition).map(|forest| (forest.rate_kbps, forest.stripes));
         // One block per piece still goes to four trees in turn, so that no viewer carries the whole rendition.
         let fitting = (piece_bytes / STRIPE_BYTES).clamp(4, u32::from(self.settings.stripes_max.max(4)));
@@ -545,6 +547,12 @@ impl Planner {
 /// The place of somebody who no longer takes part in a stripe.
 fn nowhere(stripe: u8) -> Place {
     Place { stripe, root: false, parent: None, children: Vec::new(), expected_ms: 0 }
+}
+
+/// About how long the blocks of a usual piece are. The exact rule is that of the digest records; a plan needs to know how long one
+/// takes.
+fn usual_block_bytes(piece_bytes: u32) -> u32 {
+    (piece_bytes / 12).clamp(*BLOCK_BYTES.start(), *BLOCK_BYTES.end()).min(piece_bytes.max(1))
 }
 
 #[cfg(test)]
