@@ -35,6 +35,9 @@ const GRANTED_MEDIA_PERCENT: u64 = 92;
 /// How much of that is planned on. With 85 % a swarm of 44 took 1.6 times as many copies from the
 /// origin, with 100 % six times.
 const GRANTED_PLANNABLE_PERCENT: u64 = 66;
+/// Who was short of processor time counts as such for so long, and at most so long.
+const STARVED_MIN: Span = Span::from_secs(10);
+const STARVED_MAX: Span = Span::from_secs(60);
 /// Who waits for data for this long gives less.
 const STALL_PATIENCE: Span = Span::from_secs(3);
 /// A piece whose end lies this far behind the playhead is not obtained any more.
@@ -48,6 +51,7 @@ impl Peer {
             self.upkeep_at = self.now + Span::from_us(phase);
             return;
         }
+        self.note_lateness(self.now.since(self.upkeep_at));
         self.upkeep_at = self.now + UPKEEP_INTERVAL;
         self.ask_silent_neighbors();
         self.retire_pieces();
@@ -64,6 +68,24 @@ impl Peer {
         if self.report_at <= self.now {
             self.report();
         }
+    }
+
+    /// Learns from how much later than planned this comes whether there is processor time enough.
+    fn note_lateness(&mut self, sample: Span) {
+        self.lateness = Span::from_us((self.lateness.as_us() * 3 + sample.as_us()) / 4);
+        if self.lateness <= self.config.starved_above {
+            return;
+        }
+        if !self.is_starved() {
+            self.stats.starved += 1;
+            // Giving may be what it was too slow for: each time it comes back later, and not with all the others.
+            let is_again = self.starved_for > Span::ZERO && self.now.since(self.starved_until) < STARVED_MAX;
+            let longer = if is_again { self.starved_for + self.starved_for } else { STARVED_MIN };
+            let jitter = Span::from_us(self.rng.below(longer.as_us() / 2));
+            self.starved_for = longer.min(STARVED_MAX) + jitter;
+            self.wake_pieces();
+        }
+        self.starved_until = self.now + self.starved_for;
     }
 
     fn ask_silent_neighbors(&mut self) {
