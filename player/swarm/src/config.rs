@@ -39,8 +39,8 @@ pub struct Config {
     pub fallback_spread: Span,
     /// How many messages that make no sense are forgiven.
     pub strikes_max: u32,
-    /// Who gets round to things so much later than planned, on average, is short of processor time: it gives nothing, and
-    /// takes at once from the origin what nobody pushes.
+    /// Who gets round to things so much later than planned, on average, is short of processor time: it is to have no children,
+    /// and takes at once from the origin what nobody pushes.
     pub starved_above: Span,
     /// At most this many blocks wait in the upload queue.
     pub upload_queue_max: usize,

@@ -450,11 +450,11 @@ impl Peer {
 
     /// Whether anything may be uploaded at all.
     fn may_upload(&self) -> bool {
-        self.is_sharing_on && self.does_share && !self.is_metered && !self.is_starved()
+        self.is_sharing_on && self.does_share && !self.is_metered
     }
 
-    /// Whether the local peer is short of processor time. Each block would pass through it late, and be later at each step
-    /// further on: it takes and does not give until that is over.
+    /// Whether the local peer is short of processor time. Each block passes through it late, and is later at each step
+    /// further on: it should have no children until that is over.
     fn is_starved(&self) -> bool {
         self.now < self.starved_until
     }

@@ -35,6 +35,8 @@ const GRANTED_MEDIA_PERCENT: u64 = 92;
 /// How much of that is planned on. With 85 % a swarm of 44 took 1.6 times as many copies from the
 /// origin, with 100 % six times.
 const GRANTED_PLANNABLE_PERCENT: u64 = 66;
+/// No single delay counts for more: a machine that slept, or a page that was busy once, is not short of processor time.
+const LATENESS_MAX: Span = Span::from_ms(250);
 /// Who was short of processor time counts as such for so long, and at most so long.
 const STARVED_MIN: Span = Span::from_secs(10);
 const STARVED_MAX: Span = Span::from_secs(60);
@@ -72,6 +74,7 @@ impl Peer {
 
     /// Learns from how much later than planned this comes whether there is processor time enough.
     fn note_lateness(&mut self, sample: Span) {
+        let sample = sample.min(LATENESS_MAX);
         self.lateness = Span::from_us((self.lateness.as_us() * 3 + sample.as_us()) / 4);
         if self.lateness <= self.config.starved_above {
             return;
@@ -182,7 +185,9 @@ impl Peer {
         let is_short = self.player.stalled_for(self.now) > STALL_PATIENCE && !is_common;
         let rate = if is_short { usable / 4 } else { usable };
         // The planner plans on what was reported: it should soon know of a change that matters.
-        if usable.abs_diff(self.reported_bps) > self.reported_bps / 4 && self.report_at < Time::NEVER {
+        if self.plannable_bps().abs_diff(self.reported_bps) > self.reported_bps / 4
+            && self.report_at < Time::NEVER
+        {
             self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);
         }
         self.uploads.set_rate(self.now, rate);
@@ -205,7 +210,11 @@ impl Peer {
 
     /// What the planner may count on. Where all of a line may be used nothing is left for the pieces with keyframes, which
     /// are several times as long as the others, nor for answers and headers: blocks would queue up, and be late.
-    fn plannable_bps(&self) -> u64 {
+    pub(super) fn plannable_bps(&self) -> u64 {
+        if self.is_starved() {
+            // Those that it has it goes on feeding until they have got another parent.
+            return 0;
+        }
         let usable = self.usable_bps();
         if self.config.uplink_granted_bps.is_some() {
             usable / 100 * GRANTED_PLANNABLE_PERCENT
@@ -267,7 +276,7 @@ impl Peer {
     /// Finds somebody who pushes the stripes that nobody pushes any more, until the tracker has repaired the tree.
     fn find_fosters(&mut self) {
         let now = self.now;
-        if !self.player.has_started {
+        if !self.player.has_started || self.is_starved() {
             return;
         }
         let mut changes = Vec::new();
@@ -332,7 +341,7 @@ impl Peer {
         };
         self.reported = self.stats;
         self.reported_at = self.now;
-        self.reported_bps = self.usable_bps();
+        self.reported_bps = self.plannable_bps();
         self.outputs.push_back(Output::Report(report));
     }
 }
