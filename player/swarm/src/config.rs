@@ -74,7 +74,7 @@ impl Config {
             append_margin: Span::from_ms(150),
             fallback_spread: Span::from_ms(800),
             strikes_max: 4,
-            // A page that starts is later at times, but not for long.
+            // Simulated pages that look after things every 150 ms share without harm, every 300 ms with much.
             starved_above: Span::from_ms(75),
             // Five seconds of a 3 Mbit/s stream to one neighbor; what waits longer is late anyway.
             upload_queue_max: 128,

@@ -158,8 +158,9 @@ pub struct Peer {
     shed_at: Time,
 
     upkeep_at: Time,
-    /// How late the local peer gets round to things, smoothed.
+    /// How late the local peer gets round to things, smoothed, from this time on.
     lateness: Span,
+    lateness_from: Time,
     /// Until when it counts as short of processor time, and for how long after each time that it was.
     starved_until: Time,
     starved_for: Span,
@@ -224,6 +225,7 @@ impl Peer {
             shed_at: Time::ZERO,
             upkeep_at: Time::ZERO,
             lateness: Span::ZERO,
+            lateness_from: Time::NEVER,
             starved_until: Time::ZERO,
             starved_for: Span::ZERO,
             report_interval: Span::ZERO,

@@ -35,6 +35,8 @@ const GRANTED_MEDIA_PERCENT: u64 = 92;
 /// How much of that is planned on. With 85 % a swarm of 44 took 1.6 times as many copies from the
 /// origin, with 100 % six times.
 const GRANTED_PLANNABLE_PERCENT: u64 = 66;
+/// A page that starts is busy with that for some seconds, on any machine.
+const STARTING: Span = Span::from_secs(5);
 /// No single delay counts for more: a machine that slept, or a page that was busy once, is not short of processor time.
 const LATENESS_MAX: Span = Span::from_ms(250);
 /// Who was short of processor time counts as such for so long, and at most so long.
@@ -51,6 +53,7 @@ impl Peer {
             // Viewers that start together must not work in step.
             let phase = self.rng.below(UPKEEP_INTERVAL.as_us());
             self.upkeep_at = self.now + Span::from_us(phase);
+            self.lateness_from = self.now + STARTING;
             return;
         }
         self.note_lateness(self.now.since(self.upkeep_at));
@@ -74,6 +77,9 @@ impl Peer {
 
     /// Learns from how much later than planned this comes whether there is processor time enough.
     fn note_lateness(&mut self, sample: Span) {
+        if self.now < self.lateness_from {
+            return;
+        }
         let sample = sample.min(LATENESS_MAX);
         self.lateness = Span::from_us((self.lateness.as_us() * 3 + sample.as_us()) / 4);
         if self.lateness <= self.config.starved_above {
