@@ -39,6 +39,9 @@ pub struct Config {
     pub fallback_spread: Span,
     /// How many messages that make no sense are forgiven.
     pub strikes_max: u32,
+    /// Who gets round to things so much later than planned, on average, is short of processor time: it is to have no children,
+    /// and takes at once from the origin what nobody pushes.
+    pub starved_above: Span,
     /// At most this many blocks wait in the upload queue.
     pub upload_queue_max: usize,
     /// At most this many blocks wait for their record.
@@ -71,6 +74,8 @@ impl Config {
             append_margin: Span::from_ms(150),
             fallback_spread: Span::from_ms(800),
             strikes_max: 4,
+            // Simulated pages that look after things every 150 ms share without harm, every 300 ms with much.
+            starved_above: Span::from_ms(75),
             // Five seconds of a 3 Mbit/s stream to one neighbor; what waits longer is late anyway.
             upload_queue_max: 128,
             held_max: 64,

@@ -158,6 +158,12 @@ pub struct Peer {
     shed_at: Time,
 
     upkeep_at: Time,
+    /// How late the local peer gets round to things, smoothed, from this time on.
+    lateness: Span,
+    lateness_from: Time,
+    /// Until when it counts as short of processor time, and for how long after each time that it was.
+    starved_until: Time,
+    starved_for: Span,
     report_interval: Span,
     report_at: Time,
     reported: Stats,
@@ -218,6 +224,10 @@ impl Peer {
             uploads,
             shed_at: Time::ZERO,
             upkeep_at: Time::ZERO,
+            lateness: Span::ZERO,
+            lateness_from: Time::NEVER,
+            starved_until: Time::ZERO,
+            starved_for: Span::ZERO,
             report_interval: Span::ZERO,
             report_at: Time::NEVER,
             reported: Stats::default(),
@@ -443,6 +453,12 @@ impl Peer {
     /// Whether anything may be uploaded at all.
     fn may_upload(&self) -> bool {
         self.is_sharing_on && self.does_share && !self.is_metered
+    }
+
+    /// Whether the local peer is short of processor time. Each block passes through it late, and is later at each step
+    /// further on: it should have no children until that is over.
+    fn is_starved(&self) -> bool {
+        self.now < self.starved_until
     }
 
     /// A number among neighbors for a peer that no tracker gave one.

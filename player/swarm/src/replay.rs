@@ -232,7 +232,7 @@ impl Writer {
 }
 
 /// The configuration's numbers in the order in which they are written.
-fn numbers(config: &Config) -> [u64; 16] {
+fn numbers(config: &Config) -> [u64; 17] {
     [
         config.store_bytes_max,
         config.pieces_max as u64,
@@ -246,6 +246,7 @@ fn numbers(config: &Config) -> [u64; 16] {
         config.append_margin.as_us(),
         config.fallback_spread.as_us(),
         u64::from(config.strikes_max),
+        config.starved_above.as_us(),
         config.upload_queue_max as u64,
         config.held_max as u64,
         config.fetches_max as u64,
@@ -323,6 +324,7 @@ impl<'a> Reader<'a> {
             append_margin: self.span()?,
             fallback_spread: self.span()?,
             strikes_max: self.small()?,
+            starved_above: self.span()?,
             upload_queue_max: self.small()?,
             held_max: self.small()?,
             fetches_max: self.small()?,

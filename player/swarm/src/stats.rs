@@ -55,6 +55,8 @@ pub struct Stats {
     pub uploads_dropped: u64,
     /// Children that were told to look for another parent.
     pub shed: u64,
+    /// How often the local peer was found short of processor time.
+    pub starved: u64,
     /// Parents complained of to the tracker because they were silent.
     pub complaints: u64,
     /// Pieces evicted from the store.

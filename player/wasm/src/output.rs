@@ -133,6 +133,7 @@ pub fn stats(stats: &Stats) -> Vec<f64> {
         u64::from(stats.origin_p95_ms),
         u64::from(stats.behind_ms),
         u64::from(stats.buffer_ms),
+        stats.starved,
     ];
     counts.iter().map(|count| *count as f64).collect()
 }

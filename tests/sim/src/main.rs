@@ -37,7 +37,7 @@ struct Arguments {
     #[arg(long)]
     polluters: Option<f64>,
     /// Ablations, separated by commas: no-push, no-tracker, interior-stripes=N, stripes=N, mesh=N, neighbors=N, burst=MS,
-    /// reserve=PERCENT, unknown-uplink=PERCENT, no-hash.
+    /// starved=MS, reserve=PERCENT, unknown-uplink=PERCENT, no-hash.
     #[arg(long, value_delimiter = ',')]
     ablate: Vec<String>,
     /// Prints the counters behind the figures.
@@ -211,6 +211,7 @@ fn knobs(ablations: &[String]) -> Result<Knobs, String> {
             "interior-stripes" => knobs.plan.interior_stripes = number()?,
             "stripes" => knobs.plan.stripes_max = number()?.clamp(1, 16) as u8,
             "burst" => knobs.burst_ms = Some(number()?),
+            "starved" => knobs.starved_ms = Some(number()?),
             "mesh" => knobs.plan.mesh_min = number()?,
             "neighbors" => knobs.plan.neighbors_max = number()?,
             "unknown-uplink" => knobs.plan.uplink_unknown_percent = number()?,

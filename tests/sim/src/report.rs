@@ -100,7 +100,7 @@ fn goals(name: &str, viewers: usize, ours: &[Figures], plain: &[Figures]) -> Vec
         ],
         "polluters" => vec![Goal::at_most("bad bytes", bad, 0.0, false)],
         "tiny" => vec![Goal::at_least("offload", offload, 1.0 - 1.0 / viewers as f64 - 0.03, true)],
-        "joins" => vec![Goal::at_most("rebuffering", rebuffer, plain_rebuffer, true)],
+        "joins" | "starved" => vec![Goal::at_most("rebuffering", rebuffer, plain_rebuffer, true)],
         "abr" => vec![Goal::at_least("measured / bound", of_bound, 0.95, false)],
         _ => Vec::new(),
     }

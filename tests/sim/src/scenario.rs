@@ -20,6 +20,7 @@ const FILES: &[(&str, &str)] = &[
     ("tiny", include_str!("../../scenarios/tiny.toml")),
     ("abr", include_str!("../../scenarios/abr.toml")),
     ("joins", include_str!("../../scenarios/joins.toml")),
+    ("starved", include_str!("../../scenarios/starved.toml")),
 ];
 
 /// Why a scenario can't be run.

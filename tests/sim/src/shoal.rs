@@ -98,6 +98,8 @@ pub struct Knobs {
     pub hash: bool,
     /// Milliseconds of its rate that a viewer's token bucket holds, if not as many as by default.
     pub burst_ms: Option<u32>,
+    /// From which lateness on a viewer counts as short of processor time, where it is not the core's default.
+    pub starved_ms: Option<u32>,
     /// Settings of the planner.
     pub plan: plan::Settings,
     /// Without tracker from the start.
@@ -112,6 +114,7 @@ impl Default for Knobs {
             push: true,
             hash: true,
             burst_ms: None,
+            starved_ms: None,
             plan: plan::Settings::default(),
             tracker: true,
             complaints: true,

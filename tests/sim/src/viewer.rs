@@ -68,6 +68,9 @@ impl Viewer {
         let mut config = Config::new(stream.key(), stream.epoch());
         config.push = knobs.push;
         config.uplink_granted_bps = visit.granted_bps;
+        if let Some(starved_ms) = knobs.starved_ms {
+            config.starved_above = Span::from_ms(u64::from(starved_ms));
+        }
         if let Some(burst_ms) = knobs.burst_ms {
             config.upload_burst = Span::from_ms(u64::from(burst_ms));
         }

@@ -21,6 +21,7 @@ fn playing(seed: u64) -> Peer {
 }
 
 fn playhead(peer: &mut Peer, now_ms: u64, is_stalled: bool) {
+    wake_until(peer, Time::from_ms(now_ms), Span::ZERO);
     let playhead = Input::Playhead {
         position_ms: 998_500,
         buffered_until_ms: if is_stalled { 998_500 } else { 1_000_000 },
@@ -28,6 +29,13 @@ fn playhead(peer: &mut Peer, now_ms: u64, is_stalled: bool) {
         is_stalled,
     };
     peer.handle_input(Time::from_ms(now_ms), playhead);
+}
+
+/// Wakes the peer whenever it wants to be woken, each time so much late.
+fn wake_until(peer: &mut Peer, end: Time, late: Span) {
+    while let Some((at, _)) = peer.next_deadline().filter(|(at, _)| *at + late < end) {
+        peer.handle_input(at + late, Input::Wake);
+    }
 }
 
 fn drain(peer: &mut Peer) -> Vec<Output> {
@@ -154,6 +162,29 @@ fn playback_that_waits_for_a_moment_costs_the_children_nothing_and_a_long_wait_t
     assert_eq!(peer.stats().upload_rate_bps, full / 4);
     playhead(&mut peer, 5_000, false);
     assert_eq!(peer.stats().upload_rate_bps, full);
+}
+
+#[test]
+fn who_is_short_of_processor_time_wants_no_children_until_that_is_over() {
+    let mut peer = playing(1);
+    let full = peer.plannable_bps();
+    assert!(full > 0);
+    wake_until(&mut peer, Time::from_ms(10_000), Span::from_ms(60));
+    assert_eq!((peer.stats().starved, peer.plannable_bps()), (0, full), "a little late is as usual");
+    wake_until(&mut peer, Time::from_ms(20_000), Span::from_ms(150));
+    assert_eq!((peer.stats().starved, peer.plannable_bps()), (1, 0));
+    wake_until(&mut peer, Time::from_ms(40_000), Span::ZERO);
+    assert_eq!((peer.stats().starved, peer.plannable_bps()), (1, full));
+}
+
+#[test]
+fn a_machine_that_slept_goes_on_giving() {
+    let mut peer = playing(1);
+    let full = peer.plannable_bps();
+    wake_until(&mut peer, Time::from_ms(10_000), Span::ZERO);
+    peer.handle_input(Time::from_ms(600_000), Input::Wake);
+    wake_until(&mut peer, Time::from_ms(605_000), Span::ZERO);
+    assert_eq!((peer.stats().starved, peer.plannable_bps()), (0, full));
 }
 
 #[test]

@@ -106,7 +106,9 @@ impl Peer {
         }
         let missing =
             u32::try_from(piece.blocks.len()).unwrap_or(u32::MAX).saturating_sub(piece.stored.count());
-        let last_call = deadline.before(self.origin.estimate(missing));
+        // Who is late at everything is late at this, too, and at what comes of it.
+        let late = if self.is_starved() { self.lateness + self.lateness } else { Span::ZERO };
+        let last_call = deadline.before(self.origin.estimate(missing) + late);
         // Viewers share their deadlines: without a spread all of a broken tree's leaves would ask in the same moment, and
         // none could help another. Among neighbors one goes first and can serve the others.
         let room = last_call.since(piece.since).percent(50).min(self.config.fallback_spread);
@@ -229,6 +231,10 @@ impl Peer {
                 let is_fed = stripe.source().is_some_and(|source| {
                     self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
                 });
+                if !is_fed && is_needed && self.is_starved() {
+                    // Questions and answers would be late, too: what a plain player does is the best that can be done.
+                    return (piece.since, piece.since + self.origin.patience());
+                }
                 // What nobody will push is asked for when others can be expected to have it.
                 let wait = if is_fed { stripe.expected() + self.config.pull_margin } else { typical };
                 (Time::NEVER, piece.since + wait)

@@ -35,6 +35,13 @@ const GRANTED_MEDIA_PERCENT: u64 = 92;
 /// How much of that is planned on. With 85 % a swarm of 44 took 1.6 times as many copies from the
 /// origin, with 100 % six times.
 const GRANTED_PLANNABLE_PERCENT: u64 = 66;
+/// A page that starts is busy with that for some seconds, on any machine.
+const STARTING: Span = Span::from_secs(5);
+/// No single delay counts for more: a machine that slept, or a page that was busy once, is not short of processor time.
+const LATENESS_MAX: Span = Span::from_ms(250);
+/// Who was short of processor time counts as such for so long, and at most so long.
+const STARVED_MIN: Span = Span::from_secs(10);
+const STARVED_MAX: Span = Span::from_secs(60);
 /// Who waits for data for this long gives less.
 const STALL_PATIENCE: Span = Span::from_secs(3);
 /// A piece whose end lies this far behind the playhead is not obtained any more.
@@ -46,8 +53,10 @@ impl Peer {
             // Viewers that start together must not work in step.
             let phase = self.rng.below(UPKEEP_INTERVAL.as_us());
             self.upkeep_at = self.now + Span::from_us(phase);
+            self.lateness_from = self.now + STARTING;
             return;
         }
+        self.note_lateness(self.now.since(self.upkeep_at));
         self.upkeep_at = self.now + UPKEEP_INTERVAL;
         self.ask_silent_neighbors();
         self.retire_pieces();
@@ -64,6 +73,28 @@ impl Peer {
         if self.report_at <= self.now {
             self.report();
         }
+    }
+
+    /// Learns from how much later than planned this comes whether there is processor time enough.
+    fn note_lateness(&mut self, sample: Span) {
+        if self.now < self.lateness_from {
+            return;
+        }
+        let sample = sample.min(LATENESS_MAX);
+        self.lateness = Span::from_us((self.lateness.as_us() * 3 + sample.as_us()) / 4);
+        if self.lateness <= self.config.starved_above {
+            return;
+        }
+        if !self.is_starved() {
+            self.stats.starved += 1;
+            // Giving may be what it was too slow for: each time it comes back later, and not with all the others.
+            let is_again = self.starved_for > Span::ZERO && self.now.since(self.starved_until) < STARVED_MAX;
+            let longer = if is_again { self.starved_for + self.starved_for } else { STARVED_MIN };
+            let jitter = Span::from_us(self.rng.below(longer.as_us() / 2));
+            self.starved_for = longer.min(STARVED_MAX) + jitter;
+            self.wake_pieces();
+        }
+        self.starved_until = self.now + self.starved_for;
     }
 
     fn ask_silent_neighbors(&mut self) {
@@ -160,7 +191,9 @@ impl Peer {
         let is_short = self.player.stalled_for(self.now) > STALL_PATIENCE && !is_common;
         let rate = if is_short { usable / 4 } else { usable };
         // The planner plans on what was reported: it should soon know of a change that matters.
-        if usable.abs_diff(self.reported_bps) > self.reported_bps / 4 && self.report_at < Time::NEVER {
+        if self.plannable_bps().abs_diff(self.reported_bps) > self.reported_bps / 4
+            && self.report_at < Time::NEVER
+        {
             self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);
         }
         self.uploads.set_rate(self.now, rate);
@@ -183,7 +216,11 @@ impl Peer {
 
     /// What the planner may count on. Where all of a line may be used nothing is left for the pieces with keyframes, which
     /// are several times as long as the others, nor for answers and headers: blocks would queue up, and be late.
-    fn plannable_bps(&self) -> u64 {
+    pub(super) fn plannable_bps(&self) -> u64 {
+        if self.is_starved() {
+            // Those that it has it goes on feeding until they have got another parent.
+            return 0;
+        }
         let usable = self.usable_bps();
         if self.config.uplink_granted_bps.is_some() {
             usable / 100 * GRANTED_PLANNABLE_PERCENT
@@ -245,7 +282,7 @@ impl Peer {
     /// Finds somebody who pushes the stripes that nobody pushes any more, until the tracker has repaired the tree.
     fn find_fosters(&mut self) {
         let now = self.now;
-        if !self.player.has_started {
+        if !self.player.has_started || self.is_starved() {
             return;
         }
         let mut changes = Vec::new();
@@ -310,7 +347,7 @@ impl Peer {
         };
         self.reported = self.stats;
         self.reported_at = self.now;
-        self.reported_bps = self.usable_bps();
+        self.reported_bps = self.plannable_bps();
         self.outputs.push_back(Output::Report(report));
     }
 }

@@ -292,6 +292,7 @@ impl World<'_> {
             ("fallbacks", stats.fallbacks),
             ("uploads dropped", stats.uploads_dropped),
             ("shed", stats.shed),
+            ("starved", stats.starved),
             ("complaints", stats.complaints),
             ("bans", stats.bans),
             ("strikes", stats.strikes),
