@@ -33,7 +33,7 @@ use crate::{
     uplink::Uplink,
 };
 
-/// Events of one kind that may wait before their senders do. A block is 16 KiB: 4 MiB in the worst case.
+/// Events of one kind that may wait before their senders do. A block has at most 16 KiB: 4 MiB in the worst case.
 const EVENTS_MAX: usize = 256;
 /// Pieces whose URLs are remembered; beyond it the oldest are forgotten. Ten minutes of two renditions.
 const URLS_MAX: usize = 2400;

@@ -260,6 +260,24 @@ mod tests {
     }
 
     #[test]
+    fn a_granted_line_carries_its_rate_one_long_block_at_a_time() {
+        let mut uploads = Uploads::unmeasured();
+        uploads.set_rate(Time::ZERO, 1_000_000);
+        (0..40).for_each(|block| uploads.push(Time::ZERO, upload(1, block)));
+        let mut sent = 0;
+        for ms in 0..=2000 {
+            let mut at_once = 0;
+            while uploads.next(Time::from_ms(ms), |_| true).is_some() {
+                at_once += 1;
+            }
+            assert!(at_once <= 1, "{at_once} blocks at {ms} ms");
+            sent += at_once * u64::from(BLOCK_BYTES_MAX);
+        }
+        // 250 kB in two seconds; a block that has begun to leave counts whole.
+        assert!(sent.abs_diff(250_000) <= u64::from(BLOCK_BYTES_MAX), "{sent}");
+    }
+
+    #[test]
     fn a_blocked_channel_does_not_hold_up_the_others() {
         let mut uploads = Uploads::new(Span::from_ms(350));
         uploads.set_rate(Time::ZERO, 1_000_000);

@@ -3,7 +3,7 @@
 
 use super::world::{World, config, record, sign};
 use crate::{
-    BLOCK_BYTES_MAX, Input, Output, Peer, PieceId, SignedRecord, Span, Time,
+    BLOCK_BYTES_MAX, Config, Input, Output, Peer, PieceId, SignedRecord, Span, Time,
     wire::{Control, Flags, VERSION},
 };
 
@@ -162,6 +162,15 @@ fn playback_that_waits_for_a_moment_costs_the_children_nothing_and_a_long_wait_t
     assert_eq!(peer.stats().upload_rate_bps, full / 4);
     playhead(&mut peer, 5_000, false);
     assert_eq!(peer.stats().upload_rate_bps, full);
+}
+
+#[test]
+fn a_granted_uplink_is_used_and_not_measured_and_two_thirds_of_it_are_planned_on() {
+    let granted = |bps| Peer::new(Config { uplink_granted_bps: bps, ..config() }, 1);
+    let told = |peer: Peer| (peer.usable_bps(), peer.plannable_bps());
+    assert_eq!(told(granted(Some(1_000_000))), (920_000, 607_200));
+    assert_eq!(told(granted(Some(0))), (0, 0));
+    assert_eq!(told(granted(None)), (1_000_000, 1_000_000), "half of what is assumed of an unknown line");
 }
 
 #[test]

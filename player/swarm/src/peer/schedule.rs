@@ -21,7 +21,7 @@ use crate::{
     wire::{Control, SetsBuilder},
 };
 
-/// At most this many blocks are asked of one neighbor at a time: half a second of a 4 Mbit/s uplink.
+/// At most this many blocks are asked of one neighbor at a time: of the longest, half a second of a 4 Mbit/s uplink.
 const ASKED_MAX: u16 = 16;
 /// A block is asked for at most this often; then the origin has to give it.
 const PULLS_MAX: u8 = 8;
