@@ -47,11 +47,13 @@ pub use shoal_digest::{
 pub use stats::Stats;
 pub use time::{Span, Time};
 
-/// The stripe that a block belongs to, as in the tracker's `plan` message: neighboring blocks fall into different
-/// stripes, and the first block of a piece into a different one each time. `stripes` is not zero.
+/// The stripe that a block belongs to, as in the tracker's `plan` message, in a piece of `length` bytes: the piece is cut into as many
+/// runs of neighboring blocks as there are stripes, so that a root fetches its share in one range, and the first run belongs
+/// to a different stripe each time. `stripes` is not zero.
 #[must_use]
-pub fn stripe_of(piece: PieceId, block: u32, stripes: u8) -> u8 {
+pub fn stripe_of(piece: PieceId, length: u32, block: u32, stripes: u8) -> u8 {
     let stripes = u64::from(stripes.max(1));
-    let sum = u64::from(block) + 7 * u64::from(piece.part) + 3 * (piece.msn % stripes);
+    let run = u64::from(block) * stripes / u64::from(block_count(length).max(1));
+    let sum = run + 7 * u64::from(piece.part) + 3 * (piece.msn % stripes);
     u8::try_from(sum % stripes).expect("a remainder by a u8 fits a u8")
 }

@@ -169,7 +169,7 @@ impl Peer {
         }
         let mut parent = None;
         if let Some(plan) = self.plans.get_mut(&id.rendition) {
-            let stripe = stripe_of(id, block, plan.stripe_count());
+            let stripe = stripe_of(id, piece_length, block, plan.stripe_count());
             let place = &mut plan.stripes[usize::from(stripe)];
             parent = place.source();
             if parent.is_some() && pusher == parent {
@@ -194,8 +194,9 @@ impl Peer {
     fn note_push(&mut self, peer: PeerId, id: PieceId, block: u32) {
         let now = self.now;
         let Some(plan) = self.plans.get_mut(&id.rendition) else { return };
+        let Some(record) = self.pieces.get(&id).and_then(Piece::record) else { return };
         let (rendition, stripes) = (id.rendition, plan.stripe_count());
-        let stripe = stripe_of(id, block, stripes);
+        let stripe = stripe_of(id, record.length, block, stripes);
         let Some(foster) = plan.stripes[usize::from(stripe)].pushed_by(now, peer) else { return };
         if self.neighbors.contains_key(&foster) {
             self.send(foster, &Control::Subscribe { rendition, stripes, stripe, on: false });
@@ -288,9 +289,9 @@ impl Peer {
             return;
         }
         let Some(plan) = self.plans.get(&id.rendition) else { return };
-        let stripe = &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))];
         let Some(piece) = self.pieces.get(&id).filter(|piece| !piece.is_past) else { return };
         let Some(record) = piece.record() else { return };
+        let stripe = &plan.stripes[usize::from(stripe_of(id, record.length, block, plan.stripe_count()))];
         let Some(bytes) = record.block_length(block) else { return };
         let until = self.useful_until(record.start_ms);
         // The strongest child gets all of a burst's blocks first: it passes them on while the others are served.

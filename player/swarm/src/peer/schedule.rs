@@ -223,7 +223,8 @@ impl Peer {
         }
         match *ways {
             Ways::Trees { plan, typical } => {
-                let stripe = &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))];
+                let length = piece.record().map_or(0, |record| record.length);
+                let stripe = &plan.stripes[usize::from(stripe_of(id, length, block, plan.stripe_count()))];
                 let seeds = stripe.is_root && (is_needed || piece.since >= stripe.root_since);
                 if seeds {
                     return (piece.since, piece.since + self.origin.patience());
@@ -430,8 +431,12 @@ impl Peer {
         if pulls >= PULLS_MAX {
             return None;
         }
+        let length = piece.record()?.length;
         let plan = self.plans.get(&id.rendition);
-        let stripe = plan.map(|plan| &plan.stripes[usize::from(stripe_of(id, block, plan.stripe_count()))]);
+        let place = plan.map(|plan| (plan, stripe_of(id, length, block, plan.stripe_count())));
+        let stripe = place.map(|(plan, stripe)| &plan.stripes[usize::from(stripe)]);
+        // A stripe's blocks come together. Who is only likely to have one is asked for all of them: one question, one refusal.
+        let topic = place.map_or(block, |(_, stripe)| u32::from(stripe));
         // While nothing leaves the origin, nobody is likely to have what did not announce it.
         let stripe = stripe.filter(|_| !self.origin.is_down() && pulls < GUESSES_MAX);
         let mut best = None;
@@ -444,8 +449,8 @@ impl Peer {
                 continue;
             }
             let wait = neighbor.service + Span::from_ms(10 * u64::from(neighbor.asked));
-            let cost = if known.is_some_and(|known| known.has.contains(block)) {
-                wait
+            let (cost, topic) = if known.is_some_and(|known| known.has.contains(block)) {
+                (wait, block)
             } else {
                 let Some(stripe) = stripe else { continue };
                 // A child gets the block from here, and the parent pushes it without being asked.
@@ -453,9 +458,9 @@ impl Peer {
                 if is_along_tree && !piece.is_past {
                     continue;
                 }
-                wait + wait + GUESS_COST
+                (wait + wait + GUESS_COST, topic)
             };
-            let tie = mix(u64::from(*peer) << 32 ^ u64::from(self.me) ^ u64::from(block) << 16 ^ id.msn << 5);
+            let tie = mix(u64::from(*peer) << 32 ^ u64::from(self.me) ^ u64::from(topic) << 16 ^ id.msn << 5);
             let candidate = (cost, tie, *peer);
             if best.is_none_or(|best| candidate < best) {
                 best = Some(candidate);

@@ -251,7 +251,10 @@ impl Peer {
         self.shed_at = self.now;
         self.stats.shed += 1;
         let dropped = self.uploads.remove(&mut |upload| {
-            let its = crate::stripe_of(upload.piece, u32::from(upload.block), stripes) == stripe;
+            let record = self.pieces.get(&upload.piece).and_then(|piece| piece.record());
+            let its = record.is_some_and(|record| {
+                crate::stripe_of(upload.piece, record.length, u32::from(upload.block), stripes) == stripe
+            });
             upload.peer == child && upload.piece.rendition == rendition && its && !upload.is_answer
         });
         self.stats.uploads_dropped += dropped as u64;

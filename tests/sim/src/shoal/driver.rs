@@ -237,8 +237,8 @@ impl World<'_> {
                 if state.store.block(*rendition, u64::from(*number), *block).is_some() {
                     let is_answer = header[1] & 1 != 0;
                     let stripes = state.parents.len().max(1) as u8;
-                    let id = self.stream.piece(*rendition, u64::from(*number)).id;
-                    let stripe = shoal_swarm::stripe_of(id, u32::from(*block), stripes);
+                    let piece = self.stream.piece(*rendition, u64::from(*number));
+                    let stripe = shoal_swarm::stripe_of(piece.id, piece.length, u32::from(*block), stripes);
                     let parent = state.parents.get(usize::from(stripe)).copied().flatten();
                     let kind = match (is_answer, parent) {
                         (true, _) => "duplicate: answers",
