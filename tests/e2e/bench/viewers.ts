@@ -10,7 +10,7 @@ import { createHash } from 'node:crypto';
 import { parseArgs } from 'node:util';
 
 import { startChromium } from '../src/browsers.ts';
-import type { Browser } from '../src/browsers.ts';
+import type { Browser, Tab } from '../src/browsers.ts';
 import { Program, Server, shoalPath, sumOfMetric } from '../src/program.ts';
 import { RivalSite } from '../src/rival.ts';
 import { Viewer } from '../src/viewer.ts';
@@ -19,7 +19,7 @@ import { pause, until } from '../src/wait.ts';
 import { copies, percentile, rounded, table } from './figures.ts';
 import type { Figures, OriginCounters } from './figures.ts';
 import { browserSeconds, processorTicks, untilCalm, yieldProcessors } from './processors.ts';
-import { openRival, openShoal } from './watchers.ts';
+import { openRival, openShoal, openTab } from './watchers.ts';
 import type { Watcher } from './watchers.ts';
 
 const STREAM = 'bench';
@@ -27,8 +27,8 @@ const PART_MS = 500;
 /** Steady state is counted from so long after the last viewer's first frame. */
 const SETTLE_MS = 10_000;
 /**
- * Viewers come one after the other, so that start-up is measured and not the machine's load: opening a page takes three seconds
- * of processor time, which the others' pages would miss, although real viewers have processors of their own.
+ * Viewers come one after the other, so that start-up is measured and not the machine's load: loading a page takes a second of
+ * processor time, which the others' pages would miss, although real viewers have processors of their own.
  */
 const [JOIN_INTERVAL_MIN_MS, JOIN_INTERVAL_MAX_MS] = [2_000, 15_000];
 const LATENCY_INTERVAL_MS = 1_000;
@@ -142,18 +142,22 @@ async function usage(watchers: Watcher[]): Promise<Usage> {
   return { atMs: Date.now(), browserSeconds: await browserSeconds(), swarmMs: swarmMs.filter((ms) => ms !== null) };
 }
 
-async function measure(server: Server, name: string, open: (browser: Browser) => Promise<Watcher>, withNative = false): Promise<Figures> {
+async function measure(server: Server, name: string, open: (tab: Tab) => Promise<Watcher>, withNative = false): Promise<Figures> {
   const browser = await startChromium();
   await yieldProcessors();
   let helpers: Program | null = null;
   try {
     await warmUp(browser, server);
+    const tabs: Tab[] = [];
+    for (let index = 0; index < viewers; index++) tabs.push(await openTab(browser));
+    await yieldProcessors();
+    await untilCalm(JOIN_INTERVAL_MIN_MS, JOIN_INTERVAL_MAX_MS);
     const rateKbps = withNative ? await streamKbps(server) : 0;
     const from = await counters(server);
     const watchers: Watcher[] = [];
-    for (let index = 0; index < viewers; index++) {
+    for (const [index, tab] of tabs.entries()) {
       if (index > 0) await untilCalm(JOIN_INTERVAL_MIN_MS, JOIN_INTERVAL_MAX_MS);
-      watchers.push(await open(browser));
+      watchers.push(await open(tab));
     }
     if (withNative) helpers = await startNative(server, rateKbps);
     const begin = Date.now();
@@ -216,7 +220,7 @@ async function measureRival(server: Server): Promise<Record<string, Figures>> {
   const site = await RivalSite.start(server.url, STREAM);
   try {
     const run = (name: string, isTuned: boolean): Promise<Figures> =>
-      measure(server, name, (browser) => openRival(browser, site, name, isTuned));
+      measure(server, name, (tab) => openRival(tab, site, name, isTuned));
     return { rival_tuned: await run('rival-tuned', true), rival_default: await run('rival-default', false) };
   } finally {
     site.close();
@@ -231,7 +235,7 @@ try {
   try {
     console.log(`${viewers} viewers, ${seconds} s for each run, parts of ${PART_MS} ms, test pattern ${values.size}, ${values.fps} frames a second, ${values.bitrate}bit/s`);
     const [idleBefore, allBefore] = await processorTicks();
-    const shoal = (sharing: boolean) => (browser: Browser): Promise<Watcher> => openShoal(browser, server.url, STREAM, sharing);
+    const shoal = (sharing: boolean) => (tab: Tab): Promise<Watcher> => openShoal(tab, server.url, STREAM, sharing);
     const sharing = await measure(server, 'sharing', shoal(true), native > 0);
     const originOnly = await measure(server, 'origin only', shoal(false));
     const rivals = values.rival ? await measureRival(server) : {};

@@ -26,9 +26,14 @@ export interface Watcher {
   summary(): Promise<string>;
 }
 
+/** A tab for a watcher. A viewer's browser runs before he goes to a page: starting it costs more than all that the page does. */
+export function openTab(browser: Browser): Promise<Tab> {
+  return browser.open({ prelude: PROBE, ...PAGE });
+}
+
 /** Shoal's watch page. */
-export async function openShoal(browser: Browser, server: string, stream: string, sharing: boolean): Promise<Watcher> {
-  const viewer = await Viewer.open(browser, server, stream, { sharing, ...PAGE });
+export async function openShoal(tab: Tab, server: string, stream: string, sharing: boolean): Promise<Watcher> {
+  const viewer = await Viewer.load(tab, server, stream, sharing);
   let audit: Promise<AuditEntry[]> | null = null;
   const ledger = (): Promise<AuditEntry[]> => (audit ??= viewer.audit());
   return {
@@ -47,8 +52,8 @@ export async function openShoal(browser: Browser, server: string, stream: string
 }
 
 /** A page with p2p-media-loader. */
-export async function openRival(browser: Browser, site: RivalSite, swarm: string, isTuned: boolean): Promise<Watcher> {
-  const tab: Tab = await site.open(browser, { swarm, isTuned, prelude: PROBE, ...PAGE });
+export async function openRival(tab: Tab, site: RivalSite, swarm: string, isTuned: boolean): Promise<Watcher> {
+  await site.load(tab, { swarm, isTuned });
   return {
     untilPlaying: () => until('the rival shows moving pictures', () => tab.evaluate<boolean>(`${SHOWN_FRAMES} > 10`), 60_000).then(() => undefined),
     latencyMs: () => latencyMs(tab),

@@ -132,9 +132,14 @@ export class RivalSite {
   /** Opens the page; it plays by itself. */
   async open(browser: Browser, options: RivalOptions): Promise<Tab> {
     const tab = await browser.open(options);
+    await this.load(tab, options);
+    return tab;
+  }
+
+  /** The same in a tab that is there already. */
+  async load(tab: Tab, options: RivalOptions): Promise<void> {
     const behind = options.behind === undefined ? '' : `&behind=${options.behind}`;
     await tab.goto(`${this.url}/?swarm=${options.swarm}${behind}${options.isTuned ? '&tuned' : ''}`);
-    return tab;
   }
 
   close(): void {

@@ -109,7 +109,12 @@ export class Viewer {
   /** Opens the watch page; it plays by itself. */
   static async open(browser: Browser, server: string, stream: string, options: ViewerOptions = {}): Promise<Viewer> {
     const tab = await browser.open({ ...options, prelude: PROBE + (options.prelude ?? '') });
-    const query = options.sharing === false ? '?audit&sharing=off' : '?audit';
+    return Viewer.load(tab, server, stream, options.sharing);
+  }
+
+  /** The same in a tab that is there already, with {@link PROBE} as its prelude. */
+  static async load(tab: Tab, server: string, stream: string, sharing = true): Promise<Viewer> {
+    const query = sharing ? '?audit' : '?audit&sharing=off';
     await tab.goto(`${server}/watch/${stream}${query}`);
     return new Viewer(tab);
   }
