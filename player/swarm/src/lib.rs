@@ -57,3 +57,31 @@ pub fn stripe_of(piece: PieceId, length: u32, block: u32, stripes: u8) -> u8 {
     let sum = run + 7 * u64::from(piece.part) + 3 * (piece.msn % stripes);
     u8::try_from(sum % stripes).expect("a remainder by a u8 fits a u8")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stripe_has_a_run_of_neighboring_blocks_and_none_gets_more_than_one_block_above_its_share() {
+        for (length, stripes) in [(1, 4), (8_192, 5), (60_000, 8), (131_073, 12), (8_000_000, 7)] {
+            for part in 0..9 {
+                let piece = PieceId { rendition: 0, msn: 77, part };
+                let blocks = block_count(length);
+                let of: Vec<u8> = (0..blocks).map(|block| stripe_of(piece, length, block, stripes)).collect();
+                let runs = 1 + of.windows(2).filter(|pair| pair[0] != pair[1]).count();
+                assert_eq!(runs, blocks.min(u32::from(stripes)) as usize, "{length} bytes, {stripes} stripes");
+                let share = blocks.div_ceil(u32::from(stripes)) as usize;
+                assert!((0..stripes).all(|stripe| of.iter().filter(|other| **other == stripe).count() <= share));
+            }
+        }
+    }
+
+    #[test]
+    fn the_first_block_of_a_piece_is_everybodys_in_turn() {
+        let first = |part| stripe_of(PieceId { rendition: 0, msn: 3, part }, 4_000, 0, 4);
+        let mut stripes: Vec<u8> = (0..4).map(first).collect();
+        stripes.sort_unstable();
+        assert_eq!(stripes, [0, 1, 2, 3]);
+    }
+}

@@ -381,3 +381,31 @@ mod from_the_past {
         assert!(asked.contains(&(13, 17)) && asked.contains(&(13, 29)), "the rare ones first: {asked:?}");
     }
 }
+
+#[test]
+fn a_root_fetches_its_share_of_a_piece_in_one_range() {
+    use super::world::{record, sign};
+    use crate::{Output, Peer, PieceId, Place, Time};
+    use shoal_digest::BLOCK_BYTES_MIN;
+    let mut peer = Peer::new(config(), 1);
+    let report_interval = Span::ZERO;
+    let welcome = Input::Welcome { peer: 1, neighbors_max: 8, upload_ratio_percent: 200, report_interval };
+    peer.handle_input(Time::from_ms(1), welcome);
+    let place =
+        |stripe| Place { stripe, is_root: stripe == 1, parent: None, children: &[], expected: Span::ZERO };
+    let places: Vec<_> = (0..4).map(place).collect();
+    peer.handle_input(Time::from_ms(2), Input::Plan { rendition: 0, stripes: 4, places: &places });
+    peer.handle_input(Time::from_ms(2), Input::Playing { renditions: &[0] });
+    let id = PieceId { rendition: 0, msn: 4, part: 0 };
+    let record = sign(&record(id, 12 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
+    peer.handle_input(Time::from_ms(3), Input::Record { record: &record });
+    peer.handle_input(Time::from_ms(4), Input::Wake);
+    let fetches: Vec<_> = std::iter::from_fn(|| peer.poll_output())
+        .filter_map(|output| match output {
+            Output::Fetch { offset, length, .. } => Some((offset / BLOCK_BYTES_MIN, length / BLOCK_BYTES_MIN)),
+            _ => None,
+        })
+        .collect();
+    // Msn 4 of four stripes begins with stripe 0: the root of stripe 1 has the second three of the twelve blocks.
+    assert_eq!(fetches, [(3, 3)]);
+}
