@@ -31,6 +31,9 @@ const RETRY_MAX: Duration = Duration::from_millis(150);
 const ROUND_TRIP_GUESS: Duration = Duration::from_millis(60);
 /// A larger gap is not repaired but skipped: it is the sender's pause or restart, or a second of lost video.
 const GAP_MAX: u64 = 500;
+/// Retransmission streams that are told apart: a publisher has one for each layer, and new ones when it starts a track
+/// anew.
+const RTX_MAX: usize = 64;
 /// Sequence numbers that one packet of ours asks for; more are asked for in the next.
 const REQUESTED_MAX: usize = 200;
 
@@ -103,6 +106,9 @@ impl Repair {
         let Some(&payload_type) = self.apt.get(&packet.header.payload_type) else { return false };
         let header = &mut packet.header;
         if !self.rtx.contains_key(&header.ssrc) {
+            if self.rtx.len() >= RTX_MAX {
+                return false;
+            }
             // Simulcast layers are announced by name only; retransmissions carry the name of what they repair.
             let rid = self.repaired_rid_extension.and_then(|id| header.get_extension(id));
             let primary = match rid {
@@ -141,10 +147,7 @@ impl Repair {
             return;
         };
         if sequence <= highest {
-            let Some(missing) = log.missing.remove(&sequence) else {
-                shared.figures.packets_duplicate += 1;
-                return;
-            };
+            let Some(missing) = log.missing.remove(&sequence) else { return };
             shared.figures.packets_repaired += 1;
             if let (Some(asked_at), 1) = (missing.asked_at, missing.times_asked) {
                 // Asked for once, so this can only be the reply to that (or a late arrival, which is no longer).
@@ -267,5 +270,31 @@ impl Interceptor for Repair {
     fn unbind_remote_stream(&mut self, info: &StreamInfo) {
         self.logs.remove(&info.ssrc);
         self.rtx.retain(|_, primary| *primary != info.ssrc);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retransmission_streams_are_bounded_and_known_ones_go_on() {
+        let apt = HashMap::from([(97, 96)]);
+        let mut repair = Repair::new(apt, None, None, Duration::from_millis(400), Arc::default());
+        repair.logs.insert(1, Log::default());
+        let retransmission = |ssrc: u32| {
+            let mut packet = rtc::rtp::Packet::default();
+            packet.header.payload_type = 97;
+            packet.header.ssrc = ssrc;
+            packet.payload = bytes::Bytes::from_static(&[0, 7, 1]);
+            packet
+        };
+        for ssrc in 100..10_000 {
+            repair.unwrap_retransmission(&mut retransmission(ssrc));
+        }
+        assert_eq!(repair.rtx.len(), RTX_MAX);
+        let mut packet = retransmission(100);
+        assert!(repair.unwrap_retransmission(&mut packet));
+        assert_eq!((packet.header.ssrc, packet.header.sequence_number), (1, 7));
     }
 }
