@@ -202,8 +202,11 @@ impl Session {
         let mut status_at = started + STATUS_INTERVAL;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let give_up =
-                if self.is_connected { heard_at + self.timeouts.silence } else { started + self.timeouts.connect };
+            let give_up = if self.is_connected {
+                heard_at + self.timeouts.silence
+            } else {
+                started + self.timeouts.connect
+            };
             let deadlines = [self.transport.poll_timeout(), self.receiver.poll_timeout()];
             let wake = deadlines.into_iter().flatten().fold(give_up.min(status_at), Instant::min);
             tokio::select! {

@@ -151,9 +151,11 @@ impl Status {
             missing as f64 * 100.0 / (packets + missing).saturating_sub(repaired).max(1) as f64
         };
         metrics::counter!(metric::PACKETS_REPAIRED).increment(repaired);
-        let unknown = receiver.packets_unknown - std::mem::replace(&mut self.packets_unknown, receiver.packets_unknown);
+        let unknown =
+            receiver.packets_unknown - std::mem::replace(&mut self.packets_unknown, receiver.packets_unknown);
         // What belongs to no track has no kind.
-        metrics::counter!(metric::PACKETS_DROPPED, "kind" => "unknown", "reason" => "unknown").increment(unknown);
+        metrics::counter!(metric::PACKETS_DROPPED, "kind" => "unknown", "reason" => "unknown")
+            .increment(unknown);
         let held = std::mem::take(&mut receiver.held);
         if held.frames > 0 {
             metrics::gauge!(metric::HELD_MAX_SECONDS).set(held.max.as_secs_f64());
@@ -233,7 +235,9 @@ mod tests {
     use std::time::Duration;
 
     use bytes::Bytes;
-    use metrics::{Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+    use metrics::{
+        Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    };
 
     use super::*;
     use crate::rtp::receiver::Limits;

@@ -301,7 +301,9 @@ fn refuse(refused: Refused) -> Response {
         Refused::Overloaded | Refused::NoTranscoder | Refused::AuthUnavailable | Refused::Deaf => {
             insert(response.headers_mut(), header::RETRY_AFTER, "10");
         }
-        Refused::Unauthorized | Refused::Closed => insert(response.headers_mut(), header::WWW_AUTHENTICATE, "Bearer"),
+        Refused::Unauthorized | Refused::Closed => {
+            insert(response.headers_mut(), header::WWW_AUTHENTICATE, "Bearer")
+        }
         _ => {}
     }
     response

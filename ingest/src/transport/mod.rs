@@ -4,7 +4,7 @@
 //! give nothing, then sleep until [`Transport::poll_timeout`]. The one implementation is [`stack`]; the
 //! trait keeps its types out of everything else, because such stacks change with every minor version.
 
-mod repair;
+pub mod repair;
 pub mod stack;
 mod tap;
 

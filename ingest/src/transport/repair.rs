@@ -31,6 +31,8 @@ const RETRY_MAX: Duration = Duration::from_millis(150);
 const ROUND_TRIP_GUESS: Duration = Duration::from_millis(60);
 /// A larger gap is not repaired but skipped: it is the sender's pause or restart, or a second of lost video.
 const GAP_MAX: u64 = 500;
+/// Packets of one stream that are waited for; the oldest are given up for newer ones.
+const MISSING_MAX: usize = 2048;
 /// Retransmission streams that are told apart: a publisher has one for each layer, and new ones when it starts a track
 /// anew.
 const RTX_MAX: usize = 64;
@@ -59,7 +61,7 @@ struct Log {
 }
 
 /// See the module.
-pub(super) struct Repair {
+pub struct Repair {
     /// Retransmission payload types and the payload types that they repeat.
     apt: HashMap<u8, u8>,
     /// Header extension numbers of the layer's name and the repaired layer's name.
@@ -77,7 +79,24 @@ pub(super) struct Repair {
     writes: VecDeque<TaggedPacket>,
 }
 
+impl std::fmt::Debug for Repair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repair").field("streams", &self.logs.len()).finish_non_exhaustive()
+    }
+}
+
 impl Repair {
+    /// One that nobody reads figures of, for tests: `apt` maps payload types of retransmissions to those that they repeat,
+    /// and the numbers are those of the header extensions with the layer's name and the repaired layer's name.
+    pub fn alone(apt: HashMap<u8, u8>, rid: u8, repaired_rid: u8, hold: Duration) -> Self {
+        Self::new(apt, Some(rid), Some(repaired_rid), hold, Arc::default())
+    }
+
+    /// What it remembers: packets that it misses, and retransmission streams that it knows.
+    pub fn held(&self) -> (usize, usize) {
+        (self.logs.values().map(|log| log.missing.len()).sum(), self.rtx.len())
+    }
+
     pub(super) fn new(
         apt: HashMap<u8, u8>,
         rid_extension: Option<u8>,
@@ -167,6 +186,9 @@ impl Repair {
         }
         for sequence in highest + 1..sequence {
             log.missing.insert(sequence, Missing { since: now, asked_at: None, times_asked: 0 });
+        }
+        while log.missing.len() > MISSING_MAX {
+            log.missing.pop_first();
         }
         if lost > 0 {
             let at = now + REORDERING;
