@@ -341,9 +341,7 @@ impl Worker {
         if self.grace_until.is_some_and(|until| now >= until) {
             self.end();
         }
-        // Nobody is there, or one who has come back has sent nothing yet: its media may not get through.
-        let is_silent = self.gathering.as_ref().is_some_and(|gathering| gathering.first_format.is_none());
-        if (self.grace_until.is_some() || is_silent)
+        if self.grace_until.is_some()
             && let Some(session) = &mut self.session
         {
             session.fill_with_gaps(unix_ms());
