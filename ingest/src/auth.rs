@@ -27,6 +27,8 @@ const TOKEN_BYTES_MAX: usize = 4096;
 pub(crate) enum Denied {
     /// No token, or not the right one. 401.
     Refused,
+    /// There are no rules by which anybody from there could get in. 401.
+    Closed,
     /// The operator's service doesn't answer. 503.
     Unavailable,
 }
@@ -118,6 +120,26 @@ impl Auth {
         })
     }
 
+    /// Who may publish, for the log.
+    pub(crate) fn describe(&self) -> String {
+        let rules = [
+            (!self.keys.is_empty(), "ingest.stream_keys"),
+            (self.secret.is_some(), "ingest.jwt_hs256_secret"),
+            (self.public_key.is_some(), "ingest.jwt_eddsa_public_key"),
+            (self.callback.is_some(), "ingest.auth_callback_url"),
+        ];
+        let rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, key)| key).collect();
+        match self.open_to {
+            _ if !rules.is_empty() => format!("who has a token by {}", rules.join(", ")),
+            OpenTo::Nobody => "nobody: set ingest.stream_keys, or ingest.auth_open_to".to_owned(),
+            OpenTo::Loopback => {
+                "this machine only: for others set ingest.stream_keys, or ingest.auth_open_to = \"everybody\""
+                    .to_owned()
+            }
+            OpenTo::Everybody => "everybody, without a key: ingest.auth_open_to says so".to_owned(),
+        }
+    }
+
     /// Decides about one publisher. `remote_ip` is the other end of its HTTP connection, unless a proxy stands
     /// between.
     pub(crate) async fn check(
@@ -137,7 +159,7 @@ impl Auth {
                 OpenTo::Loopback => remote_ip.is_some_and(|ip| ip.to_canonical().is_loopback()),
                 OpenTo::Everybody => true,
             };
-            return if is_open { Ok(()) } else { Err(Denied::Refused) };
+            return if is_open { Ok(()) } else { Err(Denied::Closed) };
         }
         let token = token.ok_or(Denied::Refused)?;
         if self.is_key(stream, token) || self.is_valid_jwt(stream, token, SystemTime::now()) {
@@ -279,8 +301,8 @@ mod tests {
     async fn by_default_only_this_machine_may_publish() {
         let auth = auth(|_| {});
         assert_eq!(auth.check("cam", None, HERE).await, Ok(()));
-        assert_eq!(auth.check("cam", None, ELSEWHERE).await, Err(Denied::Refused));
-        assert_eq!(auth.check("cam", None, None).await, Err(Denied::Refused), "unknown is not here");
+        assert_eq!(auth.check("cam", None, ELSEWHERE).await, Err(Denied::Closed));
+        assert_eq!(auth.check("cam", None, None).await, Err(Denied::Closed), "unknown is not here");
     }
 
     #[tokio::test]

@@ -12,7 +12,8 @@ pub struct Config {
     /// Port 0 takes any free one.
     pub media_address: SocketAddr,
     /// IP addresses or DNS names under which publishers reach that port, when they are not this machine's own:
-    /// in containers and behind 1:1 NAT. Names are resolved at start; those that can't be are skipped.
+    /// in containers and behind 1:1 NAT. They are offered before this machine's own. Names are resolved at start; those
+    /// that can't be are skipped.
     pub public_ips: Vec<String>,
     /// Also accept media over TCP (RFC 6544) on the same port number, for networks that block UDP.
     pub tcp_enabled: bool,
@@ -22,7 +23,8 @@ pub struct Config {
     pub sessions_max: usize,
     /// The size of a WHIP request's body; larger ones get 413.
     pub body_bytes_max: usize,
-    /// WHIP requests per second, averaged, that are worked on; more get 429.
+    /// WHIP requests per second of one address (of IPv6, of one /64 network), averaged, that are worked on; more get 429.
+    /// The requests of a session that exists count for themselves.
     pub requests_per_s_max: u32,
     /// WHIP requests that may come at once before that average counts.
     pub requests_burst_max: u32,
@@ -41,7 +43,7 @@ pub struct Config {
     /// A publisher that has been silent this long gives way to another one that wants its stream, in milliseconds:
     /// a browser page that was loaded anew doesn't have to wait for `silence_max_ms`.
     pub takeover_silence_ms: u64,
-    /// Frames presented out of order (B-frames) that are tolerated before a publisher is refused.
+    /// Frames presented out of order (B-frames) within ten seconds that are tolerated before a publisher is refused.
     pub frames_out_of_order_max: u64,
     /// Datagrams that may wait for one session's task; more are dropped and counted.
     pub inbox_datagrams_max: usize,

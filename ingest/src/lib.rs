@@ -14,6 +14,7 @@
 //! # drop(app); Ok(()) }
 //! ```
 
+mod admission;
 mod auth;
 mod config;
 mod metric;
@@ -86,15 +87,19 @@ impl Ingest {
         let bind = |source| Error::Bind { address, source };
         let (socket, listener) = open(address, &config).map_err(bind)?;
         let bound = socket.local_addr().map_err(bind)?;
-        let mut candidates = resolve(&config.public_ips, bound.port()).await;
-        if candidates.is_empty() {
-            candidates = network::own_addresses(bound);
+        let mut candidates = resolve(&config.public_ips, bound).await;
+        // Publishers in the same network, or on this machine, may not get back in by the public address.
+        for own in network::own_addresses(bound) {
+            if !candidates.contains(&own) {
+                candidates.push(own);
+            }
         }
         if !candidates.iter().any(|candidate| network::is_global(candidate.ip())) {
             tracing::warn!(
                 "publishers are only offered private addresses; those outside of this network need ingest.public_ips"
             );
         }
+        tracing::info!("who may publish: {}", auth.describe());
         let network = Network::new(socket, candidates).map_err(bind)?;
         let server = Arc::new(Server::new(config, auth, streams, Arc::new(network)));
         Ok(Self { server, listener: listener.map(Arc::new), media_address: bound })
@@ -196,8 +201,11 @@ fn open_udp(address: SocketAddr, receive_buffer_bytes: usize) -> io::Result<std:
     Ok(socket.into())
 }
 
-/// The addresses of the configured names, in their order.
-async fn resolve(names: &[String], port: u16) -> Vec<SocketAddr> {
+/// The addresses of the configured names, in their order. A name may have addresses of a family that the socket doesn't
+/// hear; one that the operator wrote down is taken as it is, because a NAT may translate between them.
+async fn resolve(names: &[String], bound: SocketAddr) -> Vec<SocketAddr> {
+    let (port, is_dual) = (bound.port(), bound.is_ipv6() && bound.ip().is_unspecified());
+    let is_heard = |address: &SocketAddr| is_dual || address.is_ipv6() == bound.is_ipv6();
     let mut addresses = Vec::new();
     for name in names {
         if let Ok(ip) = name.parse::<IpAddr>() {
@@ -205,10 +213,20 @@ async fn resolve(names: &[String], port: u16) -> Vec<SocketAddr> {
             continue;
         }
         match tokio::net::lookup_host((name.as_str(), port)).await {
-            Ok(found) => addresses.extend(found),
+            Ok(found) => {
+                let before = addresses.len();
+                addresses.extend(found.filter(is_heard));
+                if addresses.len() == before {
+                    tracing::warn!(
+                        name,
+                        "ingest.public_ips: no address of the media port's family, skipped; see ingest.media_address"
+                    );
+                }
+            }
             Err(error) => tracing::warn!(name, %error, "ingest.public_ips: can't be resolved, skipped"),
         }
     }
-    addresses.dedup();
+    let mut seen = std::collections::HashSet::new();
+    addresses.retain(|address| seen.insert(*address));
     addresses
 }

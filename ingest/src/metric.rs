@@ -17,6 +17,7 @@ names! {
     UDP_ERRORS = "ingest_udp_errors_total";
     PACKETS = "ingest_packets_total";
     PACKETS_LOST = "ingest_packets_lost_total";
+    PACKETS_DROPPED = "ingest_packets_dropped_total";
     PACKETS_REPAIRED = "ingest_packets_repaired_total";
     MEDIA_BYTES = "ingest_media_bytes_total";
     FRAMES = "ingest_frames_total";

@@ -405,6 +405,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_sessions_names_and_addresses_go_with_it_however_it_ends() {
+        let network = Arc::new(network());
+        let (sender, _inbox) = mpsc::channel(8);
+        let mut registration = crate::session::Registration::new(Arc::clone(&network), Member::new(sender));
+        registration.add("ours", PASSWORD);
+        assert!(arrives(&network, address(1), &request("ours", PASSWORD)));
+        drop(registration);
+        assert!(!arrives(&network, address(1), &[0x80, 96, 0, 1]));
+        assert!(!arrives(&network, address(1), &request("ours", PASSWORD)));
+    }
+
+    #[tokio::test]
     async fn an_address_that_proves_another_session_moves_there() {
         let network = network();
         let (one, mut inbox_one) = mpsc::channel(8);

@@ -14,13 +14,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
+use crate::admission::{Admission, Bucket, Rate};
 use crate::auth::{Auth, Denied};
 use crate::config::Config;
 use crate::metric;
 use crate::network::{Member, Network};
 use crate::rtp::receiver::{Limits, Receiver};
 use crate::sdp::{self, Offer, Refusal};
-use crate::session::{Command, Latencies, Session, Timeouts};
+use crate::session::{Command, Latencies, Registration, Session, Timeouts};
 use crate::sink::{PublishError, Streams};
 use crate::status::{State, Status};
 use crate::transport::Protocol;
@@ -34,6 +35,9 @@ const ENDED_MAX: usize = 256;
 /// ended them by then.
 const ORIGINS_MAX: usize = 4096;
 
+/// Refused publishers are logged, but not more often than this.
+const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
+
 /// Why a request is refused; `whip.rs` knows the status codes.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refused {
@@ -43,8 +47,15 @@ pub(crate) enum Refused {
     BadName,
     #[error("the stream already has a publisher")]
     Busy,
-    #[error("a token is needed that permits publishing this stream")]
+    #[error(
+        "a token is needed that permits publishing this stream: send its stream key as \"Authorization: Bearer KEY\""
+    )]
     Unauthorized,
+    #[error(
+        "this server lets nobody publish from where you are: its operator has to set ingest.stream_keys and give you a \
+         key, or to set ingest.auth_open_to"
+    )]
+    Closed,
     #[error("it can't be decided at the moment who may publish")]
     AuthUnavailable,
     #[error("too many requests")]
@@ -55,6 +66,8 @@ pub(crate) enum Refused {
     NoTranscoder,
     #[error("unacceptable offer: {0}")]
     Stack(String),
+    #[error("the server receives no media any more")]
+    Deaf,
 }
 
 /// Why ICE wasn't restarted.
@@ -82,12 +95,15 @@ struct Handle {
     ice: Mutex<Ice>,
     /// One restart at a time.
     restarting: tokio::sync::Mutex<()>,
+    /// The limit of its PATCH requests.
+    bucket: Mutex<Bucket>,
 }
 
 struct Ice {
     etag: String,
     /// The publisher's.
     ufrag: String,
+    pwd: String,
 }
 
 /// See the module.
@@ -102,7 +118,8 @@ pub(crate) struct Server {
     live: AtomicUsize,
     ended: Mutex<std::collections::VecDeque<(Instant, String)>>,
     origins: Mutex<Origins>,
-    bucket: Mutex<Bucket>,
+    admission: Admission,
+    refusal_logged_at: Mutex<Option<Instant>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) cancelled: CancellationToken,
 }
@@ -131,11 +148,6 @@ impl Origins {
     }
 }
 
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
-}
-
 impl Server {
     pub(crate) fn new(config: Config, auth: Auth, streams: Arc<dyn Streams>, network: Arc<Network>) -> Self {
         let mut candidates: Vec<String> = Vec::new();
@@ -151,7 +163,11 @@ impl Server {
         let stack = stack::Shared { candidates, hold: Duration::from_millis(config.loss_hold_ms) };
         Self {
             links: config.ice_servers.iter().map(ice_server_link).collect(),
-            bucket: Mutex::new(Bucket { tokens: config.requests_burst_max.into(), filled: Instant::now() }),
+            admission: Admission::new(Rate {
+                per_s: config.requests_per_s_max.into(),
+                burst: config.requests_burst_max.into(),
+            }),
+            refusal_logged_at: Mutex::default(),
             config,
             streams,
             network,
@@ -182,18 +198,18 @@ impl Server {
         &self.links
     }
 
-    /// The rate limit of all WHIP requests that cost something.
-    pub(crate) fn admit(&self) -> Result<(), Refused> {
-        let (now, mut bucket) = (Instant::now(), self.bucket.lock());
-        let elapsed = now.saturating_duration_since(bucket.filled).as_secs_f64();
-        bucket.filled = now;
-        let burst = f64::from(self.config.requests_burst_max);
-        bucket.tokens = (bucket.tokens + elapsed * f64::from(self.config.requests_per_s_max)).min(burst);
-        if bucket.tokens < 1.0 {
-            return Err(Refused::TooManyRequests);
-        }
-        bucket.tokens -= 1.0;
-        Ok(())
+    /// The rate limit of requests that cost something, for each address.
+    pub(crate) fn admit(&self, address: Option<IpAddr>) -> Result<(), Refused> {
+        let is_admitted = self.admission.admit(address, Instant::now());
+        if is_admitted { Ok(()) } else { Err(Refused::TooManyRequests) }
+    }
+
+    /// The same for requests that name a session: one that exists has a limit of its own, so that no stranger's
+    /// requests get in its way.
+    pub(crate) fn admit_to(&self, id: &str, address: Option<IpAddr>) -> Result<(), Refused> {
+        let Some(handle) = self.handle(id) else { return self.admit(address) };
+        let is_admitted = handle.bucket.lock().take(self.admission.rate(), Instant::now());
+        if is_admitted { Ok(()) } else { Err(Refused::TooManyRequests) }
     }
 
     /// Whether somebody with this token may publish to this stream.
@@ -203,14 +219,54 @@ impl Server {
         token: Option<&str>,
         remote_ip: Option<IpAddr>,
     ) -> Result<(), Refused> {
-        self.auth.check(stream, token, remote_ip).await.map_err(|denied| match denied {
+        let denied = match self.auth.check(stream, token, remote_ip).await {
+            Ok(()) => return Ok(()),
+            Err(denied) => denied,
+        };
+        let refused = match denied {
             Denied::Refused => Refused::Unauthorized,
+            Denied::Closed => Refused::Closed,
             Denied::Unavailable => Refused::AuthUnavailable,
-        })
+        };
+        self.log_refusal(stream, token.is_some(), &refused);
+        Err(refused)
+    }
+
+    /// The same for those who only ask.
+    pub(crate) async fn may_publish(
+        &self,
+        stream: &str,
+        token: Option<&str>,
+        remote_ip: Option<IpAddr>,
+    ) -> bool {
+        self.auth.check(stream, token, remote_ip).await.is_ok()
+    }
+
+    /// An operator whose publisher doesn't get in has to find out why. Strangers must not fill the log.
+    fn log_refusal(&self, stream: &str, has_token: bool, refused: &Refused) {
+        let (now, mut logged_at) = (Instant::now(), self.refusal_logged_at.lock());
+        if logged_at.is_some_and(|at| now < at + REFUSAL_LOG_INTERVAL) {
+            return;
+        }
+        *logged_at = Some(now);
+        // Anybody's text: in quotes, and not all of it.
+        let stream: String = stream.chars().take(64).collect();
+        match refused {
+            Refused::Closed => tracing::warn!(
+                ?stream,
+                "publisher refused: it isn't on this machine, or comes by a proxy; set ingest.stream_keys, or \
+                 ingest.auth_open_to = \"everybody\""
+            ),
+            _ => tracing::info!(?stream, has_token, "publisher refused: {refused}"),
+        }
     }
 
     /// Starts a session.
     pub(crate) async fn publish(self: &Arc<Self>, stream: &str, offer: Offer) -> Result<Published, Refused> {
+        if self.cancelled.is_cancelled() {
+            return Err(Refused::Deaf);
+        }
+        self.forget_ended(Instant::now());
         let slot = Slot::take(self)?;
         let shared = Arc::clone(&self.stack);
         let own = offer.clone();
@@ -246,13 +302,13 @@ impl Server {
         };
         let origin = self.origins.lock().get(stream, now);
         let receiver = Receiver::new(origin, &offer, limits);
-        self.network.register(&answer.ufrag, &answer.password, &member);
+        let mut registration = Registration::new(Arc::clone(&self.network), member);
+        registration.add(&answer.ufrag, &answer.password);
         let session = Session {
             transport: Box::new(transport),
             receiver,
             sink,
-            network: Arc::clone(&self.network),
-            member,
+            registration,
             inbox,
             commands,
             status: Arc::clone(&status),
@@ -260,23 +316,28 @@ impl Server {
                 connect: Duration::from_millis(self.config.connect_timeout_ms),
                 silence: Duration::from_millis(self.config.silence_max_ms),
             },
-            ufrags: vec![answer.ufrag],
+            is_connected: false,
             cancelled: self.cancelled.child_token(),
             latencies: Latencies::new(),
         };
-        let ice = Mutex::new(Ice { etag: etag.clone(), ufrag: offer.ice.0.clone() });
+        let (ufrag, pwd) = offer.ice.clone();
+        let ice = Mutex::new(Ice { etag: etag.clone(), ufrag, pwd });
         let restarting = tokio::sync::Mutex::new(());
-        let handle = Handle { commands: command_sender, status, offer, ice, restarting };
+        let bucket = Mutex::new(Bucket::full(self.admission.rate(), now));
+        let own_status = Arc::clone(&status);
+        let handle = Handle { commands: command_sender, status, offer, ice, restarting, bucket };
         self.sessions.insert(id.clone(), Arc::new(handle));
         // The session's id is a secret, like its URL: the span only has the stream's name.
         let span = tracing::info_span!("session", stream);
-        let (server, key) = (Arc::clone(self), id.clone());
+        let place = Place { slot: Some(slot), server: Arc::clone(self), id: id.clone() };
         let task = async move {
+            let _place = place;
             tracing::info!("offer answered");
             let end = session.run().await;
-            tracing::info!(reason = end.name(), "session ended");
-            drop(slot);
-            server.remember_ended(key);
+            match own_status.lock().problem {
+                Some(problem) => tracing::warn!(reason = end.name(), problem, "session ended"),
+                None => tracing::info!(reason = end.name(), "session ended"),
+            }
         };
         self.tasks.spawn(task.instrument(span));
         let location = format!("{}/whip/session/{id}", self.config.path_prefix);
@@ -346,6 +407,10 @@ impl Server {
     ) -> Result<(String, String), RestartError> {
         let handle = self.handle(id).ok_or(RestartError::Gone)?;
         let _one_at_a_time = handle.restarting.lock().await;
+        // RFC 8445, 9: a restart changes both. With the old password, checks of the old session would pass for new ones.
+        if handle.ice.lock().pwd == *pwd {
+            return Err(RestartError::Impossible);
+        }
         let offer = handle.offer.reduce(Some((ufrag, pwd)));
         let (reply, answer) = oneshot::channel();
         let command = Command::Restart { offer, reply };
@@ -355,7 +420,7 @@ impl Server {
             RestartError::Impossible
         })?;
         let etag = format!("\"{}\"", random_hex::<8>());
-        *handle.ice.lock() = Ice { etag: etag.clone(), ufrag: ufrag.clone() };
+        *handle.ice.lock() = Ice { etag: etag.clone(), ufrag: ufrag.clone(), pwd: pwd.clone() };
         let mut fragment = sdp::fragment_head(&handle.offer, &answer.sdp);
         fragment.push_str(&format!("a=ice-ufrag:{}\r\na=ice-pwd:{}\r\n", answer.ufrag, answer.password));
         for candidate in &self.stack.candidates {
@@ -366,6 +431,7 @@ impl Server {
     }
 
     pub(crate) fn status_json(&self, id: &str) -> Option<String> {
+        self.forget_ended(Instant::now());
         let handle = self.handle(id)?;
         let status = handle.status.lock().clone();
         serde_json::to_string(&status).ok()
@@ -376,13 +442,33 @@ impl Server {
     }
 
     fn remember_ended(&self, id: String) {
-        let (now, mut ended) = (Instant::now(), self.ended.lock());
-        ended.push_back((now, id));
+        let now = Instant::now();
+        self.ended.lock().push_back((now, id));
+        self.forget_ended(now);
+    }
+
+    fn forget_ended(&self, now: Instant) {
+        let mut ended = self.ended.lock();
         while ended.len() > ENDED_MAX || ended.front().is_some_and(|(at, _)| now - *at > ENDED_KEPT) {
             if let Some((_, id)) = ended.pop_front() {
                 self.sessions.remove(&id);
             }
         }
+    }
+}
+
+/// What a session's task takes up; given back however the task ends.
+struct Place {
+    slot: Option<Slot>,
+    server: Arc<Server>,
+    id: String,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        // Room first: whoever sees that the session has ended may publish the next.
+        self.slot = None;
+        self.server.remember_ended(std::mem::take(&mut self.id));
     }
 }
 

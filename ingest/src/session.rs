@@ -94,19 +94,54 @@ impl Latencies {
     }
 }
 
+/// A session's names and addresses in the network, which forgets them however the session ends.
+pub(crate) struct Registration {
+    network: Arc<Network>,
+    member: Arc<Member>,
+    /// The names under which the network knows this session, the current one last.
+    ufrags: Vec<String>,
+}
+
+impl Registration {
+    pub(crate) fn new(network: Arc<Network>, member: Arc<Member>) -> Self {
+        Self { network, member, ufrags: Vec::new() }
+    }
+
+    pub(crate) fn add(&mut self, ufrag: &str, password: &str) {
+        self.network.register(ufrag, password, &self.member);
+        self.ufrags.push(ufrag.to_owned());
+        // Checks of the generation before the last one have no reason to come any more.
+        while self.ufrags.len() > 2 {
+            self.network.unregister(&self.ufrags.remove(0));
+        }
+    }
+
+    fn clear(&mut self) {
+        for ufrag in self.ufrags.drain(..) {
+            self.network.unregister(&ufrag);
+        }
+        self.network.forget(&self.member);
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
 /// Everything that a session's task owns.
 pub(crate) struct Session {
     pub(crate) transport: Box<dyn Transport>,
     pub(crate) receiver: Receiver,
     pub(crate) sink: Box<dyn Sink>,
-    pub(crate) network: Arc<Network>,
-    pub(crate) member: Arc<Member>,
+    pub(crate) registration: Registration,
     pub(crate) inbox: mpsc::Receiver<Datagram>,
     pub(crate) commands: mpsc::Receiver<Command>,
     pub(crate) status: Arc<Mutex<Status>>,
     pub(crate) timeouts: Timeouts,
-    /// The names under which the network knows this session, the current one last.
-    pub(crate) ufrags: Vec<String>,
+    /// Whether media could come, at some time.
+    pub(crate) is_connected: bool,
     pub(crate) cancelled: CancellationToken,
     pub(crate) latencies: Latencies,
 }
@@ -117,18 +152,16 @@ impl Session {
         let mut end = self.drive().await;
         self.transport.close(Instant::now());
         self.transmit();
-        for ufrag in &self.ufrags {
-            self.network.unregister(ufrag);
-        }
-        self.network.forget(&self.member);
+        self.registration.clear();
         self.note_end(end);
         if end == End::Closed && self.is_deleted_after_all().await {
             end = End::Deleted;
             self.note_end(end);
         }
         metrics::counter!(metric::SESSIONS_ENDED, "reason" => end.name()).increment(1);
-        // Who says that it stops is not waited for: viewers are told at once. All others may come back.
-        if end == End::Deleted {
+        // Who says that it stops is not waited for: viewers are told at once. All others may come back. So may one
+        // that gives up a session which never came about: it may be an attempt to return.
+        if end == End::Deleted && self.is_connected {
             self.sink.end();
         }
         end
@@ -165,12 +198,15 @@ impl Session {
     async fn drive(&mut self) -> End {
         let mut wishes = Some(self.sink.keyframe_requests());
         let started = Instant::now();
-        let (mut heard_at, mut is_connected) = (started, false);
+        let mut heard_at = started;
         let mut status_at = started + STATUS_INTERVAL;
         let mut batch = Vec::with_capacity(BATCH);
         loop {
-            let give_up =
-                if is_connected { heard_at + self.timeouts.silence } else { started + self.timeouts.connect };
+            let give_up = if self.is_connected {
+                heard_at + self.timeouts.silence
+            } else {
+                started + self.timeouts.connect
+            };
             let deadlines = [self.transport.poll_timeout(), self.receiver.poll_timeout()];
             let wake = deadlines.into_iter().flatten().fold(give_up.min(status_at), Instant::min);
             tokio::select! {
@@ -185,7 +221,7 @@ impl Session {
                     for Datagram { arrival, route, bytes } in batch.drain(..) {
                         heard_at = arrival;
                         self.transport.handle_datagram(arrival, route, &bytes);
-                        if let Some(end) = self.take_events(arrival, &mut is_connected) { return end }
+                        if let Some(end) = self.take_events(arrival) { return end }
                         self.hand_over();
                     }
                 }
@@ -196,7 +232,7 @@ impl Session {
             if self.transport.poll_timeout().is_some_and(|at| at <= now) {
                 self.transport.handle_timeout(now);
             }
-            if let Some(end) = self.take_events(now, &mut is_connected) {
+            if let Some(end) = self.take_events(now) {
                 return end;
             }
             self.receiver.handle_timeout(now);
@@ -207,12 +243,12 @@ impl Session {
             }
             self.transmit();
             if now >= give_up {
-                return if is_connected { End::Vanished } else { End::NeverConnected };
+                return if self.is_connected { End::Vanished } else { End::NeverConnected };
             }
             if now >= status_at {
                 status_at = now + STATUS_INTERVAL;
                 self.status.lock().update(now, &mut self.receiver, self.transport.figures(now));
-                if let Some(words) = self.receiver.refusal().or_else(|| self.sink.problem()) {
+                if let Some(words) = self.receiver.refusal(now).or_else(|| self.sink.problem()) {
                     self.status.lock().problem = Some(words);
                     return End::Refused;
                 }
@@ -239,12 +275,7 @@ impl Session {
             Command::Restart { offer, reply } => {
                 let answer = self.transport.restart(Instant::now(), &offer);
                 if let Ok(answer) = &answer {
-                    self.network.register(&answer.ufrag, &answer.password, &self.member);
-                    self.ufrags.push(answer.ufrag.clone());
-                    // Checks of the generation before the last one have no reason to come any more.
-                    while self.ufrags.len() > 2 {
-                        self.network.unregister(&self.ufrags.remove(0));
-                    }
+                    self.registration.add(&answer.ufrag, &answer.password);
                 }
                 let _ = reply.send(answer);
             }
@@ -252,16 +283,16 @@ impl Session {
         None
     }
 
-    fn take_events(&mut self, now: Instant, is_connected: &mut bool) -> Option<End> {
+    fn take_events(&mut self, now: Instant) -> Option<End> {
         while let Some(event) = self.transport.poll_event() {
             match event {
                 Event::Connected => {
-                    *is_connected = true;
+                    self.is_connected = true;
                     self.status.lock().state = State::Live;
                     tracing::info!("connected");
                 }
                 Event::Closed => {
-                    return Some(if *is_connected { End::Closed } else { End::NeverConnected });
+                    return Some(if self.is_connected { End::Closed } else { End::NeverConnected });
                 }
                 event => self.receiver.handle_event(now, event),
             }
@@ -281,15 +312,22 @@ impl Session {
             if matches!(input, Input::Discontinuity) {
                 tracing::debug!("times had to be re-synchronised");
             }
+            let track = match &input {
+                Input::Frame(frame) => Some(frame.track),
+                Input::Format { .. } | Input::Discontinuity => None,
+            };
             if !self.sink.push(input) {
                 metrics::counter!(metric::INPUTS_REFUSED).increment(1);
+                if let Some(track) = track {
+                    self.receiver.note_refused(track);
+                }
             }
         }
     }
 
     fn transmit(&mut self) {
         while let Some(transmit) = self.transport.poll_transmit() {
-            self.network.send(transmit.route, transmit.bytes);
+            self.registration.network.send(transmit.route, transmit.bytes);
         }
     }
 }

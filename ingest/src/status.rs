@@ -91,6 +91,8 @@ pub struct Status {
     #[serde(skip)]
     counters: Vec<(TrackId, Counters)>,
     #[serde(skip)]
+    packets_unknown: u64,
+    #[serde(skip)]
     keyframe_at_us: Option<i64>,
 }
 
@@ -112,6 +114,7 @@ impl Status {
             updated: now,
             figures: Figures::default(),
             counters: Vec::new(),
+            packets_unknown: 0,
             keyframe_at_us: None,
         }
     }
@@ -148,6 +151,11 @@ impl Status {
             missing as f64 * 100.0 / (packets + missing).saturating_sub(repaired).max(1) as f64
         };
         metrics::counter!(metric::PACKETS_REPAIRED).increment(repaired);
+        let unknown =
+            receiver.packets_unknown - std::mem::replace(&mut self.packets_unknown, receiver.packets_unknown);
+        // What belongs to no track has no kind.
+        metrics::counter!(metric::PACKETS_DROPPED, "kind" => "unknown", "reason" => "unknown")
+            .increment(unknown);
         let held = std::mem::take(&mut receiver.held);
         if held.frames > 0 {
             metrics::gauge!(metric::HELD_MAX_SECONDS).set(held.max.as_secs_f64());
@@ -161,6 +169,12 @@ fn count_track(track: &TrackState, before: &Counters) {
     metrics::counter!(metric::PACKETS, "kind" => kind).increment(now.packets - before.packets);
     metrics::counter!(metric::MEDIA_BYTES, "kind" => kind).increment(now.bytes - before.bytes);
     metrics::counter!(metric::PACKETS_LOST, "kind" => kind).increment(now.packets_lost - before.packets_lost);
+    for (reason, dropped) in [
+        ("late", now.packets_late - before.packets_late),
+        ("duplicate", now.packets_duplicate - before.packets_duplicate),
+    ] {
+        metrics::counter!(metric::PACKETS_DROPPED, "kind" => kind, "reason" => reason).increment(dropped);
+    }
     metrics::counter!(metric::FRAMES, "kind" => kind).increment(now.frames - before.frames);
     for (reason, (dropped, before)) in Reason::ALL.iter().zip(now.dropped.iter().zip(before.dropped)) {
         metrics::counter!(metric::FRAMES_DROPPED, "kind" => kind, "reason" => reason.name())
@@ -211,5 +225,113 @@ pub(crate) fn count_input(status: &Mutex<Status>, input: &Input) {
             }
         }
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use metrics::{
+        Counter, CounterFn, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit,
+    };
+
+    use super::*;
+    use crate::rtp::receiver::Limits;
+    use crate::sdp::Offer;
+    use crate::transport::{Event, RtpPacket};
+
+    const OFFER: &str = include_str!("../tests/support/chromium-offer.sdp");
+
+    /// Counters by name and labels.
+    #[derive(Clone, Default)]
+    struct Counted(Arc<Mutex<BTreeMap<String, u64>>>);
+
+    struct One(Counted, String);
+
+    impl CounterFn for One {
+        fn increment(&self, value: u64) {
+            *self.0.0.lock().entry(self.1.clone()).or_default() += value;
+        }
+        fn absolute(&self, _: u64) {}
+    }
+
+    impl Recorder for Counted {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            let labels: String = key.labels().map(|label| format!(" {}", label.value())).collect();
+            Counter::from_arc(Arc::new(One(self.clone(), format!("{}{labels}", key.name()))))
+        }
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn whatever_is_thrown_away_is_exported_with_its_reason() {
+        let start = Instant::now();
+        let limits = Limits {
+            hold: Duration::from_millis(400),
+            keyframe_interval_min: Duration::from_millis(500),
+            frames_out_of_order_max: 30,
+        };
+        let mut receiver = Receiver::new(start, &Offer::parse(OFFER).unwrap(), limits);
+        let mut status = Status::new("cam", start);
+        let packet = |sequence: u16, timestamp: u32, payload_type: u8, payload: &[u8]| {
+            Event::Rtp(RtpPacket {
+                ssrc: 2222,
+                payload_type,
+                sequence,
+                timestamp,
+                is_marked: true,
+                rid: None,
+                payload: Bytes::copy_from_slice(payload),
+            })
+        };
+        let mut keyframe = vec![0x78];
+        for nal in ["6764001facd9405005bb011000000300100000030320f1831960", "68ebe3cb22c0", "65888001"] {
+            let nal = hex::decode(nal).unwrap();
+            keyframe.extend((nal.len() as u16).to_be_bytes());
+            keyframe.extend(nal);
+        }
+        const DELTA: &[u8] = &[0x41, 0x9a, 0x80, 1];
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        receiver.handle_event(at(0), packet(9, 0, 77, DELTA));
+        receiver.handle_event(at(0), packet(10, 0, 102, &keyframe));
+        receiver.handle_event(at(33), packet(11, 9000, 102, DELTA));
+        receiver.handle_event(at(34), packet(11, 9000, 102, DELTA));
+        receiver.handle_event(at(66), packet(12, 9000, 102, DELTA));
+        receiver.handle_event(at(67), packet(13, 3000, 102, DELTA));
+        receiver.handle_event(at(100), packet(15, 15_000, 102, DELTA));
+        receiver.handle_event(at(101), packet(15, 15_000, 102, DELTA));
+        receiver.handle_timeout(at(600));
+        receiver.note_refused(TrackId(1));
+        let counted = Counted::default();
+        metrics::with_local_recorder(&counted, || {
+            status.update(at(1000), &mut receiver, Figures::default());
+            status.update(at(2000), &mut receiver, Figures::default());
+        });
+        let counted = counted.0.lock();
+        for (name, expected) in [
+            ("ingest_packets_dropped_total unknown unknown", 1),
+            ("ingest_packets_dropped_total video late", 1),
+            ("ingest_packets_dropped_total video duplicate", 1),
+            ("ingest_packets_lost_total video", 1),
+            ("ingest_frames_total video", 2),
+            ("ingest_frames_dropped_total video same_time", 1),
+            ("ingest_frames_dropped_total video out_of_order", 1),
+            ("ingest_frames_dropped_total video awaiting_keyframe", 1),
+            ("ingest_frames_dropped_total video queue_full", 1),
+        ] {
+            assert_eq!(counted.get(name), Some(&expected), "{name} in {counted:#?}");
+        }
     }
 }

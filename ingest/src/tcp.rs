@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -18,9 +18,11 @@ use crate::metric;
 use crate::network::Network;
 use crate::transport::Protocol;
 
-/// How long a connection may stay silent before its first frame, and between frames: publishers check their
-/// connection every few seconds.
+/// How long a connection may stay silent: publishers check their connection every few seconds.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// By then it must have shown whose it is: publishers connect to send their first check, and strangers who don't
+/// would take up all places.
+const PROOF_MAX: Duration = Duration::from_secs(4);
 /// Larger frames than any packet that a WebRTC stack makes.
 const FRAME_BYTES_MAX: usize = 8192;
 /// Frames that wait to be written. What we send is feedback: a few frames a second.
@@ -64,19 +66,16 @@ async fn serve(stream: TcpStream, peer: SocketAddr, network: &Network) -> io::Re
     let mut reader = BufReader::with_capacity(FRAME_BYTES_MAX * 2, reader);
     let reading = async {
         let mut frame = vec![0; FRAME_BYTES_MAX];
-        let mut is_known = false;
+        let length = within(PROOF_MAX, read_frame(&mut reader, &mut frame)).await?;
+        let is_known =
+            network.sort(Instant::now(), Protocol::Tcp, peer, local, &frame[..length], Some(&sender));
+        if !is_known {
+            // Whoever doesn't begin with a request of a session has no business here.
+            return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a publisher's connection"));
+        }
         loop {
-            let length = usize::from(within(reader.read_u16()).await?);
-            if length > FRAME_BYTES_MAX {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "a frame is too large"));
-            }
-            within(reader.read_exact(&mut frame[..length])).await?;
-            let frame = &frame[..length];
-            is_known |= network.sort(Instant::now(), Protocol::Tcp, peer, local, frame, Some(&sender));
-            if !is_known {
-                // Whoever doesn't begin with a request of a session has no business here.
-                return Err(io::Error::new(io::ErrorKind::PermissionDenied, "not a publisher's connection"));
-            }
+            let length = within(SILENCE_MAX, read_frame(&mut reader, &mut frame)).await?;
+            network.sort(Instant::now(), Protocol::Tcp, peer, local, &frame[..length], Some(&sender));
         }
     };
     tokio::select! {
@@ -85,8 +84,15 @@ async fn serve(stream: TcpStream, peer: SocketAddr, network: &Network) -> io::Re
     }
 }
 
-async fn within<T>(reading: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match tokio::time::timeout(SILENCE_MAX, reading).await {
+async fn read_frame(reader: &mut BufReader<OwnedReadHalf>, frame: &mut [u8]) -> io::Result<usize> {
+    let length = usize::from(reader.read_u16().await?);
+    let frame = frame.get_mut(..length);
+    let frame = frame.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "a frame is too large"))?;
+    reader.read_exact(frame).await
+}
+
+async fn within<T>(limit: Duration, reading: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(limit, reading).await {
         Ok(result) => result,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }

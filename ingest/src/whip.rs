@@ -37,6 +37,8 @@ pub(crate) fn router(server: Arc<Server>) -> Router {
         .route("/whip/{stream}", any(endpoint))
         .route("/whip/session/{id}", any(session))
         .route("/whip/session/{id}/stats", get(stats).options(stats_options))
+        // So that what is misspelt is refused in words, and with CORS, too.
+        .route("/whip/{stream}/{*rest}", any(nothing))
         .with_state(server)
         .layer(axum::middleware::map_response(finish))
 }
@@ -62,7 +64,7 @@ async fn endpoint(
     let method = request.method().clone();
     let response = match method {
         Method::POST => publish(&server, &stream, request).await,
-        Method::OPTIONS => endpoint_options(&server, request.headers()),
+        Method::OPTIONS => endpoint_options(&server, &stream, request).await,
         // RFC 9725, 4.1: reserved, to be answered with success and nothing.
         Method::GET | Method::HEAD => empty(StatusCode::NO_CONTENT),
         _ => not_allowed("POST, OPTIONS, GET, HEAD"),
@@ -74,9 +76,10 @@ async fn session(State(server): State<Arc<Server>>, Path(id): Path<String>, requ
     let method = request.method().clone();
     let response = match method {
         Method::PATCH => patch(&server, &id, request).await,
-        Method::DELETE => match server.admit() {
+        // Only guesses are limited: a session can be ended once.
+        Method::DELETE if server.delete(&id).await => empty(StatusCode::OK),
+        Method::DELETE => match server.admit(peer_ip(&request)) {
             Err(refused) => refuse(refused),
-            Ok(()) if server.delete(&id).await => empty(StatusCode::OK),
             Ok(()) => text(StatusCode::NOT_FOUND, "no such session"),
         },
         Method::OPTIONS => preflight("PATCH, DELETE, OPTIONS, GET, HEAD"),
@@ -98,8 +101,12 @@ async fn stats_options() -> Response {
     preflight("GET, HEAD, OPTIONS")
 }
 
+async fn nothing() -> Response {
+    text(StatusCode::NOT_FOUND, "neither an endpoint nor a session")
+}
+
 async fn publish(server: &Arc<Server>, stream: &str, request: Request) -> Response {
-    if let Err(refused) = server.admit() {
+    if let Err(refused) = server.admit(peer_ip(&request)) {
         return refuse(refused);
     }
     let remote_ip = remote_ip(&request);
@@ -133,7 +140,7 @@ async fn publish(server: &Arc<Server>, stream: &str, request: Request) -> Respon
 }
 
 async fn patch(server: &Arc<Server>, id: &str, request: Request) -> Response {
-    if let Err(refused) = server.admit() {
+    if let Err(refused) = server.admit_to(id, peer_ip(&request)) {
         return refuse(refused);
     }
     let Some(etag) = server.etag(id) else { return text(StatusCode::NOT_FOUND, "no such session") };
@@ -187,11 +194,21 @@ async fn restart(server: &Server, id: &str, ice: &(String, String), candidates: 
     response
 }
 
-fn endpoint_options(server: &Server, headers: &HeaderMap) -> Response {
+async fn endpoint_options(server: &Server, stream: &str, request: Request) -> Response {
     let mut response = preflight("POST, OPTIONS, GET, HEAD");
     response.headers_mut().insert(ACCEPT_POST, HeaderValue::from_static(SDP));
-    // Not on a preflight, which carries no token (RFC 9725, 4.6).
-    if !headers.contains_key(header::ACCESS_CONTROL_REQUEST_METHOD) {
+    // Not on a preflight, which carries no token (RFC 9725, 4.6). ICE servers come with credentials, so only who may
+    // publish is told of them.
+    let is_preflight = request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+    if is_preflight || server.ice_server_links().is_empty() {
+        return response;
+    }
+    if let Err(refused) = server.admit(peer_ip(&request)) {
+        return refuse(refused);
+    }
+    let remote_ip = remote_ip(&request);
+    let (head, _) = request.into_parts();
+    if server.may_publish(stream, bearer(&head.headers), remote_ip).await {
         add_ice_servers(server, response.headers_mut());
     }
     response
@@ -236,6 +253,11 @@ fn remote_ip(request: &Request) -> Option<IpAddr> {
     if PROXIES.iter().any(|name| request.headers().contains_key(*name)) {
         return None;
     }
+    peer_ip(request)
+}
+
+/// The other end of the connection, whoever that is.
+fn peer_ip(request: &Request) -> Option<IpAddr> {
     request.extensions().get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(address)| address.ip())
 }
 
@@ -267,19 +289,21 @@ fn refuse(refused: Refused) -> Response {
         Refused::Offer(Refusal::Unacceptable(_)) => StatusCode::UNPROCESSABLE_ENTITY,
         Refused::BadName => StatusCode::NOT_FOUND,
         Refused::Busy => StatusCode::CONFLICT,
-        Refused::Unauthorized => StatusCode::UNAUTHORIZED,
+        Refused::Unauthorized | Refused::Closed => StatusCode::UNAUTHORIZED,
         Refused::AuthUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         Refused::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,
-        Refused::Overloaded | Refused::NoTranscoder => StatusCode::SERVICE_UNAVAILABLE,
+        Refused::Overloaded | Refused::NoTranscoder | Refused::Deaf => StatusCode::SERVICE_UNAVAILABLE,
         Refused::Stack(_) => StatusCode::UNPROCESSABLE_ENTITY,
     };
     let mut response = text(status, refused.to_string());
     match refused {
         Refused::TooManyRequests => insert(response.headers_mut(), header::RETRY_AFTER, "1"),
-        Refused::Overloaded | Refused::NoTranscoder | Refused::AuthUnavailable => {
+        Refused::Overloaded | Refused::NoTranscoder | Refused::AuthUnavailable | Refused::Deaf => {
             insert(response.headers_mut(), header::RETRY_AFTER, "10");
         }
-        Refused::Unauthorized => insert(response.headers_mut(), header::WWW_AUTHENTICATE, "Bearer"),
+        Refused::Unauthorized | Refused::Closed => {
+            insert(response.headers_mut(), header::WWW_AUTHENTICATE, "Bearer")
+        }
         _ => {}
     }
     response

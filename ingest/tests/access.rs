@@ -148,6 +148,26 @@ async fn signed_tokens_of_both_kinds_open_the_stream_that_they_name_and_no_other
 }
 
 #[tokio::test]
+async fn a_refused_publisher_is_in_the_log_in_words_and_not_more_often_than_once_a_second() {
+    let log = support::LogBuffer::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let endpoint = Endpoint::start(config()).await;
+    let begun = std::time::Instant::now();
+    for _ in 0..10 {
+        let mut request = Request::post("/whip/cam%0Aforged").body(Body::from(OFFER)).unwrap();
+        let far = SocketAddr::from(([192, 0, 2, 1], 4000));
+        request.extensions_mut().insert(axum::extract::ConnectInfo(far));
+        assert_eq!(endpoint.send(request).await.status(), StatusCode::UNAUTHORIZED);
+    }
+    let text = log.text();
+    let lines: Vec<&str> = text.lines().filter(|line| line.contains("publisher refused")).collect();
+    assert!((1..=2 + begun.elapsed().as_secs() as usize).contains(&lines.len()), "{text}");
+    assert!(lines[0].contains("ingest.stream_keys") && lines[0].contains("ingest.auth_open_to"), "{text}");
+    assert!(!text.contains("\nforged") && !text.contains("192.0.2.1"), "{text}");
+}
+
+#[tokio::test]
 async fn a_token_is_in_no_log_and_no_answer() {
     let log = support::LogBuffer::default();
     let subscriber = tracing_subscriber::fmt()

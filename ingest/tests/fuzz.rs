@@ -2,7 +2,7 @@
 //!
 //! A mutational fuzzer on the stable toolchain: it takes entries of a corpus (`corpus/`), changes, cuts, doubles and
 //! joins them, and gives them to a parser: 5,000 inputs for each target that are always the same, then, for
-//! `SHOAL_FUZZ_SECONDS`, those of `SHOAL_FUZZ_SEED`. `cargo xtask test` gives 10 s, or `--fuzz-seconds`, and a new seed
+//! `SHOAL_FUZZ_SECONDS`, those of `SHOAL_FUZZ_SEED`. `cargo xtask test` gives a minute, or `--fuzz-seconds`, and a new seed
 //! each time. A failure prints the input as a line for the corpus, where it is then kept. What it lacks against libFuzzer is
 //! guidance by coverage: revisit with a nightly toolchain.
 
@@ -20,6 +20,7 @@ use shoal_ingest::rtp::receiver::Receiver;
 use shoal_ingest::sdp::{LAYERS_MAX, Offer};
 use shoal_ingest::sdpfrag::Fragment;
 use shoal_ingest::stun::{self, BindingRequest};
+use shoal_ingest::transport::repair::Repair;
 use shoal_ingest::transport::{Event, RtpPacket, SenderReport};
 use shoal_segmenter::frame::{Input, VideoCodec};
 use support::net::{Random, limits};
@@ -250,6 +251,69 @@ fn rtp_packets() {
         }
     });
     assert!(parsed > 100, "{parsed} packets were read");
+}
+
+#[test]
+fn retransmissions() {
+    use rtc::interceptor::{AttributedPacket, Interceptor as _, Packet, StreamInfo, TaggedPacket};
+    use rtc::sansio::Protocol as _;
+    use rtc::shared::TransportContext;
+
+    // The corpus's streams, and the type of their packets as that of their retransmissions every other time.
+    let corpus = corpus(include_str!("corpus/rtp.hex"));
+    let hold = Duration::from_millis(400);
+    let (mut ssrcs, mut types) = (Vec::new(), Vec::new());
+    for packet in corpus.iter().flatten() {
+        if let Ok(packet) = rtc::rtp::Packet::unmarshal(&mut BytesMut::from(&packet[..]).freeze()) {
+            ssrcs.push(packet.header.ssrc);
+            types.push(packet.header.payload_type);
+        }
+    }
+    const RTX: u8 = 126;
+    let mut repair = Repair::alone([(RTX, types[0])].into(), 1, 2, hold);
+    for &ssrc in &ssrcs {
+        let rtcp_feedback =
+            vec![rtc::interceptor::RTCPFeedback { typ: "nack".into(), parameter: String::new() }];
+        repair.bind_remote_stream(&StreamInfo {
+            ssrc,
+            payload_type: types[0],
+            rtcp_feedback,
+            ..Default::default()
+        });
+    }
+    let (mut now, mut through, mut asked) = (Instant::now(), 0u64, 0u64);
+    let mut random = Random(5);
+    fuzz("repair", &corpus, |entry| {
+        for packet in entry {
+            let Ok(mut packet) = rtc::rtp::Packet::unmarshal(&mut BytesMut::from(&packet[..]).freeze())
+            else {
+                continue;
+            };
+            if random.percent(50) {
+                packet.header.payload_type = RTX;
+            }
+            // Damage makes other streams of most packets; the known ones are to be met too.
+            if random.percent(70) {
+                packet.header.ssrc = ssrcs[(random.next() % ssrcs.len() as u64) as usize];
+            }
+            now += Duration::from_millis(random.next() % 20);
+            let message = AttributedPacket::new(Packet::Rtp(packet));
+            repair
+                .handle_read(TaggedPacket { now, transport: TransportContext::default(), message })
+                .unwrap();
+            while repair.poll_read().is_some() {
+                through += 1;
+            }
+            repair.handle_timeout(now).unwrap();
+            while repair.poll_write().is_some() {
+                asked += 1;
+            }
+            assert!(repair.poll_timeout().is_none_or(|at| at > now), "a deadline in the past: a busy loop");
+            let (missing, streams) = repair.held();
+            assert!(missing <= ssrcs.len() * 2048 && streams <= 64, "{missing} packets, {streams} streams");
+        }
+    });
+    assert!(through > 100 && asked > 20, "{through} packets went through, {asked} requests");
 }
 
 #[test]

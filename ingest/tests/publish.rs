@@ -232,6 +232,41 @@ async fn two_publishers_share_the_port_without_mixing() {
 }
 
 #[tokio::test]
+async fn what_the_server_has_against_a_publisher_is_in_its_status_and_in_the_log() {
+    let log = support::LogBuffer::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(log.clone()).with_ansi(false).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let endpoint = Endpoint::start(config()).await;
+    let live = Live::publish(&endpoint, "cam").await;
+    endpoint.recorder.object("its pictures are upside down");
+    until("the end", || !endpoint.recorder.is_busy("cam")).await;
+    let stats = endpoint.stats(&live.session).await;
+    assert_eq!(
+        (&stats["ended"], &stats["problem"]),
+        (&"refused".into(), &"its pictures are upside down".into())
+    );
+    until("the log", || log.text().contains("session ended")).await;
+    let text = log.text();
+    let line = text.lines().find(|line| line.contains("session ended")).unwrap();
+    assert!(line.contains("upside down") && line.contains("WARN"), "{line}");
+}
+
+#[tokio::test]
+async fn a_session_that_breaks_down_gives_back_its_place_and_its_stream() {
+    let endpoint = Endpoint::start(Config { sessions_max: 1, ..config() }).await;
+    let live = Live::publish(&endpoint, "cam").await;
+    until("pictures", || endpoint.recorder.frames(1).len() >= 3).await;
+    endpoint.recorder.break_down(true);
+    until("the stream is free", || !endpoint.recorder.is_busy("cam")).await;
+    endpoint.recorder.break_down(false);
+    let count = endpoint.recorder.frames(1).len();
+    let again = Live::publish(&endpoint, "cam").await;
+    until("pictures of the next one", || endpoint.recorder.frames(1).len() > count + 3).await;
+    assert_eq!(endpoint.stats(&again.session).await["state"], "live");
+    assert_eq!(endpoint.call(Method::PATCH, &live.session).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test]
 async fn logs_show_no_address_no_sdp_and_no_session() {
     let log = support::LogBuffer::default();
     let subscriber = tracing_subscriber::fmt()

@@ -57,6 +57,20 @@ async fn a_publisher_without_udp_publishes_over_tcp() {
     reading.abort();
 }
 
+/// In virtual time, which passes whenever nothing else can happen.
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_stays_silent_or_slow_is_closed_within_five_seconds() {
+    let endpoint = Endpoint::start(config()).await;
+    for beginning in [&[][..], &[0], &[0, 20, 0]] {
+        let mut stream = TcpStream::connect(endpoint.media_address).await.unwrap();
+        stream.write_all(beginning).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let mut rest = Vec::new();
+        stream.read_to_end(&mut rest).await.unwrap();
+        assert!(begun.elapsed() <= Duration::from_secs(5), "{beginning:?}: {:?}", begun.elapsed());
+    }
+}
+
 #[tokio::test]
 async fn a_connection_that_proves_nothing_is_closed() {
     let endpoint = Endpoint::start(config()).await;

@@ -66,6 +66,8 @@ pub(crate) struct Cutter<T> {
     pending: Vec<Pending<T>>,
     interval: Interval,
     keyframes: KeyframeHabits,
+    /// How many segments have ended.
+    ended: i32,
     follows: Option<Following>,
 }
 
@@ -96,6 +98,7 @@ impl<T> Cutter<T> {
             pending: Vec::new(),
             interval: Interval::default(),
             keyframes: KeyframeHabits::default(),
+            ended: 0,
             follows: None,
         }
     }
@@ -103,6 +106,22 @@ impl<T> Cutter<T> {
     /// Like [`Self::new`], for a rendition that ends its segments when the lead does.
     pub(crate) fn following(constants: Constants, start_us: i64) -> Self {
         Self { follows: Some(Following::default()), ..Self::new(constants, start_us) }
+    }
+
+    /// How many segments have ended, with media or without.
+    pub(crate) fn ended(&self) -> i32 {
+        self.ended
+    }
+
+    /// Decides from now on by itself when its segments end.
+    pub(crate) fn lead(&mut self) {
+        self.follows = None;
+    }
+
+    /// Follows, from now on, a lead that has ended so many segments.
+    pub(crate) fn follow(&mut self, lead_ended: i32) {
+        self.follows = Some(Following { permits: lead_ended - self.ended });
+        self.keyframes.asked_at_us = None;
     }
 
     /// The lead ends a segment about now: the next keyframe may end one here.
@@ -238,6 +257,7 @@ impl<T> Cutter<T> {
     }
 
     fn note_end(&mut self) {
+        self.ended += 1;
         if let Some(follows) = &mut self.follows {
             follows.permits -= 1;
         }

@@ -23,6 +23,7 @@ use crate::frame::{Frame, TrackFormat, TrackId, VideoCodec};
 use crate::ladder::{CutOfPart, Ladder, Prepared};
 use crate::live::{Description, Live, NewPart, Rendition, Shared, State};
 use crate::mux::{MuxError, Muxer, SampleEntry, VIDEO_TIMESCALE};
+use crate::transcode::h264;
 
 /// Why a stream cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,8 @@ pub(crate) struct Session {
     paused_at_us: Option<i64>,
     gap_parts: i64,
     videos: Vec<VideoTrack>,
+    /// Which of the videos decides when segments end: the best one that comes.
+    leader: usize,
     /// Does what is done to the first of the videos.
     ladder: Option<Ladder>,
     audio: Option<AudioTrack>,
@@ -61,13 +64,17 @@ pub(crate) struct Session {
 
 #[derive(Debug)]
 struct VideoTrack {
-    track: TrackId,
+    /// Where its frames come from: the publisher's best track for the first rendition, the next for the second. None when
+    /// a publisher that returned sends fewer layers.
+    track: Option<TrackId>,
     format: TrackFormat,
     rendition: Arc<Rendition>,
     muxer: Muxer,
     cutter: Cutter<Bytes>,
     /// Frames are dropped until a keyframe.
     needs_keyframe: bool,
+    /// The format is not the one that the rendition began with: see [`with_parameter_sets`].
+    has_changed: bool,
 }
 
 #[derive(Debug)]
@@ -171,12 +178,13 @@ impl Session {
             renditions.push(rendition.clone());
             let cutter = cutter(constants, 0, videos.is_empty());
             videos.push(VideoTrack {
-                track,
+                track: Some(track),
                 format: format.clone(),
                 rendition,
                 muxer,
                 cutter,
                 needs_keyframe: true,
+                has_changed: false,
             });
         }
         let wanted = (&**name, &config.ladder[..]);
@@ -229,6 +237,7 @@ impl Session {
             paused_at_us: None,
             gap_parts: 0,
             videos,
+            leader: 0,
             ladder,
             audio,
             keyframe_requests: Vec::new(),
@@ -252,22 +261,32 @@ impl Session {
     pub(crate) fn tracks(&self) -> Vec<TrackId> {
         self.videos
             .iter()
-            .map(|video| video.track)
+            .filter_map(|video| video.track)
             .chain(self.audio.as_ref().map(|audio| audio.track))
             .collect()
     }
 
     /// Whether these formats fit the renditions that the multivariant playlist already names. Silence can stand for
-    /// a missing microphone; nothing can stand for a missing camera.
+    /// a missing microphone and gaps for a missing layer; nothing can stand for a missing camera. Layers for which there is
+    /// no rendition are left out.
     pub(crate) fn accepts(&self, formats: &BTreeMap<TrackId, TrackFormat>) -> bool {
         let (videos, audio) = usable(formats);
-        let same_videos = videos.len() == self.videos.len()
-            && videos.iter().zip(&self.videos).all(|((track, format), video)| {
-                *track == video.track && codec(format) == codec(&video.format)
-            });
-        same_videos
+        let same_codecs = videos.is_empty() == self.videos.is_empty()
+            && videos
+                .iter()
+                .zip(&self.videos)
+                .all(|((_, format), video)| codec(format) == codec(&video.format));
+        same_codecs
             && (self.audio.is_some() || audio.is_none())
             && (audio.is_some() || !self.videos.is_empty())
+    }
+
+    /// Whether a track whose format has come while the stream is live is to change it: it is part of it, or better than a
+    /// layer that is, or there is room for it. Layers that come too late for the multivariant playlist are not.
+    pub(crate) fn wants(&self, track: TrackId, formats: &BTreeMap<TrackId, TrackFormat>) -> bool {
+        let (videos, _) = usable(formats);
+        let place = videos.iter().position(|(video, _)| *video == track);
+        place.is_none_or(|place| self.videos.is_empty() || place < self.videos.len())
     }
 
     /// The tracks from which keyframes are wanted since the last call.
@@ -279,21 +298,29 @@ impl Session {
     pub(crate) fn frames_were_lost(&mut self) {
         for video in &mut self.videos {
             video.needs_keyframe = true;
-            self.keyframe_requests.push(video.track);
+            self.keyframe_requests.extend(video.track);
         }
+    }
+
+    /// Asks for the keyframes without which a layer can't begin.
+    pub(crate) fn ask_for_missing_keyframes(&mut self) {
+        let missing = self.videos.iter().filter(|video| video.needs_keyframe);
+        self.keyframe_requests.extend(missing.filter_map(|video| video.track));
     }
 
     /// Takes a frame.
     pub(crate) fn frame(&mut self, frame: Frame) -> Result<(), SessionError> {
         if self.paused_at_us.is_some() {
+            count_dropped("paused", 1);
             return Ok(());
         }
         let at_us = frame.pts.0 + self.offset_us;
-        if let Some(index) = self.videos.iter().position(|video| video.track == frame.track) {
+        if let Some(index) = self.videos.iter().position(|video| video.track == Some(frame.track)) {
             self.video_frame(index, at_us, frame)
         } else if self.audio.as_ref().is_some_and(|audio| audio.track == frame.track) {
             self.audio_frame(at_us, &frame.data)
         } else {
+            count_dropped("no_rendition", 1);
             Ok(())
         }
     }
@@ -301,13 +328,16 @@ impl Session {
     fn video_frame(&mut self, index: usize, at_us: i64, frame: Frame) -> Result<(), SessionError> {
         let video = &mut self.videos[index];
         if video.needs_keyframe && !frame.is_keyframe {
+            count_dropped("awaiting_keyframe", 1);
             return Ok(());
         }
         video.needs_keyframe = false;
         let mut for_ladder = (index == 0 && self.ladder.is_some()).then(|| frame.data.clone());
-        let outcome = video.cutter.frame(at_us, frame.is_keyframe, frame.data);
+        let repeats = frame.is_keyframe && video.has_changed;
+        let data = if repeats { with_parameter_sets(&video.format, frame.data) } else { frame.data };
+        let outcome = video.cutter.frame(at_us, frame.is_keyframe, data);
         let ended = outcome.parts.iter().filter(|part| part.is_last).count();
-        if index == 0 {
+        if index == self.leader {
             self.lead_followers(ended, outcome.wants_keyframe);
         }
         let mut parts = outcome.parts.into_iter();
@@ -320,13 +350,14 @@ impl Session {
         for part in parts {
             self.publish_video(index, part)?;
         }
-        if index == 0 { self.catch_up_followers() } else { Ok(()) }
+        // A layer that comes shows when the one that leads does not.
+        if index == self.leader { self.catch_up_followers() } else { self.bridge_stalled_video(at_us) }
     }
 
     /// The lead ended so many segments, and perhaps wants a keyframe: then the others are to have one too.
     fn lead_followers(&mut self, ended: usize, wants_keyframe: bool) {
         if wants_keyframe {
-            self.keyframe_requests.extend(self.videos.iter().map(|video| video.track));
+            self.keyframe_requests.extend(self.videos.iter().filter_map(|video| video.track));
         }
         // A permit for each of the lead's segments: when its end is asked for, or else when it ends.
         let mut permits = 0;
@@ -336,8 +367,9 @@ impl Session {
         if wants_keyframe && !std::mem::replace(&mut self.end_was_asked, true) {
             permits += 1;
         }
-        for follower in self.videos.iter_mut().skip(1) {
-            (0..permits).for_each(|_| follower.cutter.permit_end());
+        // What leads takes none.
+        for video in &mut self.videos {
+            (0..permits).for_each(|_| video.cutter.permit_end());
         }
     }
 
@@ -367,7 +399,7 @@ impl Session {
             let starts_us = part.samples.iter().map(|sample| sample.start_us).collect();
             ladder.part(CutOfPart::new(starts_us, end_us, start_ms, is_last, frame_rate_milli));
         }
-        if index == 0 {
+        if index == self.leader {
             self.follow(end_us, is_last)?;
         }
         Ok(())
@@ -429,6 +461,19 @@ impl Session {
         }
         Ok(())
     }
+}
+
+/// Counts frames that don't come out, by reason.
+pub(crate) fn count_dropped(reason: &'static str, frames: usize) {
+    metrics::counter!("segmenter_frames_dropped_total", "reason" => reason).increment(frames as u64);
+}
+
+/// FFmpeg and all that is made of it skip a second initialization section (`moov`), so behind a change of format they
+/// would decode with the parameters of the first. Keyframes bring theirs along from then on; for everybody else that is
+/// a repetition. VP9 and AV1 do so always.
+fn with_parameter_sets(format: &TrackFormat, data: Bytes) -> Bytes {
+    let TrackFormat::Video { codec: VideoCodec::H264, config, .. } = format else { return data };
+    h264::behind_parameter_sets(config, &data).map_or(data, Bytes::from)
 }
 
 fn cutter(constants: Constants, start_us: i64, leads: bool) -> Cutter<Bytes> {

@@ -402,6 +402,9 @@ impl Feed {
             self.entry.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
             self.lose();
             metrics::counter!("segmenter_overflow_total").increment(1);
+            if matches!(input, Input::Frame(_)) {
+                crate::session::count_dropped("queue_full", 1);
+            }
             return Err(Overflow);
         }
         self.entry.send(Message::Input(input));

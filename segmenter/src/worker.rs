@@ -13,7 +13,7 @@ use tracing::{debug, info, warn};
 use crate::config::Config;
 use crate::frame::{Frame, Input, TrackFormat, TrackId, VideoCodec};
 use crate::live::Shared;
-use crate::session::{Session, SessionError};
+use crate::session::{Session, SessionError, count_dropped};
 use crate::streams::{Entry, KeyframeRequest, weight};
 
 /// What comes in a stream's inbox.
@@ -38,6 +38,8 @@ struct Gathering {
     /// With the wall-clock time of its arrival.
     frames: Vec<(Frame, i64)>,
     frames_bytes: usize,
+    /// When a keyframe to begin with was asked for.
+    asked_at: Option<Instant>,
 }
 
 /// See the module.
@@ -60,6 +62,8 @@ pub(crate) struct Worker {
 
 /// A publisher that announced tracks which do not come holds the start up for so long.
 const EXPECTED_MAX: Duration = Duration::from_secs(3);
+/// A keyframe to begin with is asked for again after this.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 /// The track of a publisher's audio, see [`TrackId`].
 const AUDIO: TrackId = TrackId(0);
 /// The wall clock is looked at this often while something waits for it.
@@ -150,6 +154,9 @@ impl Worker {
 
     fn input(&mut self, input: Input) -> Result<(), SessionError> {
         if self.forget_at.is_some() {
+            if matches!(input, Input::Frame(_)) {
+                count_dropped("ended", 1);
+            }
             return Ok(());
         }
         if self.has_lost.swap(false, Ordering::AcqRel)
@@ -171,9 +178,11 @@ impl Worker {
                     gathering.frames_bytes += frame.data.len();
                     gathering.frames.push((frame, unix_ms()));
                     if gathering.frames_bytes > self.config.queue_bytes_max {
+                        count_dropped("waited_too_long", gathering.frames.len());
                         gathering.frames.clear();
                         gathering.frames_bytes = 0;
                     }
+                    self.ask_to_begin(Instant::now());
                     self.start_if_ready()
                 }
                 (None, Some(session)) => {
@@ -186,7 +195,10 @@ impl Worker {
                     }
                     Ok(())
                 }
-                (None, None) => Ok(()),
+                (None, None) => {
+                    count_dropped("no_rendition", 1);
+                    Ok(())
+                }
             },
         }
     }
@@ -207,11 +219,19 @@ impl Worker {
             gathering.first_format.get_or_insert_with(Instant::now);
             // Frames of the old format are of no use.
             if before.is_some_and(|before| before != format) {
+                let before = gathering.frames.len();
                 gathering.frames.retain(|(frame, _)| frame.track != track);
+                count_dropped("old_format", before - gathering.frames.len());
             }
         } else if before.as_ref() != Some(&format)
             && let Some(session) = &mut self.session
         {
+            if !session.wants(track, &self.formats) {
+                // It came too late for the multivariant playlist that viewers have, and there are better ones.
+                info!(track = track.0, "a layer came too late and is left out");
+                metrics::counter!("segmenter_layers_ignored_total").increment(1);
+                return Ok(());
+            }
             // A changed size or a late track: cut all renditions here and go on with the new set.
             info!(track = track.0, "format changed");
             session.pause()?;
@@ -222,7 +242,23 @@ impl Worker {
 
     fn gather(&mut self) {
         let first_format = (!self.formats.is_empty()).then(Instant::now);
-        self.gathering = Some(Gathering { first_format, frames: Vec::new(), frames_bytes: 0 });
+        self.gathering =
+            Some(Gathering { first_format, frames: Vec::new(), frames_bytes: 0, asked_at: None });
+    }
+
+    /// Nothing can begin without a keyframe of the best video, and browsers send none unasked: this is for frames that
+    /// came without one, behind a jump of the clock or a late layer.
+    fn ask_to_begin(&mut self, now: Instant) {
+        let (Some(gathering), Some(keyframes)) = (&mut self.gathering, &self.keyframes) else { return };
+        let is_video = |format: &TrackFormat| matches!(format, TrackFormat::Video { .. });
+        let Some((&lead, _)) = self.formats.iter().find(|(_, format)| is_video(format)) else { return };
+        let mut of_lead = gathering.frames.iter().filter(|(frame, _)| frame.track == lead).peekable();
+        let waits = of_lead.peek().is_some() && !of_lead.any(|(frame, _)| frame.is_keyframe);
+        if waits && gathering.asked_at.is_none_or(|at| now >= at + ASK_AGAIN) {
+            gathering.asked_at = Some(now);
+            // A full channel holds the same request already.
+            let _ = keyframes.try_send(KeyframeRequest { track: lead });
+        }
     }
 
     /// Starts or continues the stream if it is known which tracks there are and each can be decoded from here.
@@ -291,6 +327,7 @@ impl Worker {
             for (frame, _) in gathering.frames {
                 session.frame(frame)?;
             }
+            session.ask_for_missing_keyframes();
         }
         Ok(())
     }

@@ -92,6 +92,47 @@ async fn ffmpeg_reads_every_frame_and_a_clean_tone_from_an_ended_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn ffmpeg_plays_through_changes_of_size() {
+    let (streams, address) = serve(Config::default()).await;
+    let publication = streams.publish("sizes").unwrap();
+    publication.expect_tracks(&[AUDIO, VIDEO]);
+    let mut audio = Audio::new();
+    push(&publication, Audio::format());
+    let sizes = [(320, 180, 60u8), (160, 90, 120), (90, 160, 180)];
+    let mut before: Option<Video> = None;
+    for (width, height, level) in sizes {
+        let mut video = Video::new(VIDEO, width, height);
+        (video.rhythm, video.level) = (Some(60), Some(level));
+        before.iter().for_each(|before| video.skip_to(before));
+        push_all(&publication, &mut video, &mut audio, 120);
+        before = Some(video);
+    }
+    publication.end();
+    until("the end of the stream", || streams.list().first().is_some_and(|info| info.state == State::Ended))
+        .await;
+    let url = format!("http://{address}/live/sizes/index.m3u8");
+    let read = move || {
+        let scaled = ["-vf", "scale=16:16", "-fps_mode", "passthrough", "-enc_time_base", "1:90000"];
+        let raw = ["-f", "rawvideo", "-pix_fmt", "gray", "-"];
+        let arguments = [&["-v", "error", "-i", &url, "-map", "0:v"][..], &scaled, &raw].concat();
+        run("ffmpeg", &arguments).stdout
+    };
+    let frames = tokio::task::spawn_blocking(read).await.unwrap();
+    let levels: Vec<u8> = frames
+        .as_chunks::<256>()
+        .0
+        .iter()
+        .map(|frame| (frame.iter().map(|luma| u32::from(*luma)).sum::<u32>() / 256) as u8)
+        .collect();
+    assert_eq!(levels.len(), 360);
+    // ffmpeg makes the full range of what was meant for a screen: what counts is that each size has its own.
+    for (index, levels) in levels.chunks(120).enumerate() {
+        assert!(levels.iter().all(|level| level.abs_diff(levels[60]) <= 4), "size {index}: {levels:?}");
+        assert!(levels[60].abs_diff(sizes[index].2) < 24, "size {index}: {}", levels[60]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ffmpeg_follows_a_live_stream_whose_keyframes_come_on_request() {
     let (streams, address) = serve(Config::default()).await;
     let mut publication = streams.publish("live").unwrap();

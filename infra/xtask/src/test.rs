@@ -20,7 +20,7 @@ pub(crate) struct Options {
     #[arg(long)]
     file: Option<String>,
     /// For `rust`: how long each parser that strangers reach is fed with damaged inputs.
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 60)]
     fuzz_seconds: u64,
 }
 

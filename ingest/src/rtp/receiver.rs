@@ -35,7 +35,7 @@ pub struct Limits {
     pub hold: Duration,
     /// The least time between two keyframe requests for a stream.
     pub keyframe_interval_min: Duration,
-    /// How many frames may be presented out of order before the publisher is refused.
+    /// How many frames may be presented out of order within ten seconds before the publisher is refused.
     pub frames_out_of_order_max: u64,
 }
 
@@ -68,7 +68,7 @@ pub struct Receiver {
     keyframes: VecDeque<u32>,
     /// Packets that belong to nothing that was negotiated.
     pub packets_unknown: u64,
-    /// How long frames were in here: totals for an average and the longest since taken.
+    /// How long frames were in here, since taken.
     pub held: Held,
 }
 
@@ -77,8 +77,6 @@ pub struct Receiver {
 pub struct Held {
     /// Frames counted.
     pub frames: u64,
-    /// The sum.
-    pub total: Duration,
     /// The longest.
     pub max: Duration,
 }
@@ -182,12 +180,20 @@ impl Receiver {
     }
 
     /// Why the publisher must be refused after all, in words.
-    pub fn refusal(&self) -> Option<&'static str> {
-        let dropped = |source: &Source| source.track.counters.dropped[Reason::OutOfOrder as usize];
+    pub fn refusal(&self, now: Instant) -> Option<&'static str> {
+        let max = self.limits.frames_out_of_order_max;
         self.sources
             .values()
-            .any(|source| dropped(source) > self.limits.frames_out_of_order_max)
+            .any(|source| source.track.out_of_order_lately(now) > max)
             .then_some("the encoder uses B-frames, which WebRTC can't carry in order: turn them off")
+    }
+
+    /// A frame that came out was not taken.
+    pub fn note_refused(&mut self, track: TrackId) {
+        let source = self.sources.values_mut().find(|source| source.role.id == track);
+        if let Some(source) = source {
+            source.track.counters.dropped[Reason::QueueFull as usize] += 1;
+        }
     }
 
     /// The tracks' states.
@@ -225,7 +231,7 @@ impl Receiver {
             self.sources.iter().filter(|(_, source)| source.role.id == id).map(|(ssrc, _)| *ssrc).collect();
         let (mut counters, mut last_us) = (Counters::default(), None);
         for ssrc in replaced {
-            counters = self.sources.remove(&ssrc).expect("it was listed").track.counters;
+            counters = self.sources.remove(&ssrc).expect("it was listed").track.retire();
             last_us = self.clock.remove(ssrc).max(last_us);
         }
         let (mut track, rate) = match codec {
@@ -250,7 +256,6 @@ impl Receiver {
                 Output::Frame { timestamp, arrival, is_keyframe, data } => {
                     let held = now.saturating_duration_since(arrival);
                     self.held.frames += 1;
-                    self.held.total += held;
                     self.held.max = self.held.max.max(held);
                     let arrival_us = arrival.saturating_duration_since(self.origin).as_micros() as i64;
                     let Some(stamp) = self.clock.stamp(ssrc, timestamp, arrival_us) else { continue };
@@ -350,7 +355,8 @@ mod tests {
                 receiver.handle_event(now, video(sequence, timestamp, &[0x41, 0x9a, 0x80, 1]));
             }
         }
-        assert!(receiver.refusal().is_some_and(|words| words.contains("B-frames")));
+        let now = start + Duration::from_millis(u64::from(sequence) * 33);
+        assert!(receiver.refusal(now).is_some_and(|words| words.contains("B-frames")));
         let mut last = i64::MIN;
         while let Some(input) = receiver.poll_input() {
             if let Input::Frame(frame) = input {
@@ -358,6 +364,26 @@ mod tests {
                 last = frame.pts.0;
             }
         }
+    }
+
+    #[test]
+    fn hours_of_a_rare_reorder_or_of_equal_times_refuse_nobody() {
+        let start = Instant::now();
+        let mut receiver = receiver(start);
+        receiver.handle_event(start, video(0, 0, &keyframe()));
+        let mut sequence = 0u16;
+        for second in 1..3 * 3600u32 {
+            let now = start + Duration::from_secs(second.into());
+            // One step back each second, and two frames of the same time.
+            for timestamp in [second * 90_000, second * 90_000 - 3000, second * 90_000] {
+                sequence = sequence.wrapping_add(1);
+                receiver.handle_event(now, video(sequence, timestamp, &[0x41, 0x9a, 0x80, 1]));
+            }
+            assert_eq!(receiver.refusal(now), None, "after {second} s");
+        }
+        let dropped = receiver.tracks()[0].counters.dropped;
+        assert_eq!(dropped[Reason::OutOfOrder as usize], 10_799);
+        assert_eq!(dropped[Reason::SameTime as usize], 10_799);
     }
 
     #[test]

@@ -32,9 +32,9 @@ pub struct Reorder {
     sequence: Unwrapper,
     next: Option<u64>,
     waiting: BTreeMap<u64, (Instant, RtpPacket)>,
-    /// Totals for statistics.
+    /// Packets that came when their place had been passed: given up, or here already. A total.
     pub late: u64,
-    /// Packets that had come before.
+    /// Packets that repeated one which still waited. A total.
     pub duplicate: u64,
 }
 
@@ -75,6 +75,7 @@ impl Reorder {
 
     /// A publisher that restarted its numbering: everything until now is over.
     fn restart(&mut self, now: Instant, packet: RtpPacket) {
+        self.late += self.waiting.len() as u64;
         self.waiting.clear();
         self.sequence = Unwrapper::default();
         let sequence = self.sequence.unwrap(packet.sequence);
@@ -100,6 +101,11 @@ impl Reorder {
         let (sequence, (arrived, packet)) = self.waiting.pop_first()?;
         self.next = Some(sequence + 1);
         Some(Item::Packet(arrived, packet))
+    }
+
+    /// Packets that wait for one that is missing.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
     }
 
     /// When a gap will be given up, unless it fills before.

@@ -16,6 +16,10 @@ use crate::transport::RtpPacket;
 
 /// Audio isn't retransmitted by browsers: a missing packet is only worth waiting for if it is out of order.
 const AUDIO_HOLD: Duration = Duration::from_millis(60);
+/// B-frames come several times a second for as long as the encoder makes them; what is rarer has another cause.
+const OUT_OF_ORDER_WINDOW: Duration = Duration::from_secs(10);
+/// As many are remembered as can matter.
+const OUT_OF_ORDER_KEPT: usize = 1024;
 /// A step back further than this is a stream that starts anew; B-frames step back by a few pictures.
 const STEP_BACK_TICKS_MAX: i64 = 90_000;
 
@@ -30,11 +34,22 @@ pub enum Reason {
     Malformed,
     /// It is presented before a frame that was decoded earlier.
     OutOfOrder,
+    /// It has the time of the frame before it.
+    SameTime,
+    /// The segmenter, or what transcodes before it, had no room.
+    QueueFull,
 }
 
 impl Reason {
     /// All reasons, in the order of [`Counters::dropped`].
-    pub const ALL: [Self; 4] = [Self::Incomplete, Self::AwaitingKeyframe, Self::Malformed, Self::OutOfOrder];
+    pub const ALL: [Self; 6] = [
+        Self::Incomplete,
+        Self::AwaitingKeyframe,
+        Self::Malformed,
+        Self::OutOfOrder,
+        Self::SameTime,
+        Self::QueueFull,
+    ];
 
     /// The label in metrics and status.
     pub fn name(self) -> &'static str {
@@ -43,6 +58,8 @@ impl Reason {
             Self::AwaitingKeyframe => "awaiting_keyframe",
             Self::Malformed => "malformed",
             Self::OutOfOrder => "out_of_order",
+            Self::SameTime => "same_time",
+            Self::QueueFull => "queue_full",
         }
     }
 }
@@ -56,12 +73,16 @@ pub struct Counters {
     pub bytes: u64,
     /// Packets given up.
     pub packets_lost: u64,
+    /// Packets that came when their place had been passed.
+    pub packets_late: u64,
+    /// Packets that repeated one which still waited for its turn.
+    pub packets_duplicate: u64,
     /// Frames that came out.
     pub frames: u64,
     /// Keyframes among them.
     pub keyframes: u64,
     /// Frames thrown away, in the order of [`Reason::ALL`].
-    pub dropped: [u64; 4],
+    pub dropped: [u64; Reason::ALL.len()],
 }
 
 /// What comes out of a track.
@@ -105,6 +126,8 @@ pub struct Track {
     format: Option<TrackFormat>,
     outputs: VecDeque<Output>,
     needs_keyframe: bool,
+    /// When pictures came out of order, lately.
+    out_of_order: VecDeque<Instant>,
     /// Totals.
     pub counters: Counters,
 }
@@ -143,6 +166,7 @@ impl Track {
             format: None,
             outputs: VecDeque::new(),
             needs_keyframe: false,
+            out_of_order: VecDeque::new(),
             counters: Counters::default(),
         }
     }
@@ -150,7 +174,24 @@ impl Track {
     /// Takes a packet in.
     pub fn push(&mut self, now: Instant, packet: RtpPacket) {
         self.counters.packets += 1;
+        let (late, duplicate) = (self.reorder.late, self.reorder.duplicate);
         self.reorder.push(now, packet);
+        self.counters.packets_late += self.reorder.late - late;
+        self.counters.packets_duplicate += self.reorder.duplicate - duplicate;
+    }
+
+    /// Ends the stream; the totals include what doesn't come out any more.
+    pub fn retire(mut self) -> Counters {
+        self.counters.packets_late += self.reorder.waiting() as u64;
+        if matches!(self.content, Content::Video { picture: Some(_), .. }) {
+            self.counters.dropped[Reason::Incomplete as usize] += 1;
+        }
+        self.counters
+    }
+
+    /// How many pictures came out of order in the last ten seconds.
+    pub fn out_of_order_lately(&self, now: Instant) -> u64 {
+        self.out_of_order.iter().filter(|at| now < **at + OUT_OF_ORDER_WINDOW).count() as u64
     }
 
     /// What can come out by now.
@@ -271,18 +312,28 @@ impl Track {
         }
         let extended = order.near(timestamp);
         let step = last.map(|last| extended - last);
-        if step.is_some_and(|step| (-STEP_BACK_TICKS_MAX..=0).contains(&step)) {
+        if step == Some(0) {
+            self.counters.dropped[Reason::SameTime as usize] += 1;
+            return;
+        }
+        if step.is_some_and(|step| (-STEP_BACK_TICKS_MAX..0).contains(&step)) {
             self.counters.dropped[Reason::OutOfOrder as usize] += 1;
+            self.out_of_order.retain(|at| arrival < *at + OUT_OF_ORDER_WINDOW);
+            self.out_of_order.truncate(OUT_OF_ORDER_KEPT - 1);
+            self.out_of_order.push_front(arrival);
             return;
         }
         *last = Some(order.unwrap(timestamp));
         *is_awaiting_keyframe = false;
         self.needs_keyframe = false;
+        let Some(format) = finished.format.or_else(|| self.format.clone()) else {
+            // A keyframe that doesn't say how to decode it.
+            self.counters.dropped[Reason::Malformed as usize] += 1;
+            return;
+        };
         if finished.is_keyframe {
             self.counters.keyframes += 1;
         }
-        let format = finished.format.or_else(|| self.format.clone());
-        let Some(format) = format else { return };
         self.emit(format, timestamp, arrival, finished.is_keyframe, finished.data);
     }
 

@@ -4,7 +4,7 @@
 //! give nothing, then sleep until [`Transport::poll_timeout`]. The one implementation is [`stack`]; the
 //! trait keeps its types out of everything else, because such stacks change with every minor version.
 
-mod repair;
+pub mod repair;
 pub mod stack;
 mod tap;
 
@@ -38,8 +38,6 @@ pub struct Route {
 pub struct Transmit {
     /// Where to.
     pub route: Route,
-    /// Whether the stack means this very address (connectivity checks) or just its peer.
-    pub is_check: bool,
     /// What.
     pub bytes: Bytes,
 }
@@ -96,8 +94,6 @@ pub struct Figures {
     pub packets_repaired: u64,
     /// Negative acknowledgements sent, counted by packet asked for.
     pub packets_requested: u64,
-    /// Retransmissions and probes that repeated what had already arrived.
-    pub packets_duplicate: u64,
     /// The round trip, as retransmissions and connectivity checks show it.
     pub round_trip: Option<Duration>,
 }
@@ -134,7 +130,7 @@ pub trait Transport: Send {
     fn request_keyframe(&mut self, ssrc: u32);
     /// Takes a candidate of the publisher, as it stands after `a=`.
     fn add_candidate(&mut self, candidate: &str) -> Result<(), StackError>;
-    /// Restarts ICE with the publisher's new offer; on an error the connection is as it was.
+    /// Restarts ICE with the publisher's new offer. One that can't be taken leaves the connection as it was.
     fn restart(&mut self, now: Instant, offer: &str) -> Result<Answer, StackError>;
     /// What the network did.
     fn figures(&mut self, now: Instant) -> Figures;

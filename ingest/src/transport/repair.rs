@@ -31,6 +31,11 @@ const RETRY_MAX: Duration = Duration::from_millis(150);
 const ROUND_TRIP_GUESS: Duration = Duration::from_millis(60);
 /// A larger gap is not repaired but skipped: it is the sender's pause or restart, or a second of lost video.
 const GAP_MAX: u64 = 500;
+/// Packets of one stream that are waited for; the oldest are given up for newer ones.
+const MISSING_MAX: usize = 2048;
+/// Retransmission streams that are told apart: a publisher has one for each layer, and new ones when it starts a track
+/// anew.
+const RTX_MAX: usize = 64;
 /// Sequence numbers that one packet of ours asks for; more are asked for in the next.
 const REQUESTED_MAX: usize = 200;
 
@@ -56,7 +61,7 @@ struct Log {
 }
 
 /// See the module.
-pub(super) struct Repair {
+pub struct Repair {
     /// Retransmission payload types and the payload types that they repeat.
     apt: HashMap<u8, u8>,
     /// Header extension numbers of the layer's name and the repaired layer's name.
@@ -74,7 +79,24 @@ pub(super) struct Repair {
     writes: VecDeque<TaggedPacket>,
 }
 
+impl std::fmt::Debug for Repair {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Repair").field("streams", &self.logs.len()).finish_non_exhaustive()
+    }
+}
+
 impl Repair {
+    /// One that nobody reads figures of, for tests: `apt` maps payload types of retransmissions to those that they repeat,
+    /// and the numbers are those of the header extensions with the layer's name and the repaired layer's name.
+    pub fn alone(apt: HashMap<u8, u8>, rid: u8, repaired_rid: u8, hold: Duration) -> Self {
+        Self::new(apt, Some(rid), Some(repaired_rid), hold, Arc::default())
+    }
+
+    /// What it remembers: packets that it misses, and retransmission streams that it knows.
+    pub fn held(&self) -> (usize, usize) {
+        (self.logs.values().map(|log| log.missing.len()).sum(), self.rtx.len())
+    }
+
     pub(super) fn new(
         apt: HashMap<u8, u8>,
         rid_extension: Option<u8>,
@@ -103,6 +125,9 @@ impl Repair {
         let Some(&payload_type) = self.apt.get(&packet.header.payload_type) else { return false };
         let header = &mut packet.header;
         if !self.rtx.contains_key(&header.ssrc) {
+            if self.rtx.len() >= RTX_MAX {
+                return false;
+            }
             // Simulcast layers are announced by name only; retransmissions carry the name of what they repair.
             let rid = self.repaired_rid_extension.and_then(|id| header.get_extension(id));
             let primary = match rid {
@@ -141,10 +166,7 @@ impl Repair {
             return;
         };
         if sequence <= highest {
-            let Some(missing) = log.missing.remove(&sequence) else {
-                shared.figures.packets_duplicate += 1;
-                return;
-            };
+            let Some(missing) = log.missing.remove(&sequence) else { return };
             shared.figures.packets_repaired += 1;
             if let (Some(asked_at), 1) = (missing.asked_at, missing.times_asked) {
                 // Asked for once, so this can only be the reply to that (or a late arrival, which is no longer).
@@ -164,6 +186,9 @@ impl Repair {
         }
         for sequence in highest + 1..sequence {
             log.missing.insert(sequence, Missing { since: now, asked_at: None, times_asked: 0 });
+        }
+        while log.missing.len() > MISSING_MAX {
+            log.missing.pop_first();
         }
         if lost > 0 {
             let at = now + REORDERING;
@@ -267,5 +292,31 @@ impl Interceptor for Repair {
     fn unbind_remote_stream(&mut self, info: &StreamInfo) {
         self.logs.remove(&info.ssrc);
         self.rtx.retain(|_, primary| *primary != info.ssrc);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retransmission_streams_are_bounded_and_known_ones_go_on() {
+        let apt = HashMap::from([(97, 96)]);
+        let mut repair = Repair::new(apt, None, None, Duration::from_millis(400), Arc::default());
+        repair.logs.insert(1, Log::default());
+        let retransmission = |ssrc: u32| {
+            let mut packet = rtc::rtp::Packet::default();
+            packet.header.payload_type = 97;
+            packet.header.ssrc = ssrc;
+            packet.payload = bytes::Bytes::from_static(&[0, 7, 1]);
+            packet
+        };
+        for ssrc in 100..10_000 {
+            repair.unwrap_retransmission(&mut retransmission(ssrc));
+        }
+        assert_eq!(repair.rtx.len(), RTX_MAX);
+        let mut packet = retransmission(100);
+        assert!(repair.unwrap_retransmission(&mut packet));
+        assert_eq!((packet.header.ssrc, packet.header.sequence_number), (1, 7));
     }
 }

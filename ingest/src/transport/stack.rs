@@ -202,7 +202,7 @@ impl Stack {
                 (_, Some(selected), Some(active)) if selected == stated => active,
                 _ => stated,
             };
-            self.transmits.push_back(Transmit { route, is_check, bytes: tagged.message.freeze() });
+            self.transmits.push_back(Transmit { route, bytes: tagged.message.freeze() });
         }
     }
 }
@@ -279,7 +279,17 @@ impl Transport for Stack {
 
     fn restart(&mut self, now: Instant, offer: &str) -> Result<Answer, StackError> {
         self.now = now;
-        let answer = self.negotiate(now, offer.to_owned())?;
+        let answer = match self.negotiate(now, offer.to_owned()) {
+            Ok(answer) => answer,
+            Err(error) => {
+                // The stack changes its ICE session last; what it has noted of the offer until then must not stay.
+                let rollback = RTCSessionDescription::rollback(None).map_err(words)?;
+                if let Err(error) = self.connection.set_remote_description(now, rollback) {
+                    tracing::debug!(%error, "nothing to roll back");
+                }
+                return Err(error);
+            }
+        };
         // The stack selects anew; until then it is told where checks really come from.
         self.selected = None;
         self.drain(None);
@@ -358,4 +368,31 @@ pub fn candidate_line(index: usize, protocol: Protocol, address: std::net::Socke
     };
     let priority = (kind_preference << 24) | ((65_535 - index.min(65_535) as u32) << 8) | 255;
     format!("candidate:{} 1 {name} {priority} {} {} typ host{tail}", index + 1, address.ip(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFFER: &str = include_str!("../../tests/support/chromium-offer.sdp");
+
+    #[test]
+    fn a_restart_that_the_stack_refuses_leaves_it_as_it_was() {
+        let offer = Offer::parse(OFFER).unwrap();
+        let shared = Shared {
+            candidates: vec![candidate_line(0, Protocol::Udp, ([127, 0, 0, 1], 9).into())],
+            hold: Duration::from_millis(400),
+        };
+        let now = Instant::now();
+        let (mut stack, _) = Stack::answer(now, offer.clone(), Arc::new(shared)).unwrap();
+        let before = stack.connection.local_description().unwrap().sdp.clone();
+        let good = offer.reduce(Some(("ysXw", "vw5LmwG4y/e6dPP/zAP9Gp5k")));
+        for bad in ["nonsense".to_owned(), good.replace("a=mid:1", "a=mud:1")] {
+            assert!(stack.restart(now, &bad).is_err());
+            assert!(stack.connection.pending_remote_description().is_none());
+            assert_eq!(stack.connection.local_description().unwrap().sdp, before);
+        }
+        let answer = stack.restart(now, &good).unwrap();
+        assert!(!before.contains(&answer.ufrag));
+    }
 }

@@ -222,6 +222,11 @@ impl Publisher {
         self.connection.local_description().unwrap().sdp
     }
 
+    /// The offer that was answered last.
+    pub fn sent_offer(&self) -> String {
+        self.connection.local_description().unwrap().sdp
+    }
+
     /// An offer that restarts ICE.
     pub fn restart_offer(&mut self, now: Instant) -> String {
         self.connection.restart_ice();

@@ -23,6 +23,8 @@ struct Inner {
     ended: Vec<String>,
     transcoders_taken: usize,
     has_no_transcoder: bool,
+    problem: Option<&'static str>,
+    is_broken: bool,
 }
 
 impl Recorder {
@@ -37,6 +39,16 @@ impl Recorder {
     /// From now on there is no room for transcoding.
     pub fn refuse_transcoding(&self) {
         self.0.lock().has_no_transcoder = true;
+    }
+
+    /// From now on it has this against whoever publishes.
+    pub fn object(&self, words: &'static str) {
+        self.0.lock().problem = Some(words);
+    }
+
+    /// From now on whoever hands something over panics.
+    pub fn break_down(&self, is_broken: bool) {
+        self.0.lock().is_broken = is_broken;
     }
 
     pub fn inputs(&self) -> Vec<Input> {
@@ -93,6 +105,8 @@ impl Sink for Publication {
     }
 
     fn push(&mut self, input: Input) -> bool {
+        let is_broken = self.recorder.0.lock().is_broken;
+        assert!(!is_broken, "made for the test");
         self.recorder.0.lock().inputs.push(input);
         true
     }
@@ -108,7 +122,7 @@ impl Sink for Publication {
     }
 
     fn problem(&self) -> Option<&'static str> {
-        None
+        self.recorder.0.lock().problem
     }
 
     fn end(self: Box<Self>) {

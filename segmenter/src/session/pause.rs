@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use tracing::debug;
+use tracing::{debug, info};
 
 use super::{
     OpusTrack, Session, SessionError, audio_entry, cutter, opus_entry, publish_audio_part, sample_entry,
+    usable,
 };
 use crate::audio::{self, AudioCutter, OpusClock, Transcoder};
 use crate::frame::{TrackFormat, TrackId};
@@ -19,7 +20,7 @@ impl Session {
         if self.paused_at_us.is_some() {
             return Ok(());
         }
-        let lead_end_us = self.videos.first().map(|video| video.cutter.natural_end_us());
+        let lead_end_us = self.videos.get(self.leader).map(|video| video.cutter.natural_end_us());
         for index in 0..self.videos.len() {
             let video = &mut self.videos[index];
             let end_us = lead_end_us.unwrap_or(0).max(video.cutter.natural_end_us());
@@ -54,7 +55,10 @@ impl Session {
         let opus = self.audio.as_ref().and_then(|audio| audio.opus.as_ref());
         let audio_end = audio_end.max(opus.map(|opus| sound_end(&opus.cutter)));
         let end_us = video_end_us.max(audio_end).unwrap_or(0);
-        let msn = self.live.align(self.constants.part_us, |_| self.zero_ms);
+        // A layer that had stopped may be a segment behind the others. Videos are numbered from 0.
+        let ends_us: Vec<i64> = self.videos.iter().map(|video| video.cutter.part_start_us()).collect();
+        let end_ms = |number: u8| self.zero_ms + ends_us.get(usize::from(number)).unwrap_or(&end_us) / 1000;
+        let msn = self.live.align(self.constants.part_us, end_ms);
         if let Some(ladder) = &mut self.ladder {
             ladder.align(msn, self.zero_ms, self.constants.part_us);
         }
@@ -91,14 +95,26 @@ impl Session {
     ) -> Result<(), SessionError> {
         let Some(at_us) = self.paused_at_us.take() else { return Ok(()) };
         self.offset_us = at_us - first_us;
-        self.end_was_asked = false;
+        (self.leader, self.end_was_asked) = (0, false);
         // The date of the media that comes, but never before that of the media that was.
         self.zero_ms = self.zero_ms.max(arrived_ms - at_us / 1000);
+        // The best track there is for the best rendition: it is the one that must not be missing.
+        let (sources, _) = usable(formats);
+        if sources.len() > self.videos.len() {
+            let ignored = sources.len() - self.videos.len();
+            info!(ignored, "layers without a rendition are left out");
+            metrics::counter!("segmenter_layers_ignored_total").increment(ignored as u64);
+        }
+        let mut sources = sources.into_iter();
         for (index, video) in self.videos.iter_mut().enumerate() {
-            let Some(format) = formats.get(&video.track) else { continue };
-            let (entry, new) = sample_entry(video.track, format)?;
+            let source = sources.next();
+            video.track = source.map(|(track, _)| track);
+            // A layer that is missing becomes gaps behind the same discontinuity.
+            let format = source.map_or_else(|| video.format.clone(), |(_, format)| format.clone());
+            let (entry, new) = sample_entry(video.track.unwrap_or(TrackId(index as u8 + 1)), &format)?;
             let (muxer, init) = Muxer::open(&entry)?;
             video.muxer = muxer;
+            video.has_changed |= video.format != format;
             video.format = format.clone();
             video.cutter = cutter(self.constants, at_us, index == 0);
             video.needs_keyframe = true;
@@ -108,7 +124,7 @@ impl Session {
             });
             self.live.change(&video.rendition, |window| window.begin_discontinuity(init));
             if let (Some(ladder), 0) = (&mut self.ladder, index) {
-                ladder.restart(format.clone());
+                ladder.restart(format);
             }
         }
         if let Some(audio) = &mut self.audio {

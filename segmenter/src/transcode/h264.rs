@@ -61,13 +61,30 @@ impl<'a> AccessUnit<'a> {
 
 /// The parameter sets of an `avcC` record in Annex B; none if it is not one.
 pub(crate) fn parameter_sets(config: &[u8]) -> Option<Vec<u8>> {
+    let mut annex_b = Vec::new();
+    sets_of(config)?.into_iter().for_each(|nal| append(&mut annex_b, nal));
+    Some(annex_b)
+}
+
+/// A picture of NAL units with 4-byte lengths, behind the parameter sets of an `avcC` record; none if it is not one.
+pub(crate) fn behind_parameter_sets(config: &[u8], picture: &[u8]) -> Option<Vec<u8>> {
+    let mut units = Vec::with_capacity(config.len() + 16 + picture.len());
+    for nal in sets_of(config)? {
+        units.extend_from_slice(&u32::try_from(nal.len()).ok()?.to_be_bytes());
+        units.extend_from_slice(nal);
+    }
+    units.extend_from_slice(picture);
+    Some(units)
+}
+
+fn sets_of<'a>(config: &'a [u8]) -> Option<Vec<&'a [u8]>> {
     let (&[1, _, _, _, _, sps_count], mut rest) = config.split_first_chunk::<6>()? else { return None };
     let mut sets = Vec::new();
-    let mut take = |count: u8, rest: &mut &[u8]| -> Option<()> {
+    let mut take = |count: u8, rest: &mut &'a [u8]| -> Option<()> {
         for _ in 0..count {
             let (length, tail) = rest.split_first_chunk::<2>()?;
             let (nal, tail) = tail.split_at_checked(usize::from(u16::from_be_bytes(*length)))?;
-            append(&mut sets, nal);
+            sets.push(nal);
             *rest = tail;
         }
         Some(())
@@ -112,6 +129,15 @@ mod tests {
         assert!(append_annex_b(&mut again, &unit.data));
         let again = AccessUnit::parse(&again);
         assert_eq!((again.sps, again.pps, again.data), (unit.sps, unit.pps, unit.data));
+    }
+
+    #[test]
+    fn a_picture_behind_its_parameter_sets_is_one_access_unit() {
+        let config = [1, 0x42, 0xe0, 0x1f, 0xff, 0xe1, 0, 3, 0x67, 1, 2, 1, 0, 2, 0x68, 3];
+        let picture = [0, 0, 0, 2, 0x65, 9];
+        let units = behind_parameter_sets(&config, &picture).unwrap();
+        assert_eq!(units, [0, 0, 0, 3, 0x67, 1, 2, 0, 0, 0, 2, 0x68, 3, 0, 0, 0, 2, 0x65, 9]);
+        assert_eq!(behind_parameter_sets(&[2; 20], &picture), None);
     }
 
     #[test]

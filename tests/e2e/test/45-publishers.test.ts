@@ -104,6 +104,26 @@ describe('Chromium', () => {
       });
       for (const [one, other] of common) assert.ok(Math.abs(one - other) <= 100, `segments begin ${one - other} ms apart`);
       for (const url of [high, low]) assertClockRuns(await decode(url, SECONDS), SECONDS);
+
+      // The best layer stops, as browsers do with a narrow uplink: the other goes on, and the best comes back.
+      const segments = async (url: string): Promise<{ first: number; gaps: boolean[] }> => {
+        const text = await (await fetch(url)).text();
+        // What stands before each segment's URL belongs to it; parts are no segments.
+        const heads = text.split(/^[^#\n].*\.m4s$/m).slice(0, -1);
+        const gaps = heads.map((head) => head.includes('#EXT-X-GAP'));
+        return { first: Number(/#EXT-X-MEDIA-SEQUENCE:(\d+)/.exec(text)?.[1]), gaps };
+      };
+      const isMedia = ({ gaps }: { gaps: boolean[] }, newest: number): boolean => gaps.slice(-newest).every((isGap) => !isGap);
+      await studio.setLayer(0, false);
+      const { first, gaps } = await segments(low);
+      await until('the best layer is a gap while the other goes on', async () => {
+        const [best, other] = [await segments(high), await segments(low)];
+        return best.gaps.at(-1) === true && isMedia(other, 20) && other.first + other.gaps.length > first + gaps.length + 2;
+      }, 30_000);
+      assertClockRuns(await decode(low, 2), 2);
+      await studio.setLayer(0, true);
+      await until('the best layer is back', async () => isMedia(await segments(high), 4), 30_000);
+      assertClockRuns(await decode(high, 2), 2);
     } finally {
       await studio.stop();
     }
@@ -188,7 +208,7 @@ describe('Chromium', () => {
       await server.untilLive(stream);
       const viewer = await Viewer.open(browser, server.url, stream);
       await viewer.untilPlaying();
-      // Not read with ffmpeg: 5.1 does not take up a second EXT-X-MAP.
+      // Other players and ffmpeg on such a stream: see 60-players.
       const untilShown = (width: number, height: number): Promise<boolean> =>
         until(
           `${width}x${height} is shown`,

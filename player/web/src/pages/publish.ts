@@ -189,6 +189,10 @@ function publishAdvice({ code, detail }: PublishError): Advice {
       title: 'The connection was lost',
       advice: 'It could not be restored within two minutes. Check your network and go live again.',
     },
+    'media-refused': {
+      title: 'The server can’t use what this browser sends',
+      advice: detail ? `It says: ${detail}.` : 'It gave no reason. Try another browser or a smaller picture.',
+    },
     'no-webrtc': {
       title: 'This browser has no WebRTC',
       advice: 'It may be turned off in the settings or by an extension. Use another browser, or OBS.',
@@ -210,7 +214,7 @@ async function publish(): Promise<void> {
     layers: layersOf(Number(qualityField.value), BITRATES[qualityField.value] ?? 2_500_000, sizesField.checked),
   });
   publisher = next;
-  next.onLost = () => void reconnect();
+  next.onLost = (error) => void reconnect(error);
   await next.start();
 }
 
@@ -250,7 +254,13 @@ function showOnAir(): void {
   showBadge('Live', true);
 }
 
-async function reconnect(): Promise<void> {
+async function reconnect(lost: PublishError): Promise<void> {
+  if (lost.code === 'media-refused') {
+    // It would be refused again.
+    stop();
+    showAdvice(publishAdvice(lost));
+    return;
+  }
   const until = Date.now() + RECONNECT_MAX_MS;
   setText('live-state', 'Connection lost. Reconnecting…');
   showBadge('Reconnecting');

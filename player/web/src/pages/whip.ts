@@ -14,6 +14,8 @@ const DISCONNECTED_MAX_MS = 5_000;
 
 /** A server that doesn't answer gets nothing more after this time, in milliseconds. */
 const DELETE_TIMEOUT_MS = 2_000;
+/** Nor is it waited for with the question why a session has ended, in milliseconds. */
+const STATS_TIMEOUT_MS = 2_000;
 
 /** The bitrate to begin with, as a share of the largest: what most uplinks carry, and enough for the full size. */
 const START_BITRATE_SHARE = 0.5;
@@ -36,6 +38,8 @@ export type PublishErrorCode =
   | 'udp-blocked'
   /** The media path broke after it had worked. */
   | 'connection-lost'
+  /** The server ended the session: what was sent can't be published. It says why. */
+  | 'media-refused'
   /** This browser has no WebRTC. */
   | 'no-webrtc';
 
@@ -157,20 +161,25 @@ export class Publisher {
 
   /** Ends the session at the server; works while the page is being closed. */
   stop(): void {
-    if (this.#isStopped) return;
-    this.#isStopped = true;
-    this.#pc.onconnectionstatechange = null;
-    const close = (): void => {
-      this.#pc.close();
-    };
-    if (this.#sessionUrl === null) {
-      close();
+    const close = this.#end();
+    if (!close || this.#sessionUrl === null) {
+      close?.();
       return;
     }
     // First the word that it is over: a connection that just closes is waited for, and so are its viewers.
     const headers = this.#authorization();
     const signal = AbortSignal.timeout(DELETE_TIMEOUT_MS);
     fetch(this.#sessionUrl, { method: 'DELETE', keepalive: true, headers, signal }).then(close, close);
+  }
+
+  /** Ends everything but the connection; gives what closes that, unless it has ended before. */
+  #end(): (() => void) | null {
+    if (this.#isStopped) return null;
+    this.#isStopped = true;
+    this.#pc.onconnectionstatechange = null;
+    return () => {
+      this.#pc.close();
+    };
   }
 
   /** Measures the running session; rates are since the last call. */
@@ -305,17 +314,31 @@ export class Publisher {
 
   #watch(): void {
     let timer: ReturnType<typeof setTimeout> | undefined;
-    const lose = (): void => {
-      if (this.#isStopped) return;
-      this.stop();
-      this.onLost(new PublishError('connection-lost'));
+    const lose = async (): Promise<void> => {
+      // Without the word that it is over: the server keeps the stream for whoever comes back.
+      const close = this.#end();
+      if (!close) return;
+      close();
+      this.onLost(await this.#whyLost());
     };
     this.#pc.onconnectionstatechange = () => {
       clearTimeout(timer);
       const state = this.#pc.connectionState;
-      if (state === 'failed' || state === 'closed') lose();
-      else if (state === 'disconnected') timer = setTimeout(lose, DISCONNECTED_MAX_MS);
+      if (state === 'failed' || state === 'closed') void lose();
+      else if (state === 'disconnected') timer = setTimeout(() => void lose(), DISCONNECTED_MAX_MS);
     };
+  }
+
+  /** What the server knows of the end of the session, if it can be asked. */
+  async #whyLost(): Promise<PublishError> {
+    try {
+      const response = await fetch(`${this.#sessionUrl ?? ''}/stats`, { signal: AbortSignal.timeout(STATS_TIMEOUT_MS) });
+      const { ended, problem } = (await response.json()) as { ended?: string; problem?: string };
+      if (ended === 'refused') return new PublishError('media-refused', problem ?? '');
+    } catch {
+      // It is away, or never knew: the connection is lost, for whatever reason.
+    }
+    return new PublishError('connection-lost');
   }
 
   #authorization(): Record<string, string> {
