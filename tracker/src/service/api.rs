@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Shared;
 use super::room::Snapshot;
+use super::switches::Switches;
 use crate::PeerPolicy;
 use crate::swarm::Counters;
 
@@ -36,6 +37,8 @@ struct StreamReport {
     /// Groups that the viewers are dealt to; they meet within their group only.
     groups: usize,
     policy: PeerPolicy,
+    /// Whether viewers need a token.
+    private: bool,
     sharing_percent: u8,
     joins: u64,
     resumes: u64,
@@ -207,13 +210,13 @@ fn out_of_range() -> Response {
 }
 
 async fn report(shared: &Shared, name: &str) -> Option<StreamReport> {
-    let (room, policy) = shared.streams.get(name).map(|stream| (stream.room.clone(), stream.policy))?;
+    let (room, switches) = shared.streams.get(name).map(|stream| (stream.room.clone(), stream.switches))?;
     let snapshot = room.inspect().await?;
-    Some(StreamReport::of(name, policy, &snapshot))
+    Some(StreamReport::of(name, switches, &snapshot))
 }
 
 impl StreamReport {
-    fn of(name: &str, policy: PeerPolicy, snapshot: &Snapshot) -> Self {
+    fn of(name: &str, switches: Switches, snapshot: &Snapshot) -> Self {
         let Counters { peer_bytes, origin_bytes, .. } = snapshot.counters;
         let counters = snapshot.counters;
         #[expect(clippy::cast_precision_loss, reason = "for people to read")]
@@ -235,7 +238,8 @@ impl StreamReport {
             viewers: snapshot.viewers,
             pairs: snapshot.pairs,
             groups: snapshot.groups,
-            policy,
+            policy: switches.policy,
+            private: switches.is_private,
             sharing_percent: snapshot.switch.percent,
             joins: counters.joins,
             resumes: counters.resumes,

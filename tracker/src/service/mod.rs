@@ -12,6 +12,7 @@ mod relay;
 mod room;
 mod socket;
 mod stun;
+mod switches;
 mod token;
 mod visitor;
 
@@ -25,7 +26,7 @@ use axum::response::Response;
 use axum::routing::any;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use shoal_tracker_protocol::Piece;
@@ -39,6 +40,7 @@ use announce::Announces;
 use gate::Gate;
 use locate::Atlas;
 use room::{Control, Room};
+use switches::{Remembered, Switches};
 use token::{Refused, Tokens};
 use visitor::Visitor;
 
@@ -80,6 +82,8 @@ struct Shared {
     streams: DashMap<String, Stream>,
     /// The operator's switch for all streams, in percent.
     percent: AtomicU8,
+    /// His switches for single streams, by name.
+    remembered: Remembered,
     /// None where no secret for tokens is set.
     tokens: Option<Tokens>,
     announces: Arc<Announces>,
@@ -93,11 +97,7 @@ struct Shared {
 struct Stream {
     epoch: [u8; 16],
     room: Room,
-    /// The operator's switch for this stream, in percent.
-    percent: u8,
-    policy: PeerPolicy,
-    /// Whether viewers need a token.
-    is_private: bool,
+    switches: Switches,
     /// Counted up when the stream turns private or hides addresses; in the swarm's id.
     generation: u32,
 }
@@ -129,6 +129,7 @@ impl Tracker {
         let relay = Mutex::new(relay);
         let announces = Arc::new(Announces::new(&config));
         let atlas = Atlas::open(&config.mmdb_files)?;
+        let remembered = Remembered::new(&config);
         let shared = Shared {
             config,
             secret,
@@ -136,6 +137,7 @@ impl Tracker {
             gate,
             streams: DashMap::new(),
             percent,
+            remembered,
             tokens,
             announces,
             atlas,
@@ -155,17 +157,18 @@ impl Tracker {
         sockets.with_state(Arc::clone(&self.shared)).merge(api::router(Arc::clone(&self.shared)))
     }
 
-    /// A stream went live: viewers may join its swarm. A stream of the same name that was live has ended by this. To
-    /// be called inside a tokio runtime.
+    /// A stream went live: viewers may join its swarm. A stream of the same name that was live has ended by this; what the
+    /// operator switched for it stays. To be called inside a tokio runtime.
     pub fn stream_started(&self, name: &str, epoch: [u8; 16]) {
-        let percent = 100;
-        let policy = self.shared.config.peer_policy;
-        let room = self.shared.start_room(name, &epoch, 0, percent, policy);
-        let is_private = self.shared.config.tokens_required;
-        let stream = Stream { epoch, room, percent, policy, is_private, generation: 0 };
-        let old = self.shared.streams.insert(name.to_owned(), stream);
-        if let Some(old) = old {
-            old.room.tell(Control::Ended);
+        let shared = &self.shared;
+        // Taken first, so that a switch is either in what is remembered or comes after this.
+        let entry = shared.streams.entry(name.to_owned());
+        let switches = shared.remembered.of(name);
+        let room = shared.start_room(name, &epoch, 0, switches);
+        let stream = Stream { epoch, room, switches, generation: 0 };
+        match entry {
+            Entry::Occupied(mut old) => old.insert(stream).room.tell(Control::Ended),
+            Entry::Vacant(place) => drop(place.insert(stream)),
         }
         info!(stream = name, "swarm opened");
     }
@@ -262,36 +265,29 @@ impl Tracker {
 }
 
 impl Shared {
-    fn start_room(
-        &self,
-        name: &str,
-        epoch: &[u8; 16],
-        generation: u32,
-        percent: u8,
-        policy: PeerPolicy,
-    ) -> Room {
+    fn start_room(&self, name: &str, epoch: &[u8; 16], generation: u32, switches: Switches) -> Room {
         let id = self.secret.swarm_id(name, epoch, generation);
         let mut settings = self.config.swarm_settings();
-        settings.relay_only = policy == PeerPolicy::RelayOnly;
+        settings.relay_only = switches.policy == PeerPolicy::RelayOnly;
         let seed = rand::random();
         let swarm = Swarm::new(id, self.secret.clone(), seed, settings, plan::Settings::default());
         let room = Room::start(swarm, self.clock);
-        room.tell(Control::Switch(self.switch(percent, policy)));
+        room.tell(Control::Switch(self.switch(switches)));
         room
     }
 
-    /// What counts of a stream's switch, its policy and the switch for all.
-    fn switch(&self, percent: u8, policy: PeerPolicy) -> Switch {
-        match policy {
+    /// What counts of a stream's switches and the switch for all.
+    fn switch(&self, switches: Switches) -> Switch {
+        match switches.policy {
             PeerPolicy::Off => Switch { percent: 0 },
-            _ => Switch { percent: percent.min(self.percent.load(Ordering::Relaxed)) },
+            _ => Switch { percent: switches.percent.min(self.percent.load(Ordering::Relaxed)) },
         }
     }
 
     /// Gives a stream a new swarm: everybody has to join anew, old ids and places are worth nothing.
     fn renew(&self, name: &str, stream: &mut Stream) {
         stream.generation += 1;
-        let room = self.start_room(name, &stream.epoch, stream.generation, stream.percent, stream.policy);
+        let room = self.start_room(name, &stream.epoch, stream.generation, stream.switches);
         std::mem::replace(&mut stream.room, room).tell(Control::Stop);
     }
 
@@ -300,30 +296,32 @@ impl Shared {
         {
             let stream = self.streams.get(name)?;
             if !stream.room.is_gone() {
-                return Some((stream.room.clone(), stream.policy));
+                return Some((stream.room.clone(), stream.switches.policy));
             }
         }
         let mut stream = self.streams.get_mut(name)?;
         if stream.room.is_gone() {
             counter!("tracker_rooms_restarted_total").increment(1);
             warn!(stream = name, "the task of a swarm had ended and was started anew");
-            stream.room =
-                self.start_room(name, &stream.epoch, stream.generation, stream.percent, stream.policy);
+            stream.room = self.start_room(name, &stream.epoch, stream.generation, stream.switches);
         }
-        Some((stream.room.clone(), stream.policy))
+        Some((stream.room.clone(), stream.switches.policy))
     }
 
-    /// What a viewer's token allows; none for an open stream. Streams that are not live count as `tokens_required`
-    /// says, so that the answer tells nobody which names exist.
+    /// What a viewer's token allows; none for an open stream. Of a stream that is not live the same is asked, so that the
+    /// answer tells nobody which names exist, but no use of the token is counted.
     fn check_token(
         &self,
         name: &str,
         token: Option<&str>,
         resume: Option<&str>,
     ) -> Result<Option<Credential>, Refused> {
-        let stream =
-            self.streams.get(name).map(|stream| (stream.is_private, stream.epoch, stream.generation));
-        let is_private = stream.map_or(self.config.tokens_required, |(is_private, ..)| is_private);
+        let stream = self
+            .streams
+            .get(name)
+            .map(|stream| (stream.switches.is_private, stream.epoch, stream.generation));
+        let is_private =
+            stream.map_or_else(|| self.remembered.of(name).is_private, |(is_private, ..)| is_private);
         let Some(tokens) = self.tokens.as_ref().filter(|_| is_private) else {
             return if is_private { Err(Refused::Missing) } else { Ok(None) };
         };
@@ -331,17 +329,18 @@ impl Shared {
             let id = self.secret.swarm_id(name, &epoch, generation);
             resume.is_some_and(|resume| self.secret.resumed_peer(&id, resume).is_some())
         });
-        tokens.check(token, name, is_return).map(Some)
+        tokens.check(token, name, stream.is_some() && !is_return).map(Some)
     }
 
     fn set_stream_private(&self, name: &str, is_private: bool) -> bool {
         let Some(mut stream) = self.streams.get_mut(name).filter(|_| self.tokens.is_some()) else {
             return false;
         };
-        if is_private && !stream.is_private {
+        let was_private = std::mem::replace(&mut stream.switches.is_private, is_private);
+        self.remembered.set(name, stream.switches);
+        if is_private && !was_private {
             self.renew(name, &mut stream);
         }
-        stream.is_private = is_private;
         true
     }
 
@@ -352,12 +351,13 @@ impl Shared {
         else {
             return false;
         };
-        let old = std::mem::replace(&mut stream.policy, policy);
+        let old = std::mem::replace(&mut stream.switches.policy, policy);
+        self.remembered.set(name, stream.switches);
         let hides = |policy| policy == PeerPolicy::RelayOnly;
         if hides(old) != hides(policy) {
             self.renew(name, &mut stream);
         } else {
-            stream.room.tell(Control::Switch(self.switch(stream.percent, policy)));
+            stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
         true
     }
@@ -370,14 +370,15 @@ impl Shared {
         let all = percent.min(100);
         self.percent.store(all, Ordering::Relaxed);
         for stream in &self.streams {
-            stream.room.tell(Control::Switch(self.switch(stream.percent, stream.policy)));
+            stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
     }
 
     fn set_stream_sharing(&self, name: &str, percent: u8) -> bool {
         let Some(mut stream) = self.streams.get_mut(name) else { return false };
-        stream.percent = percent.min(100);
-        stream.room.tell(Control::Switch(self.switch(stream.percent, stream.policy)));
+        stream.switches.percent = percent.min(100);
+        self.remembered.set(name, stream.switches);
+        stream.room.tell(Control::Switch(self.switch(stream.switches)));
         true
     }
 }
