@@ -89,7 +89,7 @@ pub struct Config {
     pub consent_required: bool,
     /// Remove ICE candidates that point to private, loopback or other people's addresses.
     pub check_candidates: bool,
-    /// Introductions to viewers of other networks that one address may have at once.
+    /// Introductions to viewers of other networks that one address (IPv6: one /48) may have at once, and one viewer token.
     pub introductions_burst: u32,
     /// The same in the long run, for each hour.
     pub introductions_per_hour: u32,
@@ -302,10 +302,18 @@ impl Config {
         self.stun_listen.parse().map(Some).map_err(bad)
     }
 
-    /// Our own relay's address, if viewers may use no other relay. Other servers' are not known here.
-    fn relay_addresses(&self) -> Vec<IpAddr> {
-        let own = self.turn_relay_address.parse().ok();
-        own.filter(|_| self.turn && self.turn_urls.is_empty()).into_iter().collect()
+    /// The TURN servers that viewers are told. What other servers' relayed addresses are is not known here, whatever they are
+    /// reached by; our own's are learned as it gives them out, where no setting names them.
+    fn relays(&self) -> swarm::Relays {
+        let is_turn = |url: &String| url.starts_with("turn:") || url.starts_with("turns:");
+        if !self.turn_urls.is_empty() || self.ice_servers.iter().any(|server| server.urls.iter().any(is_turn))
+        {
+            swarm::Relays::Unknown
+        } else if self.turn {
+            swarm::Relays::At(self.turn_relay_address.parse().ok().into_iter().collect())
+        } else {
+            swarm::Relays::None
+        }
     }
 
     /// What concerns one swarm; `relay_only` depends on its stream.
@@ -325,7 +333,7 @@ impl Config {
             introductions_per_hour: self.introductions_per_hour,
             neighbors_per_network_max: self.neighbors_per_network_max,
             accusers_min: self.accusers_min,
-            relay_addresses: self.relay_addresses(),
+            relays: self.relays(),
             ..swarm::Settings::default()
         }
     }
@@ -344,6 +352,20 @@ mod tests {
         assert!(message(Config { silence_max_ms: 1, ..Config::default() }).contains("silence_max_ms = 1"));
         let proxies = vec!["10.0.0.0/99".to_owned()];
         assert!(message(Config { trusted_proxies: proxies, ..Config::default() }).contains("10.0.0.0/99"));
+    }
+
+    #[test]
+    fn relays_are_none_unknown_or_our_own() {
+        use crate::swarm::Relays;
+        assert_eq!(Config::default().swarm_settings().relays, Relays::None);
+        let own = Config { turn: true, turn_relay_address: "5.6.7.8".into(), ..Config::default() };
+        assert_eq!(own.swarm_settings().relays, Relays::At(vec!["5.6.7.8".parse().unwrap()]));
+        let learned = Config { turn: true, ..Config::default() };
+        assert_eq!(learned.swarm_settings().relays, Relays::At(Vec::new()));
+        let server = |url: &str| IceServer { urls: vec![url.into()], username: None, credential: None };
+        let foreign = |url| Config { ice_servers: vec![server(url)], ..own.clone() };
+        assert_eq!(foreign("turns:relay.example").swarm_settings().relays, Relays::Unknown);
+        assert_eq!(foreign("stun:a.example").swarm_settings().relays, own.swarm_settings().relays);
     }
 
     #[test]

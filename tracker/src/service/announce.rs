@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Clock;
 use super::gate::Place;
 use crate::Config;
-use crate::swarm::{Bucket, Rate};
+use crate::swarm::{Bucket, Rate, Relays};
 use crate::webtorrent::message::{InMessage, OutMessage};
 use crate::webtorrent::{Connection, Registry, Replies, Settings};
 
@@ -66,7 +66,7 @@ impl Announces {
             description_bytes_max: config.swarm_settings().description_bytes_max as usize,
             check_candidates: config.check_candidates,
         };
-        Self {
+        let announces = Self {
             shards: (0..SHARDS).map(|_| Mutex::new(Registry::new(settings, rand::random()))).collect(),
             queues: DashMap::new(),
             next: AtomicU64::new(0),
@@ -78,7 +78,14 @@ impl Announces {
                 limited: counter!("tracker_announces_limited_total"),
                 dropped: counter!("tracker_announces_dropped_total"),
             },
-        }
+        };
+        announces.set_relays(&config.swarm_settings().relays);
+        announces
+    }
+
+    /// What clients may name as relays, from now on.
+    pub(super) fn set_relays(&self, relays: &Relays) {
+        self.shards.iter().for_each(|shard| shard.lock().set_relays(relays.clone()));
     }
 
     /// Serves a connection until it ends. `place` is given back then.

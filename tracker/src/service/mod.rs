@@ -16,6 +16,7 @@ mod switches;
 mod token;
 mod visitor;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -30,11 +31,12 @@ use dashmap::{DashMap, Entry};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use shoal_tracker_protocol::Piece;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::swarm::{Credential, Published, Secret, Swarm, Switch};
+use crate::swarm::{Credential, Published, Relays, Secret, Swarm, Switch};
 use crate::{Config, Error, PeerPolicy, plan};
 use announce::Announces;
 use gate::Gate;
@@ -90,6 +92,8 @@ struct Shared {
     atlas: Atlas,
     /// The sockets of STUN and TURN until [`Tracker::run`] takes them.
     relay: Mutex<Option<relay::Sockets>>,
+    /// What viewers may name as relays.
+    relays: Mutex<Relays>,
     own_ice: ice::Own,
 }
 
@@ -130,6 +134,7 @@ impl Tracker {
         let announces = Arc::new(Announces::new(&config));
         let atlas = Atlas::open(&config.mmdb_files)?;
         let remembered = Remembered::new(&config);
+        let relays = Mutex::new(config.swarm_settings().relays);
         let shared = Shared {
             config,
             secret,
@@ -142,6 +147,7 @@ impl Tracker {
             announces,
             atlas,
             relay,
+            relays,
             own_ice,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -227,14 +233,17 @@ impl Tracker {
     /// their connections.
     pub async fn run(&self, stop: CancellationToken) {
         let shared = &self.shared;
+        let (learn, mut learned) = mpsc::unbounded_channel();
         let relay = shared.relay.lock().take().map(|sockets| {
             let (config, secret) = (shared.config.clone(), shared.own_ice.turn_secret.clone());
-            tokio::spawn(relay::serve(sockets, config, secret, Arc::clone(&shared.gate), shared.clock))
+            let gate = Arc::clone(&shared.gate);
+            tokio::spawn(relay::serve(sockets, config, secret, gate, learn, shared.clock))
         });
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                Some(address) = learned.recv() => shared.learn_relay(address),
                 _ = gauges.tick() => {
                     gauge!("tracker_viewers").set(shared.gate.viewers());
                     gauge!("tracker_swarms").set(u32::try_from(shared.streams.len()).unwrap_or(u32::MAX));
@@ -268,6 +277,7 @@ impl Shared {
     fn start_room(&self, name: &str, epoch: &[u8; 16], generation: u32, switches: Switches) -> Room {
         let id = self.secret.swarm_id(name, epoch, generation);
         let mut settings = self.config.swarm_settings();
+        settings.relays = self.relays.lock().clone();
         settings.relay_only = switches.policy == PeerPolicy::RelayOnly;
         let seed = rand::random();
         let swarm = Swarm::new(id, self.secret.clone(), seed, settings, plan::Settings::default());
@@ -360,6 +370,17 @@ impl Shared {
             stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
         true
+    }
+
+    /// Our own relay has given out this address. Swarms hear of it before the viewer's candidate comes, which has the way
+    /// to the viewer and back before it.
+    fn learn_relay(&self, address: IpAddr) {
+        let mut relays = self.relays.lock();
+        if relays.learn(address) {
+            let relays = relays.clone();
+            self.announces.set_relays(&relays);
+            self.tell_all(|| Control::Relays(relays.clone()));
+        }
     }
 
     fn tell_all(&self, control: impl Fn() -> Control) {

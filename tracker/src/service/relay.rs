@@ -76,6 +76,8 @@ struct Ports {
     allowed: Proxies,
     gate: Arc<Gate>,
     inbox: mpsc::Sender<Event>,
+    /// Told the addresses that are given out: candidates of type relay may name no others.
+    learned: mpsc::UnboundedSender<IpAddr>,
     open: HashMap<u64, (Arc<UdpSocket>, AbortHandle)>,
 }
 
@@ -98,6 +100,8 @@ impl World for Ports {
         let socket = Arc::new(socket);
         let reading = tokio::spawn(read_peer(Arc::clone(&socket), allocation, self.inbox.clone()));
         self.open.insert(allocation, (socket, reading.abort_handle()));
+        // Nobody to hear it: the program is about to end.
+        let _ = self.learned.send(address);
         Some(relayed)
     }
 
@@ -129,7 +133,14 @@ async fn read_peer(socket: Arc<UdpSocket>, allocation: u64, inbox: mpsc::Sender<
 }
 
 /// Serves STUN, and TURN if it is on, until it is dropped.
-pub(super) async fn serve(sockets: Sockets, config: Config, secret: String, gate: Arc<Gate>, clock: Clock) {
+pub(super) async fn serve(
+    sockets: Sockets,
+    config: Config,
+    secret: String,
+    gate: Arc<Gate>,
+    learned: mpsc::UnboundedSender<IpAddr>,
+    clock: Clock,
+) {
     let Ok(udp) = UdpSocket::from_std(sockets.udp) else { return };
     let (inbox, mut events) = mpsc::channel(INBOX_MAX);
     // Dropped with this task: ends the tasks of TCP connections.
@@ -151,6 +162,7 @@ pub(super) async fn serve(sockets: Sockets, config: Config, secret: String, gate
         allowed: Proxies::parse("turn_peers_allowed", &config.turn_peers_allowed).unwrap_or_default(),
         gate,
         inbox,
+        learned,
         open: HashMap::new(),
     };
     let turn = is_relay.then(|| Turn::new(secret, limits, rand::random()));

@@ -20,7 +20,7 @@ use tracing::debug;
 use super::Clock;
 use crate::plan;
 use crate::swarm::{
-    CloseReason, Counters, Credential, Joining, Notice, Output, Published, Session, Swarm, Switch,
+    CloseReason, Counters, Credential, Joining, Notice, Output, Published, Relays, Session, Swarm, Switch,
 };
 
 /// Viewers' messages that wait for the swarm.
@@ -84,6 +84,7 @@ pub(super) struct Join {
 pub(super) enum Control {
     Published(Published),
     Switch(Switch),
+    Relays(Relays),
     Drain { reconnect_within_ms: u32 },
     Stop,
     Ended,
@@ -273,6 +274,7 @@ impl Task {
         match control {
             Control::Published(published) => self.swarm.handle_published(now_ms, published, &mut self.out),
             Control::Switch(switch) => self.swarm.handle_switch(now_ms, switch, &mut self.out),
+            Control::Relays(relays) => self.swarm.handle_relays(relays),
             Control::Drain { reconnect_within_ms } => {
                 self.swarm.handle_drain(reconnect_within_ms, &mut self.out);
             }

@@ -1,12 +1,11 @@
 //! Carries out what the planner wants: introductions within their limits, partings, plans; and takes the reports of
 //! pairs that met or did not.
 
-use std::collections::btree_map::Entry;
-
 use shoal_tracker_protocol::{ErrorCode, PeerId, Signal, TrackerMessage};
 
 use super::bucket::Bucket;
 use super::candidate::Ends;
+use super::member::Account;
 use super::network::Network;
 use super::output::Output;
 use super::{Swarm, refuse, send};
@@ -69,25 +68,24 @@ impl Swarm {
         !is_crowded(one, network(other)) && !is_crowded(other, network(one))
     }
 
-    /// Takes one introduction from both accounts, or from none. Each introduction tells both sides an address: this
-    /// bounds how many addresses somebody can collect, however often he joins.
+    /// Takes one introduction from all accounts of the two, or from none. Each introduction tells both sides an address:
+    /// this bounds how many addresses somebody can collect, however often he joins, and with how many tokens.
     fn charge(&mut self, now_ms: u64, one: PeerId, other: PeerId) -> bool {
         let rate = self.settings.introduction_rate();
-        let account = |peer: PeerId| self.members.get(&peer).map(|member| member.account);
-        let (Some(first), Some(second)) = (account(one), account(other)) else { return false };
-        if first == second {
-            return true;
-        }
-        for (at, account) in [first, second].into_iter().enumerate() {
-            let bucket = match self.accounts.entry(account) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(Bucket::full(rate, now_ms)),
-            };
+        let accounts = |peer: PeerId| self.members.get(&peer).map(|member| member.accounts);
+        let (Some(one), Some(other)) = (accounts(one), accounts(other)) else { return false };
+        // Bearers of one token learn of each other what they told the same back end.
+        let is_shared =
+            |account: &Account| one.iter().any(|a| a == *account) && other.iter().any(|a| a == *account);
+        let charged: Vec<Account> =
+            one.iter().chain(other.iter()).filter(|account| !is_shared(account)).collect();
+        for (at, account) in charged.iter().enumerate() {
+            let bucket = self.accounts.entry(*account).or_insert_with(|| Bucket::full(rate, now_ms));
             if !bucket.take(rate, now_ms, 1) {
-                if at == 1
-                    && let Some(bucket) = self.accounts.get_mut(&first)
-                {
-                    bucket.give_back(rate, 1);
+                for paid in &charged[..at] {
+                    if let Some(bucket) = self.accounts.get_mut(paid) {
+                        bucket.give_back(rate, 1);
+                    }
                 }
                 return false;
             }
@@ -95,12 +93,13 @@ impl Swarm {
         true
     }
 
-    /// Forgets accounts that say no more than new ones would.
+    /// Forgets accounts that say no more than new ones would, and bans that have ended.
     pub(super) fn sweep_accounts(&mut self, now_ms: u64) {
         if now_ms.saturating_sub(self.accounts_swept_ms) >= ACCOUNTS_SWEEP_MS {
             self.accounts_swept_ms = now_ms;
             let rate = self.settings.introduction_rate();
             self.accounts.retain(|_, bucket| !bucket.is_full(rate, now_ms));
+            self.bans.sweep(now_ms);
         }
     }
 
@@ -213,7 +212,7 @@ impl Swarm {
         let ends = Ends {
             sender: sender.address,
             receiver,
-            relays: &self.settings.relay_addresses,
+            relays: &self.settings.relays,
             relay_only: self.settings.relay_only,
         };
         if let (Some(bound), Signal::Offer { sdp } | Signal::Answer { sdp }) = (&sender.fingerprint, &data)

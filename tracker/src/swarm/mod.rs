@@ -37,9 +37,10 @@ pub use id::Secret;
 pub use member::{Credential, Joining};
 pub use network::{Network, canonical, is_inside};
 pub use output::{CloseReason, Counters, Notice, Output, Session};
-pub use settings::Settings;
+pub use settings::{Relays, Settings};
 
-use member::{Account, Member};
+use evidence::Bans;
+use member::{Account, Accounts, Member};
 use seeding::Seeding;
 use signal::Pairs;
 
@@ -90,6 +91,7 @@ pub struct Swarm {
     checks: BTreeSet<(u64, PeerId)>,
     accounts: BTreeMap<Account, Bucket>,
     accounts_swept_ms: u64,
+    bans: Bans,
     recent: VecDeque<(u64, Arc<Notice>)>,
     switch: Switch,
     sessions: u64,
@@ -120,6 +122,7 @@ impl Swarm {
             checks: BTreeSet::new(),
             accounts: BTreeMap::new(),
             accounts_swept_ms: 0,
+            bans: Bans::default(),
             recent: VecDeque::new(),
             switch: Switch::default(),
             sessions: 0,
@@ -216,8 +219,9 @@ impl Swarm {
         old: Option<Member>,
         has_resumed: bool,
     ) -> Member {
-        let is_banned = old.as_ref().is_some_and(|old| old.is_banned);
-        let account = Account::of(joining);
+        let accounts = Accounts::of(joining);
+        let is_banned =
+            old.as_ref().is_some_and(|old| old.is_banned) || self.bans.hold(now_ms, session.peer, accounts);
         let expires_ms = joining.credential.map(|credential| now_ms + credential.remaining_ms);
         let silent_ms = now_ms + u64::from(self.settings.silence_max_ms);
         Member {
@@ -225,7 +229,7 @@ impl Swarm {
             away_since_ms: None,
             address: canonical(joining.address),
             locality: joining.locality,
-            account,
+            accounts,
             fingerprint: joining
                 .credential
                 .and_then(|credential| credential.fingerprint.as_deref())
@@ -418,6 +422,11 @@ impl Swarm {
             self.refresh(now_ms, peer, out);
         }
         self.carry_out(now_ms, out);
+    }
+
+    /// What is known of the operator's relays has changed.
+    pub fn handle_relays(&mut self, relays: Relays) {
+        self.settings.relays = relays;
     }
 
     /// The tracker is about to stop.

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::swarm::DescriptionFilter;
+use crate::swarm::{DescriptionFilter, Relays};
 use message::{
     Announce, Counts, Description, Event, Id, InMessage, Kind, OFFERS_MAX, Offer, OutMessage, Scrape, Unread,
 };
@@ -52,6 +52,7 @@ pub type HasRoom<'a> = &'a dyn Fn(Connection) -> bool;
 #[derive(Debug)]
 pub struct Registry {
     settings: Settings,
+    relays: Relays,
     swarms: BTreeMap<Id, Swarm>,
     /// The swarms of each connection, and its peer id there.
     connections: BTreeMap<Connection, BTreeMap<Id, Id>>,
@@ -92,11 +93,17 @@ impl Registry {
     pub fn new(settings: Settings, seed: [u8; 32]) -> Self {
         Self {
             settings,
+            relays: Relays::None,
             swarms: BTreeMap::new(),
             connections: BTreeMap::new(),
             rng: StdRng::from_seed(seed),
             swept_ms: 0,
         }
+    }
+
+    /// What clients may name as relays, from now on.
+    pub fn set_relays(&mut self, relays: Relays) {
+        self.relays = relays;
     }
 
     /// Swarms that have peers.
@@ -222,7 +229,7 @@ impl Registry {
             }
             let until_ms = now_ms + ANSWER_WITHIN_MS;
             peer.expected.push_back(Expected { offer: offer_id, by: from, until_ms });
-            let offer = filter(&self.settings, offer, sender, peer.address);
+            let offer = filter(&self.settings, &self.relays, offer, sender, peer.address);
             let message =
                 OutMessage::Offered { action: "announce", offer, offer_id, peer_id: from, info_hash };
             out.push((peer.connection, message));
@@ -256,7 +263,7 @@ impl Registry {
         expected.remove(position);
         // The peer that offered may have gone meanwhile, which is nobody's fault.
         if let Some(receiver) = swarm.index.get(&to).map(|at| &swarm.peers[*at]) {
-            let answer = filter(&self.settings, answer, sender, receiver.address);
+            let answer = filter(&self.settings, &self.relays, answer, sender, receiver.address);
             let message =
                 OutMessage::Answered { action: "announce", answer, offer_id, peer_id: from, info_hash };
             out.push((receiver.connection, message));
@@ -382,6 +389,7 @@ fn choose(
 
 fn filter<'a>(
     settings: &Settings,
+    relays: &Relays,
     description: Description<'a>,
     sender: IpAddr,
     receiver: IpAddr,
@@ -390,7 +398,7 @@ fn filter<'a>(
         return description;
     }
     let Description { kind, sdp } = description;
-    Description { kind, sdp: DescriptionFilter { sender, receiver }.apply(sdp) }
+    Description { kind, sdp: DescriptionFilter { sender, receiver, relays }.apply(sdp) }
 }
 
 #[cfg(test)]
