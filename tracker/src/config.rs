@@ -62,6 +62,8 @@ pub struct Config {
     pub messages_burst: u32,
     /// Messages that wait for one viewer to read them; one whose queue is full is closed.
     pub queue_messages_max: u32,
+    /// Bytes of signaling and plans that wait for one viewer to read them; likewise.
+    pub queue_bytes_max: u32,
     /// A viewer that takes nothing for this long while something waits is closed, in milliseconds.
     pub write_stall_max_ms: u32,
     /// Buffer for reading from one connection, in bytes. It is held for the whole life of an idle connection.
@@ -134,7 +136,8 @@ pub struct Config {
     pub turn_secret: String,
     /// TURN credentials are good for this long, in seconds.
     pub turn_credential_s: u32,
-    /// Answer the WebTorrent protocol at /announce, for other players.
+    /// Answer the WebTorrent protocol at /announce, for other players. It knows no streams, tokens or consent: it refuses
+    /// everybody while a live stream is private, off or relay only, and where tokens or consent are required.
     pub announce: bool,
     /// WebTorrent clients are asked to announce this often, in seconds.
     pub announce_interval_s: u32,
@@ -170,6 +173,7 @@ impl Default for Config {
             messages_per_s_max: swarm.messages_per_s_max,
             messages_burst: swarm.messages_burst,
             queue_messages_max: 512,
+            queue_bytes_max: 256 * 1024,
             write_stall_max_ms: 5_000,
             read_buffer_bytes: 2 * 1024,
             report_interval_ms: swarm.report_interval_ms,
@@ -256,6 +260,7 @@ impl Config {
             ("join_within_ms", self.join_within_ms, 100, 60_000),
             ("message_bytes_max", self.message_bytes_max, 4 * 1024, 1024 * 1024),
             ("queue_messages_max", self.queue_messages_max, 64, 100_000),
+            ("queue_bytes_max", self.queue_bytes_max, 64 * 1024, 64 * 1024 * 1024),
             ("write_stall_max_ms", self.write_stall_max_ms, 100, 60_000),
             ("read_buffer_bytes", self.read_buffer_bytes, 1024, 1024 * 1024),
             ("reconnect_within_ms", self.reconnect_within_ms, 0, 600_000),

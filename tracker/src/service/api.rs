@@ -24,6 +24,8 @@ use crate::swarm::Counters;
 #[derive(Debug, Serialize)]
 struct Overview {
     viewers: u32,
+    /// Clients of the WebTorrent protocol.
+    announce_clients: u32,
     sharing_percent: u8,
     streams: Vec<StreamReport>,
 }
@@ -133,7 +135,8 @@ async fn overview(State(shared): State<Arc<Shared>>) -> Json<Overview> {
     }
     streams.sort_by(|one, other| one.name.cmp(&other.name));
     let sharing_percent = shared.percent.load(Ordering::Relaxed);
-    Json(Overview { viewers: shared.gate.viewers(), sharing_percent, streams })
+    let (viewers, announce_clients) = (shared.gate.viewers(), shared.gate.announcing());
+    Json(Overview { viewers, announce_clients, sharing_percent, streams })
 }
 
 async fn stream(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {

@@ -8,6 +8,7 @@ mod api;
 mod gate;
 mod ice;
 mod locate;
+mod queue;
 mod relay;
 mod room;
 mod socket;
@@ -41,7 +42,7 @@ use crate::{Config, Error, PeerPolicy, plan};
 use announce::Announces;
 use gate::Gate;
 use locate::Atlas;
-use room::{Control, Room};
+use room::{Control, Life, Room};
 use switches::{Remembered, Switches};
 use token::{Refused, Tokens};
 use visitor::Visitor;
@@ -95,6 +96,8 @@ struct Shared {
     /// What viewers may name as relays.
     relays: Mutex<Relays>,
     own_ice: ice::Own,
+    /// Ends all swarms.
+    stop: CancellationToken,
 }
 
 #[derive(Debug)]
@@ -149,7 +152,9 @@ impl Tracker {
             relay,
             relays,
             own_ice,
+            stop: CancellationToken::new(),
         };
+        shared.open_announces();
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -176,6 +181,7 @@ impl Tracker {
             Entry::Occupied(mut old) => old.insert(stream).room.tell(Control::Ended),
             Entry::Vacant(place) => drop(place.insert(stream)),
         }
+        shared.open_announces();
         info!(stream = name, "swarm opened");
     }
 
@@ -192,6 +198,7 @@ impl Tracker {
     pub fn stream_ended(&self, name: &str) {
         if let Some((_, stream)) = self.shared.streams.remove(name) {
             stream.room.tell(Control::Ended);
+            self.shared.open_announces();
             info!(stream = name, "swarm closed");
         }
     }
@@ -246,6 +253,7 @@ impl Tracker {
                 Some(address) = learned.recv() => shared.learn_relay(address),
                 _ = gauges.tick() => {
                     gauge!("tracker_viewers").set(shared.gate.viewers());
+                    gauge!("tracker_announce_clients").set(shared.gate.announcing());
                     gauge!("tracker_swarms").set(u32::try_from(shared.streams.len()).unwrap_or(u32::MAX));
                 }
             }
@@ -254,8 +262,6 @@ impl Tracker {
         let viewers = shared.gate.viewers();
         if viewers > 0 {
             info!(viewers, "viewers are told to come back");
-            let reconnect_within_ms = shared.config.reconnect_within_ms;
-            shared.tell_all(|| Control::Drain { reconnect_within_ms });
             let until = Instant::now() + Duration::from_millis(shared.config.drain_ms.into());
             while shared.gate.viewers() > 0 && Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -264,10 +270,10 @@ impl Tracker {
         if let Some(relay) = relay {
             relay.abort();
         }
-        shared.tell_all(|| Control::Stop);
+        shared.stop.cancel();
         // Closing takes as long as the slowest socket is allowed to stall.
         let until = Instant::now() + Duration::from_millis(shared.config.write_stall_max_ms.into());
-        while shared.gate.viewers() > 0 && Instant::now() < until {
+        while shared.gate.connections() > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -281,7 +287,12 @@ impl Shared {
         settings.relay_only = switches.policy == PeerPolicy::RelayOnly;
         let seed = rand::random();
         let swarm = Swarm::new(id, self.secret.clone(), seed, settings, plan::Settings::default());
-        let room = Room::start(swarm, self.clock);
+        let life = Life {
+            draining: self.gate.closing(),
+            reconnect_within_ms: self.config.reconnect_within_ms,
+            stop: self.stop.clone(),
+        };
+        let room = Room::start(swarm, self.clock, life);
         room.tell(Control::Switch(self.switch(switches)));
         room
     }
@@ -351,6 +362,8 @@ impl Shared {
         if is_private && !was_private {
             self.renew(name, &mut stream);
         }
+        drop(stream);
+        self.open_announces();
         true
     }
 
@@ -369,15 +382,20 @@ impl Shared {
         } else {
             stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
+        drop(stream);
+        self.open_announces();
         true
     }
 
     /// Our own relay has given out this address. Swarms hear of it before the viewer's candidate comes, which has the way
     /// to the viewer and back before it.
     fn learn_relay(&self, address: IpAddr) {
-        let mut relays = self.relays.lock();
-        if relays.learn(address) {
-            let relays = relays.clone();
+        let learned = {
+            let mut relays = self.relays.lock();
+            relays.learn(address).then(|| relays.clone())
+        };
+        // Without the lock: a stream that starts has the streams' lock and asks for this one.
+        if let Some(relays) = learned {
             self.announces.set_relays(&relays);
             self.tell_all(|| Control::Relays(relays.clone()));
         }
@@ -393,6 +411,7 @@ impl Shared {
         for stream in &self.streams {
             stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
+        self.open_announces();
     }
 
     fn set_stream_sharing(&self, name: &str, percent: u8) -> bool {
@@ -400,7 +419,26 @@ impl Shared {
         stream.switches.percent = percent.min(100);
         self.remembered.set(name, stream.switches);
         stream.room.tell(Control::Switch(self.switch(stream.switches)));
+        drop(stream);
+        self.open_announces();
         true
+    }
+
+    /// Says for how many WebTorrent clients their protocol is open. It knows neither streams nor tokens nor consent, so the
+    /// strictest counts. Not to be called with a stream's lock held.
+    fn open_announces(&self) {
+        let is_open = |policy| matches!(policy, PeerPolicy::Direct | PeerPolicy::DirectThenRelay);
+        let config = &self.config;
+        let mut percent = self.percent.load(Ordering::Relaxed);
+        if config.tokens_required || config.consent_required || !is_open(config.peer_policy) {
+            percent = 0;
+        }
+        for stream in &self.streams {
+            let switches = stream.switches;
+            let allowed = if switches.is_private || !is_open(switches.policy) { 0 } else { switches.percent };
+            percent = percent.min(allowed);
+        }
+        self.announces.set_percent(percent);
     }
 }
 

@@ -17,6 +17,8 @@ use super::network::Network;
 use super::output::Output;
 use super::{Swarm, refuse};
 
+/// Bans that have ended are dropped this often.
+const SWEEP_MS: u64 = 60_000;
 /// Who is remembered to be shut out. Beyond it the one whose time ends first is forgotten.
 const BANS_MAX: usize = 4_096;
 
@@ -25,6 +27,7 @@ const BANS_MAX: usize = 4_096;
 pub(super) struct Bans {
     /// Until when.
     until_ms: BTreeMap<Offender, u64>,
+    swept_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,7 +55,10 @@ impl Bans {
     }
 
     pub(super) fn sweep(&mut self, now_ms: u64) {
-        self.until_ms.retain(|_, until_ms| *until_ms > now_ms);
+        if now_ms.saturating_sub(self.swept_ms) >= SWEEP_MS {
+            self.swept_ms = now_ms;
+            self.until_ms.retain(|_, until_ms| *until_ms > now_ms);
+        }
     }
 }
 

@@ -3,9 +3,7 @@
 
 use shoal_tracker_protocol::{ErrorCode, PeerId, Signal, TrackerMessage};
 
-use super::bucket::Bucket;
 use super::candidate::Ends;
-use super::member::Account;
 use super::network::Network;
 use super::output::Output;
 use super::{Swarm, refuse, send};
@@ -13,8 +11,6 @@ use crate::plan;
 
 /// A round trip longer than this is a fault of the measurement.
 const RTT_MS_MAX: u32 = 10_000;
-/// Accounts are looked through for such that may be forgotten this often.
-const ACCOUNTS_SWEEP_MS: u64 = 60_000;
 
 impl Swarm {
     /// Does what the planner's round wants, if a round is due.
@@ -68,39 +64,12 @@ impl Swarm {
         !is_crowded(one, network(other)) && !is_crowded(other, network(one))
     }
 
-    /// Takes one introduction from all accounts of the two, or from none. Each introduction tells both sides an address:
-    /// this bounds how many addresses somebody can collect, however often he joins, and with how many tokens.
+    /// Takes one introduction from the accounts of both, or from none.
     fn charge(&mut self, now_ms: u64, one: PeerId, other: PeerId) -> bool {
         let rate = self.settings.introduction_rate();
         let accounts = |peer: PeerId| self.members.get(&peer).map(|member| member.accounts);
         let (Some(one), Some(other)) = (accounts(one), accounts(other)) else { return false };
-        // Bearers of one token learn of each other what they told the same back end.
-        let is_shared =
-            |account: &Account| one.iter().any(|a| a == *account) && other.iter().any(|a| a == *account);
-        let charged: Vec<Account> =
-            one.iter().chain(other.iter()).filter(|account| !is_shared(account)).collect();
-        for (at, account) in charged.iter().enumerate() {
-            let bucket = self.accounts.entry(*account).or_insert_with(|| Bucket::full(rate, now_ms));
-            if !bucket.take(rate, now_ms, 1) {
-                for paid in &charged[..at] {
-                    if let Some(bucket) = self.accounts.get_mut(paid) {
-                        bucket.give_back(rate, 1);
-                    }
-                }
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Forgets accounts that say no more than new ones would, and bans that have ended.
-    pub(super) fn sweep_accounts(&mut self, now_ms: u64) {
-        if now_ms.saturating_sub(self.accounts_swept_ms) >= ACCOUNTS_SWEEP_MS {
-            self.accounts_swept_ms = now_ms;
-            let rate = self.settings.introduction_rate();
-            self.accounts.retain(|_, bucket| !bucket.is_full(rate, now_ms));
-            self.bans.sweep(now_ms);
-        }
+        self.ledger.charge(rate, now_ms, one, other)
     }
 
     /// Ends a pair and tells both.

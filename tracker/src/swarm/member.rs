@@ -40,7 +40,7 @@ pub struct Credential {
 
 /// Whose introductions are counted together, and who is shut out together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Account {
+pub(crate) enum Account {
     /// The bearers of one viewer token.
     Token(u64),
     /// The viewers of one IPv4 address, or of an IPv6 /48: the smallest unit that costs money to own many of, as in
@@ -53,21 +53,27 @@ pub(super) enum Account {
 /// A viewer's accounts. Both pay for what it is told: tokens are made as fast as viewers sign up, and addresses as fast
 /// as a carrier gives them out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Accounts {
-    pub(super) address: Account,
-    pub(super) token: Option<Account>,
+pub(crate) struct Accounts {
+    address: Account,
+    token: Option<Account>,
 }
 
 impl Accounts {
     pub(super) fn of(joining: &Joining<'_>) -> Self {
-        let address = match joining.address.to_canonical() {
+        let token = joining.credential.map(|credential| Account::Token(credential.id));
+        Self { token, ..Self::at(joining.address) }
+    }
+
+    /// Of somebody without a token.
+    pub(crate) fn at(address: IpAddr) -> Self {
+        let address = match address.to_canonical() {
             IpAddr::V4(v4) => Account::V4(v4.octets()),
             IpAddr::V6(v6) => {
                 let [a, b, c, d, e, f, ..] = v6.octets();
                 Account::V6([a, b, c, d, e, f])
             }
         };
-        Self { address, token: joining.credential.map(|credential| Account::Token(credential.id)) }
+        Self { address, token: None }
     }
 
     pub(super) fn iter(self) -> impl Iterator<Item = Account> {

@@ -14,6 +14,7 @@ mod description;
 mod evidence;
 mod groups;
 mod id;
+mod ledger;
 mod meet;
 mod member;
 mod network;
@@ -34,13 +35,15 @@ use shoal_tracker_protocol::{
 pub use bucket::{Bucket, Rate};
 pub(crate) use description::DescriptionFilter;
 pub use id::Secret;
+pub(crate) use ledger::Ledger;
+pub(crate) use member::Accounts;
 pub use member::{Credential, Joining};
 pub use network::{Network, canonical, is_inside};
 pub use output::{CloseReason, Counters, Notice, Output, Session};
 pub use settings::{Relays, Settings};
 
 use evidence::Bans;
-use member::{Account, Accounts, Member};
+use member::Member;
 use seeding::Seeding;
 use signal::Pairs;
 
@@ -89,8 +92,7 @@ pub struct Swarm {
     seeding: Seeding,
     /// When each member is to be looked at: silence, or the end of its absence. One entry for each member.
     checks: BTreeSet<(u64, PeerId)>,
-    accounts: BTreeMap<Account, Bucket>,
-    accounts_swept_ms: u64,
+    ledger: Ledger,
     bans: Bans,
     recent: VecDeque<(u64, Arc<Notice>)>,
     switch: Switch,
@@ -120,8 +122,7 @@ impl Swarm {
             pairs: Pairs::default(),
             seeding,
             checks: BTreeSet::new(),
-            accounts: BTreeMap::new(),
-            accounts_swept_ms: 0,
+            ledger: Ledger::default(),
             bans: Bans::default(),
             recent: VecDeque::new(),
             switch: Switch::default(),
@@ -465,7 +466,8 @@ impl Swarm {
                 self.forget(now_ms, peer, out);
             }
         }
-        self.sweep_accounts(now_ms);
+        self.ledger.sweep(self.settings.introduction_rate(), now_ms);
+        self.bans.sweep(now_ms);
         self.carry_out(now_ms, out);
     }
 

@@ -139,7 +139,7 @@ impl Settings {
         Rate::per_second(self.messages_per_s_max, self.messages_burst)
     }
 
-    pub(super) fn introduction_rate(&self) -> Rate {
+    pub(crate) fn introduction_rate(&self) -> Rate {
         Rate { per_hour: self.introductions_per_hour.into(), burst: self.introductions_burst }
     }
 }

@@ -46,7 +46,9 @@ const FOREIGN: [(&str, &str); 7] = [
 fn candidate_injection_reaches_nobody() {
     assert_eq!(injected(Settings::default(), &FOREIGN), 0);
     let own = Relays::At(vec!["7.7.7.7".parse().unwrap()]);
-    assert_eq!(injected(Settings { relays: own, ..Settings::default() }, &FOREIGN), 0);
+    let ours = Settings { relays: own, ..Settings::default() };
+    assert_eq!(injected(ours.clone(), &FOREIGN), 0);
+    assert_eq!(injected(ours, &[("7.7.7.7", "relay")]), 2, "control: our own relay");
 }
 
 #[test]
