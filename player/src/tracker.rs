@@ -10,10 +10,10 @@ use tokio::{sync::mpsc, time::sleep};
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 
-/// The first pause before a new attempt; doubles up to [`PAUSE_MAX`]. A restarted tracker has everybody back in
-/// seconds, and the jitter spreads them.
+/// A new attempt comes after a random part of this pause, which doubles with each failure up to [`PAUSE_MAX`]. A restarted
+/// tracker has everybody back in seconds, and the jitter spreads them. Both as PROTOCOL.md says.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(30);
+const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// No message of the tracker is longer.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -53,11 +53,11 @@ pub(crate) async fn run(
         if ended.is_final || events.send(TrackerEvent::Lost).await.is_err() {
             return;
         }
-        pause = if ended.was_welcome { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) };
-        let wait = ended.within.unwrap_or(pause);
-        // Half to all of the pause, or any part of what the tracker said: so that a crowd does not come back at once.
-        let from = if ended.within.is_some() { 0.0 } else { 0.5 };
-        let wait = wait.mul_f64(rand::rng().random_range(from..=1.0));
+        if ended.was_welcome {
+            pause = PAUSE_MIN;
+        }
+        let wait = ended.wait(pause, rand::rng().random());
+        pause = (pause * 2).min(PAUSE_MAX);
         // Messages of the time without a connection are out of date.
         let drain = async {
             while outgoing.recv().await.is_some() {}
@@ -75,7 +75,21 @@ pub(crate) async fn run(
 struct Ended {
     was_welcome: bool,
     is_final: bool,
+    /// What a stopping tracker said: come back after any part of this.
     within: Option<Duration>,
+    /// What a refusing tracker said: not before this.
+    earliest: Option<Duration>,
+}
+
+impl Ended {
+    /// How long to wait before the next attempt, for a random number between 0 and 1.
+    fn wait(&self, pause: Duration, random: f64) -> Duration {
+        match (self.earliest, self.within) {
+            (Some(earliest), _) => earliest.mul_f64(1.0 + random),
+            (None, Some(within)) => within.mul_f64(random),
+            (None, None) => pause.mul_f64(random),
+        }
+    }
 }
 
 /// One connection, from its opening to its end.
@@ -153,7 +167,7 @@ async fn connection(
                     }
                     TrackerMessage::Error { fatal: true, retry_after_ms, .. } => {
                         ended.is_final = retry_after_ms.is_none();
-                        ended.within = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms) * 2));
+                        ended.earliest = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
                     }
                     _ => {}
                 }
@@ -172,4 +186,20 @@ where
 {
     let text = serde_json::to_string(message).expect("viewer messages have string keys only");
     socket.send(Message::text(text)).await.map_err(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_next_attempt_comes_when_the_tracker_said_and_else_after_any_part_of_the_pause() {
+        let second = Duration::from_secs(1);
+        let lost = Ended::default();
+        assert_eq!((lost.wait(8 * second, 0.0), lost.wait(8 * second, 1.0)), (Duration::ZERO, 8 * second));
+        let refused = Ended { earliest: Some(2 * second), ..Ended::default() };
+        assert_eq!((refused.wait(second, 0.0), refused.wait(second, 1.0)), (2 * second, 4 * second));
+        let drained = Ended { within: Some(10 * second), ..Ended::default() };
+        assert_eq!((drained.wait(second, 0.0), drained.wait(second, 0.5)), (Duration::ZERO, 5 * second));
+    }
 }

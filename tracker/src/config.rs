@@ -62,6 +62,8 @@ pub struct Config {
     pub messages_burst: u32,
     /// Messages that wait for one viewer to read them; one whose queue is full is closed.
     pub queue_messages_max: u32,
+    /// Bytes of signaling and plans that wait for one viewer to read them; likewise.
+    pub queue_bytes_max: u32,
     /// A viewer that takes nothing for this long while something waits is closed, in milliseconds.
     pub write_stall_max_ms: u32,
     /// Buffer for reading from one connection, in bytes. It is held for the whole life of an idle connection.
@@ -89,7 +91,7 @@ pub struct Config {
     pub consent_required: bool,
     /// Remove ICE candidates that point to private, loopback or other people's addresses.
     pub check_candidates: bool,
-    /// Introductions to viewers of other networks that one address may have at once.
+    /// Introductions to viewers of other networks that one address (IPv6: one /48) may have at once, and one viewer token.
     pub introductions_burst: u32,
     /// The same in the long run, for each hour.
     pub introductions_per_hour: u32,
@@ -134,7 +136,8 @@ pub struct Config {
     pub turn_secret: String,
     /// TURN credentials are good for this long, in seconds.
     pub turn_credential_s: u32,
-    /// Answer the WebTorrent protocol at /announce, for other players.
+    /// Answer the WebTorrent protocol at /announce, for other players. It knows no streams, tokens or consent: it refuses
+    /// everybody while a live stream is private, off or relay only, and where tokens or consent are required.
     pub announce: bool,
     /// WebTorrent clients are asked to announce this often, in seconds.
     pub announce_interval_s: u32,
@@ -170,6 +173,7 @@ impl Default for Config {
             messages_per_s_max: swarm.messages_per_s_max,
             messages_burst: swarm.messages_burst,
             queue_messages_max: 512,
+            queue_bytes_max: 256 * 1024,
             write_stall_max_ms: 5_000,
             read_buffer_bytes: 2 * 1024,
             report_interval_ms: swarm.report_interval_ms,
@@ -256,6 +260,7 @@ impl Config {
             ("join_within_ms", self.join_within_ms, 100, 60_000),
             ("message_bytes_max", self.message_bytes_max, 4 * 1024, 1024 * 1024),
             ("queue_messages_max", self.queue_messages_max, 64, 100_000),
+            ("queue_bytes_max", self.queue_bytes_max, 64 * 1024, 64 * 1024 * 1024),
             ("write_stall_max_ms", self.write_stall_max_ms, 100, 60_000),
             ("read_buffer_bytes", self.read_buffer_bytes, 1024, 1024 * 1024),
             ("reconnect_within_ms", self.reconnect_within_ms, 0, 600_000),
@@ -302,10 +307,18 @@ impl Config {
         self.stun_listen.parse().map(Some).map_err(bad)
     }
 
-    /// Our own relay's address, if viewers may use no other relay. Other servers' are not known here.
-    fn relay_addresses(&self) -> Vec<IpAddr> {
-        let own = self.turn_relay_address.parse().ok();
-        own.filter(|_| self.turn && self.turn_urls.is_empty()).into_iter().collect()
+    /// The TURN servers that viewers are told. What other servers' relayed addresses are is not known here, whatever they are
+    /// reached by; our own's are learned as it gives them out, where no setting names them.
+    fn relays(&self) -> swarm::Relays {
+        let is_turn = |url: &String| url.starts_with("turn:") || url.starts_with("turns:");
+        if !self.turn_urls.is_empty() || self.ice_servers.iter().any(|server| server.urls.iter().any(is_turn))
+        {
+            swarm::Relays::Unknown
+        } else if self.turn {
+            swarm::Relays::At(self.turn_relay_address.parse().ok().into_iter().collect())
+        } else {
+            swarm::Relays::None
+        }
     }
 
     /// What concerns one swarm; `relay_only` depends on its stream.
@@ -325,7 +338,7 @@ impl Config {
             introductions_per_hour: self.introductions_per_hour,
             neighbors_per_network_max: self.neighbors_per_network_max,
             accusers_min: self.accusers_min,
-            relay_addresses: self.relay_addresses(),
+            relays: self.relays(),
             ..swarm::Settings::default()
         }
     }
@@ -344,6 +357,20 @@ mod tests {
         assert!(message(Config { silence_max_ms: 1, ..Config::default() }).contains("silence_max_ms = 1"));
         let proxies = vec!["10.0.0.0/99".to_owned()];
         assert!(message(Config { trusted_proxies: proxies, ..Config::default() }).contains("10.0.0.0/99"));
+    }
+
+    #[test]
+    fn relays_are_none_unknown_or_our_own() {
+        use crate::swarm::Relays;
+        assert_eq!(Config::default().swarm_settings().relays, Relays::None);
+        let own = Config { turn: true, turn_relay_address: "5.6.7.8".into(), ..Config::default() };
+        assert_eq!(own.swarm_settings().relays, Relays::At(vec!["5.6.7.8".parse().unwrap()]));
+        let learned = Config { turn: true, ..Config::default() };
+        assert_eq!(learned.swarm_settings().relays, Relays::At(Vec::new()));
+        let server = |url: &str| IceServer { urls: vec![url.into()], username: None, credential: None };
+        let foreign = |url| Config { ice_servers: vec![server(url)], ..own.clone() };
+        assert_eq!(foreign("turns:relay.example").swarm_settings().relays, Relays::Unknown);
+        assert_eq!(foreign("stun:a.example").swarm_settings().relays, own.swarm_settings().relays);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use common::{PATIENCE, Server};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
-use shoal_tracker::Config;
+use shoal_tracker::{Config, PeerPolicy};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -18,6 +18,23 @@ type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
 
 async fn connect(server: &Server) -> Socket {
     connect_async(format!("ws://{}/announce", server.address)).await.unwrap().0
+}
+
+/// Through a proxy, for somebody with this address.
+async fn connect_from(server: &Server, address: &str) -> Socket {
+    use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+    let mut request = format!("ws://{}/announce", server.address).into_client_request().unwrap();
+    request.headers_mut().insert("x-forwarded-for", address.parse().unwrap());
+    connect_async(request).await.unwrap().0
+}
+
+fn announce(peer: char, offers: usize) -> Value {
+    let offer = |at: usize| {
+        let letter = char::from(b'a' + u8::try_from(at).unwrap());
+        json!({ "offer": { "type": "offer", "sdp": "v=0" }, "offer_id": id(letter) })
+    };
+    let offers: Vec<Value> = (0..offers).map(offer).collect();
+    json!({ "action": "announce", "info_hash": id('h'), "peer_id": id(peer), "numwant": 10, "offers": offers })
 }
 
 async fn say(socket: &mut Socket, message: Value) {
@@ -118,4 +135,125 @@ async fn the_protocol_can_be_switched_off() {
         Err(WsError::Http(response)) => assert_eq!(response.status(), 404),
         _ => panic!("it is answered"),
     }
+}
+
+/// Whether a client may announce.
+async fn is_served(server: &Server) -> bool {
+    let mut client = connect(server).await;
+    say(&mut client, announce('1', 0)).await;
+    let reply = next(&mut client).await;
+    assert_ne!(reply["interval"].is_u64(), reply["failure reason"].is_string(), "{reply}");
+    reply["interval"].is_u64()
+}
+
+#[tokio::test]
+async fn what_this_protocol_cannot_ask_for_is_not_given_by_it() {
+    let secret = "a secret of the broadcaster's back end".to_owned();
+    let base = Config {
+        viewer_token_secret: secret,
+        turn_urls: vec!["turn:r".into()],
+        turn_secret: "x".into(),
+        ..Config::default()
+    };
+    let refusing = [
+        ("tokens", Config { tokens_required: true, ..base.clone() }),
+        ("consent", Config { consent_required: true, ..base.clone() }),
+        ("off", Config { peer_policy: PeerPolicy::Off, ..base.clone() }),
+        ("relay only", Config { peer_policy: PeerPolicy::RelayOnly, ..base.clone() }),
+        ("no sharing", Config { sharing_percent: 0, ..base.clone() }),
+    ];
+    for (what, config) in refusing {
+        assert!(!is_served(&Server::live(config).await).await, "{what}");
+    }
+    let server = Server::live(base).await;
+    let tracker = &server.tracker;
+    assert!(is_served(&server).await, "control");
+    assert!(tracker.set_stream_private("demo", true));
+    assert!(!is_served(&server).await);
+    assert!(tracker.set_stream_private("demo", false));
+    assert!(is_served(&server).await);
+    for policy in [PeerPolicy::Off, PeerPolicy::RelayOnly] {
+        assert!(tracker.set_stream_policy("demo", policy));
+        assert!(!is_served(&server).await);
+    }
+    assert!(tracker.set_stream_policy("demo", PeerPolicy::Direct));
+    assert!(is_served(&server).await);
+    assert!(tracker.set_stream_sharing("demo", 0));
+    assert!(!is_served(&server).await);
+    server.tracker.stream_ended("demo");
+    assert!(is_served(&server).await, "a stream that has ended concerns nobody");
+}
+
+#[tokio::test]
+async fn a_client_that_was_let_in_gets_no_offers_when_sharing_is_switched_off() {
+    let server = Server::live(Config::default()).await;
+    let mut client = connect(&server).await;
+    say(&mut client, announce('1', 0)).await;
+    assert!(next(&mut client).await["interval"].is_u64());
+    server.tracker.set_sharing(0);
+    say(&mut client, announce('1', 0)).await;
+    assert!(next(&mut client).await["failure reason"].is_string());
+    server.tracker.set_sharing(100);
+    let mut other = connect(&server).await;
+    say(&mut other, announce('2', 5)).await;
+    assert_eq!(next(&mut other).await["incomplete"], 1, "the first one is out");
+    assert_eq!(server.tracker.viewers("demo"), 0, "they are no viewers");
+}
+
+/// Viewers of other networks whom one address reaches with its offers.
+async fn reached(introductions_burst: u32) -> usize {
+    let trusted_proxies = vec!["127.0.0.0/8".into()];
+    let config =
+        Config { trusted_proxies, introductions_burst, introductions_per_hour: 1, ..Config::default() };
+    let server = Server::start(config).await;
+    let mut victims = Vec::new();
+    for at in 0..12_u8 {
+        let mut victim = connect_from(&server, &format!("5.6.{at}.1")).await;
+        say(&mut victim, announce(char::from(b'A' + at), 0)).await;
+        next(&mut victim).await;
+        victims.push(victim);
+    }
+    // Each time as somebody new.
+    for at in 0..3_u8 {
+        let mut attacker = connect_from(&server, "9.8.7.6").await;
+        say(&mut attacker, announce(char::from(b'1' + at), 10)).await;
+        next(&mut attacker).await;
+    }
+    let mut reached = 0;
+    for mut victim in victims {
+        // Whatever was sent to it is before the answer to this.
+        say(&mut victim, json!({ "action": "scrape", "info_hash": [id('h')] })).await;
+        loop {
+            let message = next(&mut victim).await;
+            match message["action"].as_str() {
+                Some("scrape") => break,
+                _ => reached += usize::from(message["offer"].is_object()),
+            }
+        }
+    }
+    reached
+}
+
+#[tokio::test]
+async fn harvest_by_announcing_ends_at_the_budget_of_an_address() {
+    assert_eq!(reached(7).await, 7);
+    assert!(reached(1_000).await >= 25, "control");
+}
+
+#[tokio::test]
+async fn clients_do_not_delay_the_end_of_the_tracker() {
+    let mut server =
+        Server::live(Config { drain_ms: 60_000, write_stall_max_ms: 60_000, ..Config::default() }).await;
+    let mut client = connect(&server).await;
+    say(&mut client, announce('1', 0)).await;
+    next(&mut client).await;
+    let mut mute = server.connect(&[]).await.unwrap();
+    server.stop.cancel();
+    match timeout(PATIENCE, client.next()).await.expect("it is closed") {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1001),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(mute.close_code().await, 1001, "nor do those who have not joined");
+    drop((client, mute));
+    timeout(PATIENCE, &mut server.running).await.expect("it stops").unwrap();
 }

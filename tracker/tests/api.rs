@@ -8,7 +8,7 @@ use axum::http::{Request, StatusCode};
 use common::Server;
 use http_body_util::BodyExt as _;
 use shoal_tracker::{Config, Tracker};
-use shoal_tracker_protocol::{Report, TrackerMessage, ViewerMessage};
+use shoal_tracker_protocol::{ErrorCode, Report, TrackerMessage, ViewerMessage};
 use tower::ServiceExt as _;
 
 async fn call(tracker: &Tracker, method: &str, path: &str, token: &str, body: &str) -> (StatusCode, String) {
@@ -118,6 +118,60 @@ async fn sharing_is_switched_live_for_a_stream_and_for_all() {
     }
 }
 
+#[tokio::test]
+async fn what_was_switched_for_a_stream_stays_when_its_publisher_comes_back() {
+    let secret = "a secret of the broadcaster's back end".to_owned();
+    let server = Server::live(Config {
+        viewer_token_secret: secret,
+        turn_urls: vec!["turn:r".into()],
+        turn_secret: "x".into(),
+        ..config()
+    })
+    .await;
+    let put = async |what: &str, body: &str| {
+        let path = format!("/api/tracker/streams/demo/{what}");
+        assert_eq!(
+            call(&server.tracker, "PUT", &path, "s3cret", body).await.0,
+            StatusCode::NO_CONTENT,
+            "{what}"
+        );
+    };
+    let state = async || -> serde_json::Value {
+        let (_, body) = call(&server.tracker, "GET", "/api/tracker/streams/demo", "s3cret", "").await;
+        let stream: serde_json::Value = serde_json::from_str(&body).unwrap();
+        serde_json::json!([stream["private"], stream["policy"], stream["sharing_percent"]])
+    };
+    assert_eq!(state().await, serde_json::json!([false, "direct_then_relay", 100]));
+    put("private", r#"{"private":true}"#).await;
+    put("policy", r#"{"policy":"relay_only"}"#).await;
+    put("sharing", r#"{"percent":30}"#).await;
+    let closed = serde_json::json!([true, "relay_only", 30]);
+    assert_eq!(state().await, closed);
+    // Over the old publication, and after its end.
+    server.tracker.stream_started("demo", [2; 16]);
+    assert_eq!(state().await, closed);
+    server.tracker.stream_ended("demo");
+    server.tracker.stream_started("demo", [3; 16]);
+    assert_eq!(state().await, closed);
+    let mut uninvited = server.connect(&[]).await.unwrap();
+    uninvited
+        .say(&ViewerMessage::Join {
+            version: 1,
+            stream: "demo".into(),
+            token: None,
+            resume: None,
+            shares: true,
+            renditions: vec![0],
+        })
+        .await;
+    let answer = uninvited.next().await.unwrap();
+    assert!(matches!(answer, TrackerMessage::Error { code: ErrorCode::Refused, .. }), "{answer:?}");
+    // Control: another name has the settings' values.
+    server.tracker.stream_started("other", [4; 16]);
+    let (_, other) = call(&server.tracker, "GET", "/api/tracker/streams/other", "s3cret", "").await;
+    assert!(other.contains(r#""private":false"#), "{other}");
+}
+
 /// Paths and methods, from the source of the router.
 fn served() -> Vec<(String, String)> {
     let source = include_str!("../src/service/api.rs");
@@ -147,7 +201,13 @@ async fn every_route_is_documented_and_every_documented_route_is_served() {
                     .await;
             assert_ne!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
             assert_ne!(status, StatusCode::NOT_FOUND, "{method} {path}");
+            assert!(operation["responses"].get(status.as_str()).is_some(), "{method} {path}: {status}");
             let wants_body = operation.get("requestBody").is_some();
+            for body in ["{", "{}"].into_iter().filter(|_| wants_body) {
+                let path = path.replace("{name}", "demo");
+                let (status, _) = call(&server.tracker, &method.to_uppercase(), &path, "s3cret", body).await;
+                assert!(operation["responses"].get(status.as_str()).is_some(), "{method} {path}: {status}");
+            }
             assert_eq!(status == StatusCode::OK, !wants_body, "{method} {path}: {status}");
         }
     }

@@ -237,3 +237,31 @@ async fn addresses_are_not_hidden_where_there_is_no_relay() {
     let wrong = Config { peer_policy: PeerPolicy::RelayOnly, ..Config::default() };
     assert!(wrong.validate().unwrap_err().to_string().contains("relay_only"));
 }
+
+#[tokio::test]
+async fn one_address_gets_its_share_of_tcp_connections_only_and_they_come_back() {
+    let is_open = async |stream: &mut TcpStream| {
+        // A binding request without attributes, which is answered without credentials.
+        let mut request = vec![0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42];
+        request.extend([9; 12]);
+        let mut answer = [0; 20];
+        stream.write_all(&request).await.is_ok() && stream.read_exact(&mut answer).await.is_ok()
+    };
+    for (max, expected) in [(3, 3), (20, 10)] {
+        let server = Server::live(Config { turn_allocations_per_address_max: max, ..config() }).await;
+        let welcome = server.join().await.welcome.unwrap();
+        let url = turn(&welcome).unwrap().urls.iter().find(|url| url.ends_with("tcp")).unwrap().clone();
+        let address: SocketAddr = url.trim_start_matches("turn:").split('?').next().unwrap().parse().unwrap();
+        let mut held = Vec::new();
+        for _ in 0..10 {
+            let mut stream = TcpStream::connect(address).await.unwrap();
+            if timeout(PATIENCE, is_open(&mut stream)).await.expect("answered or closed") {
+                held.push(stream);
+            }
+        }
+        assert_eq!(held.len(), expected);
+        drop(held);
+        let comes_back = async { while !is_open(&mut TcpStream::connect(address).await.unwrap()).await {} };
+        timeout(PATIENCE, comes_back).await.expect("there is room again");
+    }
+}

@@ -78,6 +78,20 @@ async fn free_ride_without_a_token_that_holds_is_refused() {
     assert!(matches!(try_join(&open, None).await, TrackerMessage::Welcome(_)));
 }
 
+#[tokio::test]
+async fn entitlement_for_one_join_is_not_spent_on_a_stream_that_is_not_live_yet() {
+    let server = Server::start(config()).await;
+    let once = token(&json!({ "stream": "demo", "exp": now_s() + 60, "uses": 1, "jti": "x" }), SECRET);
+    for _ in 0..3 {
+        let early = try_join(&server, Some(once.clone())).await;
+        assert!(matches!(early, TrackerMessage::Error { code: ErrorCode::UnknownStream, .. }), "{early:?}");
+    }
+    assert!(is_refused(&try_join(&server, None).await), "strangers are not told what is live");
+    server.tracker.stream_started("demo", [1; 16]);
+    assert!(matches!(try_join(&server, Some(once.clone())).await, TrackerMessage::Welcome(_)));
+    assert!(is_refused(&try_join(&server, Some(once)).await));
+}
+
 async fn meet(server: &Server, fingerprint: Option<&str>) -> (Viewer, Viewer) {
     let claims = match fingerprint {
         Some(fingerprint) => json!({ "stream": "demo", "exp": now_s() + 60, "fingerprint": fingerprint }),

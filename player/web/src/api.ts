@@ -6,8 +6,9 @@ import type { Sample } from './meter.ts';
 export interface ShoalOptions {
   /** Whether to take part in the swarm from the start. Default true. */
   sharing?: boolean;
-  /** A viewer token, where the stream wants one. */
-  token?: string;
+  /** A viewer token, where the stream wants one; or what gets one whenever it is needed, because tokens end. One that is
+   * bound to this page names its `fingerprint()`. */
+  token?: string | (() => Promise<string>);
   /** Where the WebAssembly module is. Default: `swarm.wasm` beside this script. */
   wasmUrl?: string | URL;
   /** The piece store's limit in bytes. Default 64 MB, on phones 24 MB. */

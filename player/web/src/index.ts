@@ -13,6 +13,7 @@ export { Shoal, attach } from './shoal.ts';
 export type { ShoalError, ShoalErrorCode, ShoalEvents, ShoalOptions, ShoalState, ShoalStats } from './api.ts';
 export type { AuditEntry } from './audit.ts';
 export type { Sample } from './meter.ts';
+export { fingerprint } from './swarm/fingerprint.ts';
 export { LiveFollower } from './follow.ts';
 export { liveConfig } from './live-config.ts';
 export { decodeClock, latencyOf, readClock, readLatency } from './clock.ts';

@@ -28,7 +28,7 @@ import type { StreamInfo } from './swarm/catalog.ts';
 import { Stat, loadCore, randomSeed } from './swarm/core.ts';
 import type { CoreFactory } from './swarm/core.ts';
 import { Driver } from './swarm/driver.ts';
-import { Neighbors } from './swarm/neighbors.ts';
+import { Neighbors, makeCertificate } from './swarm/neighbors.ts';
 import type { Target } from './swarm/requests.ts';
 import { TrackerSocket } from './swarm/tracker.ts';
 
@@ -311,7 +311,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     const run = ++this.#run;
     this.#setState('joining');
     const url = this.#options.wasmUrl ?? new URL('swarm.wasm', import.meta.url);
-    this.#firstPicture().then(() => loadCore(url)).then(
+    this.#firstPicture().then(makeCertificate).then(() => loadCore(url)).then(
       (factory) => {
         if (run === this.#run) this.#join(source, factory);
       },
@@ -354,12 +354,11 @@ export class Shoal extends Emitter<ShoalEvents> {
     this.#tellPlaying();
     this.#tellPlayhead();
     for (const { target, bytes, tookMs } of this.#early.splice(0)) driver.offerLoaded(target, bytes, tookMs);
-    const { token } = this.#options;
     const tracker = new TrackerSocket(
       {
         url: info.trackerUrl,
         stream: info.stream,
-        ...(token !== undefined && { token }),
+        token: this.#options.token,
         shares: () => !isMetered(),
         renditions: () => this.#playing,
       },

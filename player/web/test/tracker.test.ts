@@ -43,13 +43,13 @@ const welcome: TrackerMessage = {
   recent: [],
 };
 
-function setUp(context: TestContext): { tracker: TrackerSocket; log: string[]; last: () => FakeSocket } {
+function setUp(context: TestContext, token?: () => Promise<string>): { tracker: TrackerSocket; log: string[]; last: () => FakeSocket } {
   context.mock.timers.enable({ apis: ['setTimeout', 'setInterval'] });
   FakeSocket.all = [];
   (globalThis as { WebSocket: unknown }).WebSocket = FakeSocket;
   const log: string[] = [];
   const tracker = new TrackerSocket(
-    { url: 'ws://h/tracker', stream: 'demo', shares: () => true, renditions: () => [0, 1] },
+    { url: 'ws://h/tracker', stream: 'demo', shares: () => true, renditions: () => [0, 1], token },
     {
       onWelcome: (_, isResumed) => log.push(isResumed ? 'resumed' : 'welcome'),
       onMessage: ({ type }) => log.push(type),
@@ -118,6 +118,49 @@ test('a draining tracker is left only when the next one has said welcome', (cont
   last().say(welcome);
   assert.equal(old.closedWith, 4_000);
   assert.deepEqual(log, ['welcome', 'resumed']);
+});
+
+test('a draining tracker that closes earlier is given the time that it asked for', (context) => {
+  const { last } = setUp(context);
+  last().say(welcome);
+  last().say({ type: 'drain', reconnect_within_ms: 10_000 });
+  context.mock.timers.tick(1_000);
+  last().onclose?.();
+  // The page's clock does not go on in this test: all of the ten seconds are left.
+  context.mock.timers.tick(9_000);
+  assert.equal(FakeSocket.all.length, 1, 'the crowd does not come back at once');
+  context.mock.timers.tick(1_000);
+  assert.equal(FakeSocket.all.length, 2);
+});
+
+test('each connection asks for a token, and one that has ended is renewed', async (context) => {
+  let asked = 0;
+  const settle = (): Promise<void> => new Promise((resolve) => { setImmediate(resolve); });
+  const { log, last } = setUp(context, () => Promise.resolve(`token ${++asked}`));
+  await settle();
+  last().onopen?.();
+  assert.equal(last().sent[0]?.['token'], 'token 1');
+  last().say(welcome);
+  last().say({ type: 'error', code: 'refused', message: 'the token has ended', fatal: true });
+  context.mock.timers.tick(1_000);
+  await settle();
+  last().onopen?.();
+  assert.equal(last().sent[0]?.['token'], 'token 2');
+  last().say({ type: 'error', code: 'refused', message: '', fatal: true });
+  context.mock.timers.tick(60_000);
+  await settle();
+  assert.deepEqual(log, ['welcome', 'error', 'lost', 'error', 'lost for good'], 'one that is refused at once is not tried again');
+});
+
+test('a token that cannot be had is asked for again', async (context) => {
+  let asked = 0;
+  const settle = (): Promise<void> => new Promise((resolve) => { setImmediate(resolve); });
+  setUp(context, () => (++asked === 1 ? Promise.reject(new Error('offline')) : Promise.resolve('t')));
+  await settle();
+  assert.equal(FakeSocket.all.length, 0);
+  context.mock.timers.tick(1_000);
+  await settle();
+  assert.equal(FakeSocket.all.length, 1);
 });
 
 test('leaving for good is said so, and nothing is opened any more', (context) => {

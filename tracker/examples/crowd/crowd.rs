@@ -21,7 +21,7 @@ pub(crate) async fn run(viewers: u64, rate: u64) -> Map<String, Value> {
     let server = Server::start(&["serve"]);
     let counts = Arc::new(Counts::default());
     // The first connections warm up what every process allocates once.
-    let warm = viewer::connect(server.address).await.expect("the server answers");
+    let warm = viewer::connect(server.address, "127.0.0.1").await.expect("the server answers");
     drop(warm);
     let memory_before = server.memory();
     let started = Instant::now();

@@ -29,6 +29,8 @@ pub(crate) async fn tracker(arguments: &[String]) {
             .map_or(100_000, |joins| joins.parse().expect("a number")),
         secret: option(arguments, "--secret").unwrap_or_default().into(),
         viewers_max: 100_000,
+        // The crowd invents its addresses.
+        trusted_proxies: vec!["127.0.0.0/8".into()],
         ..Config::default()
     };
     let tracker = Tracker::new(config).expect("the settings are valid");

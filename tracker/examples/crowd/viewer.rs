@@ -9,6 +9,7 @@ use futures::{SinkExt as _, StreamExt as _};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 /// PROTOCOL.md, section 2: after a broken connection a random delay of up to this, doubled with each failure.
@@ -31,12 +32,21 @@ pub(crate) struct Counts {
 
 type Socket = tokio_tungstenite::WebSocketStream<TcpStream>;
 
-pub(crate) async fn connect(address: SocketAddr) -> Option<Socket> {
+/// An address for a viewer that the server is told as a proxy would tell it: of 2,000 networks, so that limits for each
+/// address, budgets and nearness do their work.
+fn somewhere() -> String {
+    let (network, host) = (rand::random::<u16>() % 2_000, 1 + rand::random::<u8>() % 254);
+    format!("77.{}.{}.{host}", network / 250, network % 250)
+}
+
+/// Opens a socket for somebody with this address.
+pub(crate) async fn connect(address: SocketAddr, from: &str) -> Option<Socket> {
     let stream = TcpStream::connect(address).await.ok()?;
     stream.set_nodelay(true).ok()?;
     let config = WebSocketConfig::default().read_buffer_size(4_096).write_buffer_size(0);
-    let url = format!("ws://{address}/tracker");
-    tokio_tungstenite::client_async_with_config(url, stream, Some(config))
+    let mut request = format!("ws://{address}/tracker").into_client_request().ok()?;
+    request.headers_mut().insert("x-forwarded-for", from.parse().ok()?);
+    tokio_tungstenite::client_async_with_config(request, stream, Some(config))
         .await
         .ok()
         .map(|(socket, _)| socket)
@@ -58,17 +68,23 @@ pub(crate) async fn faithful(address: SocketAddr, counts: &Counts) {
 }
 
 /// What a viewer keeps when its connection breaks.
-#[derive(Default)]
 pub(crate) struct Place {
+    from: String,
     peer: u64,
     resume: String,
     is_welcomed: bool,
 }
 
+impl Default for Place {
+    fn default() -> Self {
+        Self { from: somewhere(), peer: 0, resume: String::new(), is_welcomed: false }
+    }
+}
+
 /// One connection, until it ends. Tells how long the tracker asked to wait, if it did.
 pub(crate) async fn once(address: SocketAddr, counts: &Counts, place: &mut Place) -> Option<Duration> {
     place.is_welcomed = false;
-    let mut socket = connect(address).await?;
+    let mut socket = connect(address, &place.from).await?;
     let joined = Instant::now();
     let us = || u64::try_from(joined.elapsed().as_micros()).unwrap_or(u64::MAX);
     let mut join = serde_json::json!({
@@ -97,7 +113,9 @@ pub(crate) async fn once(address: SocketAddr, counts: &Counts, place: &mut Place
             counts.welcomed.fetch_add(1, Ordering::Relaxed);
             counts.welcome_us.lock().push(us());
             counts.welcomes.lock().push((Instant::now(), peer == place.peer));
-            *place = Place { peer, resume: welcome["resume"].as_str()?.to_owned(), is_welcomed: true };
+            place.peer = peer;
+            welcome["resume"].as_str()?.clone_into(&mut place.resume);
+            place.is_welcomed = true;
             // Of 2 to 12 Mbit/s each, so that the planner has about twice what the stream needs.
             let uplink_kbps = 2_000 + us() % 10_000;
             let report = format!(

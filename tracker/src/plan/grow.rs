@@ -26,6 +26,8 @@ const GAIN_MIN_MS: u32 = 80;
 const NEW_HOME_COST_MS: u32 = 120;
 /// A parent that did not deliver is not given to the same child again for this long.
 const AVOID_MS: Ms = 30_000;
+/// A child is heard no sooner about the same stripe. Viewers complain every 2.5 s at most; this leaves them some jitter.
+const COMPLAINT_MS: Ms = 2_000;
 /// So long after it was moved, a seat and all below it may well have nothing yet.
 const SETTLE_MS: Ms = 2_000;
 /// Trees are not deeper; where one is, the complaint is believed.
@@ -164,6 +166,9 @@ impl Forest {
             && self.seat(child, stripe).source == Source::Peer(parent);
         if is_edge && !self.is_explained(now, parent, stripe) {
             let seat = self.seat_mut(child, stripe);
+            if seat.avoid.is_some_and(|(_, until)| now + AVOID_MS < until + COMPLAINT_MS) {
+                return;
+            }
             seat.moving = Move::Silent;
             seat.avoid = Some((parent, now + AVOID_MS));
             self.look_at(now, child, stripe);

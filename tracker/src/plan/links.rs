@@ -55,11 +55,39 @@ pub(super) struct Links {
     expiries: BTreeSet<(Ms, PeerId, PeerId)>,
     /// Viewers of whom something is known of where they are, those near each other side by side.
     places: BTreeSet<(Locality, PeerId)>,
+    /// Of each viewer that is away, the pairs that are not to be tried when it is back.
+    parked: BTreeMap<PeerId, Vec<(PeerId, Ms)>>,
 }
 
 impl Links {
+    /// Takes a viewer in. What was known not to work before it was away, still does not.
     pub(super) fn add(&mut self, viewer: PeerId) {
         self.ends.entry(viewer).or_default();
+        for (other, until) in self.parked.remove(&viewer).unwrap_or_default() {
+            if self.ends.contains_key(&other) {
+                self.set(viewer, other, Some(Link::Refused { until }));
+            } else if let Some(theirs) = self.parked.get_mut(&other) {
+                theirs.push((viewer, until));
+            }
+        }
+    }
+
+    /// As [`Self::remove`] for a viewer that may come back: its failed pairs are kept until [`Self::forget`].
+    pub(super) fn park(&mut self, viewer: PeerId) -> Vec<PeerId> {
+        let links = self.ends.get(&viewer).into_iter().flat_map(|ends| &ends.links);
+        let refused = links.filter_map(|(other, link)| match link {
+            Link::Refused { until } => Some((*other, *until)),
+            _ => None,
+        });
+        let refused = refused.collect();
+        let others = self.remove(viewer);
+        self.parked.insert(viewer, refused);
+        others
+    }
+
+    /// A viewer that was away is not expected any more.
+    pub(super) fn forget(&mut self, viewer: PeerId) {
+        self.parked.remove(&viewer);
     }
 
     /// Forgets a viewer; returns those who were connected to it or being introduced.
@@ -356,6 +384,28 @@ mod tests {
         assert_eq!(links.remove(1), vec![2, 3]);
         assert_eq!((links.count(2), links.count(3)), (0, 0));
         assert!(links.expire(100_000).is_empty());
+    }
+
+    #[test]
+    fn failed_pairs_are_remembered_while_one_or_both_are_away() {
+        let (mut links, settings) = links(3);
+        for other in [2, 3] {
+            links.introduce(0, 1, other);
+            links.close(10, 1, other);
+        }
+        // One after the other, and back in the same order and in the other one.
+        for back in [[1, 2], [2, 1]] {
+            assert!(links.park(1).is_empty() && links.park(2).is_empty());
+            links.add(back[0]);
+            links.add(back[1]);
+            assert!(!links.can_introduce(20, 1, 2, &settings) && !links.can_introduce(20, 3, 1, &settings));
+            assert!(links.can_introduce(20, 2, 3, &settings), "control");
+        }
+        links.park(1);
+        links.forget(1);
+        links.add(1);
+        assert!(links.can_introduce(20, 1, 2, &settings), "who was forgotten is somebody new");
+        assert!(links.parked.is_empty());
     }
 
     #[test]

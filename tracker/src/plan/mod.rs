@@ -248,6 +248,13 @@ impl Planner {
 
     /// A viewer went, with or without goodbye.
     pub fn viewer_left(&mut self, now: Ms, id: PeerId) {
+        self.viewer_away(now, id);
+        self.viewer_forgotten(id);
+    }
+
+    /// A viewer is not planned with for now: with which others it can't connect is remembered until it joins again or
+    /// [`Self::viewer_forgotten`].
+    pub fn viewer_away(&mut self, now: Ms, id: PeerId) {
         if self.viewers.remove(&id).is_none() {
             return;
         }
@@ -255,9 +262,14 @@ impl Planner {
             forest.remove(now, id, &mut self.links);
         }
         self.lonely.remove(&id);
-        for other in self.links.remove(id) {
+        for other in self.links.park(id) {
             self.lonely.insert(other);
         }
+    }
+
+    /// A viewer that was away does not come back.
+    pub fn viewer_forgotten(&mut self, id: PeerId) {
+        self.links.forget(id);
     }
 
     /// Which renditions a viewer plays from now on. One whose number is not known yet is planned as soon as it is.

@@ -16,6 +16,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::Shared;
 use super::room::Snapshot;
+use super::switches::Switches;
 use crate::PeerPolicy;
 use crate::swarm::Counters;
 
@@ -23,6 +24,8 @@ use crate::swarm::Counters;
 #[derive(Debug, Serialize)]
 struct Overview {
     viewers: u32,
+    /// Clients of the WebTorrent protocol.
+    announce_clients: u32,
     sharing_percent: u8,
     streams: Vec<StreamReport>,
 }
@@ -36,6 +39,8 @@ struct StreamReport {
     /// Groups that the viewers are dealt to; they meet within their group only.
     groups: usize,
     policy: PeerPolicy,
+    /// Whether viewers need a token.
+    private: bool,
     sharing_percent: u8,
     joins: u64,
     resumes: u64,
@@ -130,7 +135,8 @@ async fn overview(State(shared): State<Arc<Shared>>) -> Json<Overview> {
     }
     streams.sort_by(|one, other| one.name.cmp(&other.name));
     let sharing_percent = shared.percent.load(Ordering::Relaxed);
-    Json(Overview { viewers: shared.gate.viewers(), sharing_percent, streams })
+    let (viewers, announce_clients) = (shared.gate.viewers(), shared.gate.announcing());
+    Json(Overview { viewers, announce_clients, sharing_percent, streams })
 }
 
 async fn stream(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Response {
@@ -207,13 +213,13 @@ fn out_of_range() -> Response {
 }
 
 async fn report(shared: &Shared, name: &str) -> Option<StreamReport> {
-    let (room, policy) = shared.streams.get(name).map(|stream| (stream.room.clone(), stream.policy))?;
+    let (room, switches) = shared.streams.get(name).map(|stream| (stream.room.clone(), stream.switches))?;
     let snapshot = room.inspect().await?;
-    Some(StreamReport::of(name, policy, &snapshot))
+    Some(StreamReport::of(name, switches, &snapshot))
 }
 
 impl StreamReport {
-    fn of(name: &str, policy: PeerPolicy, snapshot: &Snapshot) -> Self {
+    fn of(name: &str, switches: Switches, snapshot: &Snapshot) -> Self {
         let Counters { peer_bytes, origin_bytes, .. } = snapshot.counters;
         let counters = snapshot.counters;
         #[expect(clippy::cast_precision_loss, reason = "for people to read")]
@@ -235,7 +241,8 @@ impl StreamReport {
             viewers: snapshot.viewers,
             pairs: snapshot.pairs,
             groups: snapshot.groups,
-            policy,
+            policy: switches.policy,
+            private: switches.is_private,
             sharing_percent: snapshot.switch.percent,
             joins: counters.joins,
             resumes: counters.resumes,

@@ -5,17 +5,22 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use axum::http::{HeaderMap, header};
 use dashmap::DashMap;
+use metrics::counter;
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
 
 use crate::swarm::{Bucket, Rate, canonical};
 use crate::{Config, Error};
 
-/// Entries of addresses without connections are dropped when there are this many: about a megabyte.
+/// Entries of addresses without connections are dropped when there are this many, about a megabyte; and then at most so
+/// often, since looking through them costs as much when all are connected.
 const ADDRESSES_IDLE_MAX: usize = 16_384;
+const SWEEP_INTERVAL_MS: u64 = 10_000;
 
 /// Counts connections and joins.
 #[derive(Debug)]
@@ -27,9 +32,13 @@ pub(crate) struct Gate {
     address_rate: Rate,
     origins_allowed: Vec<String>,
     proxies: Proxies,
-    viewers: AtomicU32,
+    connections: AtomicU32,
+    /// Of these, clients of the WebTorrent protocol.
+    announcing: AtomicU32,
     addresses: DashMap<IpAddr, Address>,
-    is_draining: AtomicBool,
+    swept_ms: AtomicU64,
+    closing: CancellationToken,
+    has_warned: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -55,6 +64,7 @@ pub(crate) struct Place {
     gate: Arc<Gate>,
     /// The address under which it is counted; none for loopback.
     counted: Option<IpAddr>,
+    announces: bool,
 }
 
 impl Gate {
@@ -70,24 +80,52 @@ impl Gate {
             address_rate: Rate { per_hour: u64::from(per_min) * 60, burst: per_min },
             origins_allowed: config.origins_allowed.clone(),
             proxies: Proxies::parse("trusted_proxies", &config.trusted_proxies)?,
-            viewers: AtomicU32::new(0),
+            connections: AtomicU32::new(0),
+            announcing: AtomicU32::new(0),
             addresses: DashMap::new(),
-            is_draining: AtomicBool::new(false),
+            swept_ms: AtomicU64::new(now_ms),
+            closing: CancellationToken::new(),
+            has_warned: AtomicBool::new(false),
         })
     }
 
-    /// Connections that are open.
-    pub(crate) fn viewers(&self) -> u32 {
-        self.viewers.load(Ordering::Relaxed)
+    /// Connections of both protocols that are open.
+    pub(crate) fn connections(&self) -> u32 {
+        self.connections.load(Ordering::Relaxed)
     }
 
-    /// Lets nobody in from now on.
+    /// Of these, clients of the WebTorrent protocol.
+    pub(crate) fn announcing(&self) -> u32 {
+        self.announcing.load(Ordering::Relaxed)
+    }
+
+    /// And viewers.
+    pub(crate) fn viewers(&self) -> u32 {
+        self.connections().saturating_sub(self.announcing())
+    }
+
+    /// Lets nobody in from now on, and ends what has not joined.
     pub(crate) fn close(&self) {
-        self.is_draining.store(true, Ordering::Relaxed);
+        self.closing.cancel();
+    }
+
+    /// Cancelled by [`Self::close`].
+    pub(crate) fn closing(&self) -> CancellationToken {
+        self.closing.clone()
     }
 
     /// The address that a request comes from.
     pub(crate) fn address(&self, socket: SocketAddr, headers: &HeaderMap) -> IpAddr {
+        let is_forwarded = headers.contains_key(FORWARDED);
+        if is_forwarded && !self.proxies.trusts(canonical(socket.ip())) {
+            counter!("tracker_forwarded_untrusted_total").increment(1);
+            if !self.has_warned.swap(true, Ordering::Relaxed) {
+                warn!(
+                    "a request has X-Forwarded-For but does not come from one of trusted_proxies: if a proxy is in \
+                     front, list it there, or all viewers seem to be one (said once)"
+                );
+            }
+        }
         self.proxies.client(socket.ip(), headers)
     }
 
@@ -107,14 +145,14 @@ impl Gate {
 
     /// Takes a place for a connection.
     pub(crate) fn enter(self: &Arc<Self>, address: IpAddr, now_ms: u64) -> Result<Place, Closed> {
-        if self.is_draining.load(Ordering::Relaxed) {
+        if self.closing.is_cancelled() {
             return Err(Closed::Draining);
         }
-        if self.viewers.fetch_add(1, Ordering::Relaxed) >= self.viewers_max {
-            self.viewers.fetch_sub(1, Ordering::Relaxed);
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= self.viewers_max {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
             return Err(Closed::Full);
         }
-        let mut place = Place { gate: Arc::clone(self), counted: None };
+        let mut place = Place { gate: Arc::clone(self), counted: None, announces: false };
         if let Some(address) = counted_as(address) {
             self.sweep(now_ms);
             let fresh = || Address { connections: 0, joins: Bucket::full(self.address_rate, now_ms) };
@@ -140,7 +178,13 @@ impl Gate {
     }
 
     fn sweep(&self, now_ms: u64) {
-        if self.addresses.len() >= ADDRESSES_IDLE_MAX {
+        let swept_ms = self.swept_ms.load(Ordering::Relaxed);
+        let is_due = now_ms.saturating_sub(swept_ms) >= SWEEP_INTERVAL_MS
+            && self.addresses.len() >= ADDRESSES_IDLE_MAX;
+        // One of those who come at the same time.
+        if is_due
+            && self.swept_ms.compare_exchange(swept_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
             let rate = self.address_rate;
             self.addresses
                 .retain(|_, address| address.connections > 0 || !address.joins.is_full(rate, now_ms));
@@ -148,9 +192,26 @@ impl Gate {
     }
 }
 
+impl Place {
+    /// The place is a WebTorrent client's: counted apart from viewers from now on.
+    pub(crate) fn announces(&mut self) {
+        if !std::mem::replace(&mut self.announces, true) {
+            self.gate.announcing.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Cancelled when the tracker is about to stop.
+    pub(crate) fn closing(&self) -> CancellationToken {
+        self.gate.closing()
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
-        self.gate.viewers.fetch_sub(1, Ordering::Relaxed);
+        if self.announces {
+            self.gate.announcing.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.gate.connections.fetch_sub(1, Ordering::Relaxed);
         if let Some(mut address) = self.counted.and_then(|address| self.gate.addresses.get_mut(&address)) {
             address.connections = address.connections.saturating_sub(1);
         }
@@ -166,6 +227,9 @@ fn counted_as(address: IpAddr) -> Option<IpAddr> {
         v4 => Some(v4),
     }
 }
+
+/// The header in which proxies say for whom they ask.
+const FORWARDED: &str = "x-forwarded-for";
 
 /// Networks: of proxies whose `X-Forwarded-For` is believed, or that may be relayed to.
 #[derive(Clone, Debug, Default)]
@@ -208,7 +272,7 @@ impl Proxies {
     fn client(&self, socket: IpAddr, headers: &HeaderMap) -> IpAddr {
         let mut client = canonical(socket);
         let chain: Vec<&str> = headers
-            .get_all("x-forwarded-for")
+            .get_all(FORWARDED)
             .iter()
             .filter_map(|value| value.to_str().ok())
             .flat_map(|value| value.split(','))
@@ -255,6 +319,36 @@ mod tests {
     }
 
     #[test]
+    fn webtorrent_clients_take_places_but_are_no_viewers() {
+        let gate = gate(&Config { viewers_max: 2, ..Config::default() });
+        let _viewer = gate.enter(ip("5.6.7.8"), 0).unwrap();
+        let mut client = gate.enter(ip("5.6.7.9"), 0).unwrap();
+        client.announces();
+        client.announces();
+        assert_eq!((gate.connections(), gate.viewers(), gate.announcing()), (2, 1, 1));
+        assert_eq!(gate.enter(ip("5.6.7.9"), 0).unwrap_err(), Closed::Full);
+        drop(client);
+        assert_eq!((gate.connections(), gate.viewers(), gate.announcing()), (1, 1, 0));
+    }
+
+    #[test]
+    fn addresses_are_swept_by_time_and_not_with_each_connection() {
+        let gate = gate(&Config { viewers_max: 100_000, ..Config::default() });
+        let at = |number: usize| IpAddr::V4(u32::try_from(number).unwrap().into());
+        let hold = |from: usize, to: usize, now_ms| -> Vec<Place> {
+            (from..to).map(|number| gate.enter(at(0x0505_0000 + number), now_ms).unwrap()).collect()
+        };
+        drop(hold(0, ADDRESSES_IDLE_MAX + 10, 0));
+        let held = hold(20_000, 20_001, SWEEP_INTERVAL_MS - 1);
+        assert_eq!(gate.addresses.len(), ADDRESSES_IDLE_MAX + 11, "not yet");
+        drop(hold(20_001, 20_002, SWEEP_INTERVAL_MS));
+        assert_eq!(gate.addresses.len(), 2, "who is connected stays");
+        drop(hold(0, ADDRESSES_IDLE_MAX + 10, SWEEP_INTERVAL_MS + 1));
+        assert!(gate.addresses.len() > ADDRESSES_IDLE_MAX, "not again so soon");
+        drop(held);
+    }
+
+    #[test]
     fn a_whole_ipv6_site_is_one_address_and_loopback_is_not_counted() {
         let gate = gate(&Config { viewers_per_address_max: 1, ..Config::default() });
         let _first = gate.enter(ip("2a01:1:2:3::1"), 0).unwrap();
@@ -289,6 +383,20 @@ mod tests {
         assert_eq!(ours.client(ip("8.8.8.8"), &headers), ip("8.8.8.8"));
         assert!(Proxies::parse("", &["10.0.0.0/33".into()]).is_err());
         assert!(Proxies::parse("", &["::/0".into()]).unwrap().trusts(ip("2a01::1")));
+    }
+
+    #[test]
+    fn a_proxy_that_is_not_listed_is_noticed() {
+        let address = |gate: &Gate, headers: &HeaderMap| {
+            gate.address("10.0.0.1:9".parse().unwrap(), headers);
+            gate.has_warned.load(Ordering::Relaxed)
+        };
+        let mut headers = HeaderMap::new();
+        let unlisted = gate(&Config::default());
+        assert!(!address(&unlisted, &headers), "who forwards nothing is a client");
+        headers.insert(FORWARDED, "5.6.7.8".parse().unwrap());
+        let listed = gate(&Config { trusted_proxies: vec!["10.0.0.0/8".into()], ..Config::default() });
+        assert!(!address(&listed, &headers) && address(&unlisted, &headers));
     }
 
     #[test]

@@ -20,11 +20,9 @@ pub(super) struct Own {
     pub(super) turn_secret: String,
 }
 
-/// The servers for one viewer. `host` is how it reached us.
+/// The servers for one viewer. `host` is how it reached us. Also where viewers may not connect: that may be switched
+/// while they are there.
 pub(super) fn servers(config: &Config, policy: PeerPolicy, host: Option<&str>, own: &Own) -> Vec<IceServer> {
-    if policy == PeerPolicy::Off {
-        return Vec::new();
-    }
     let mut servers = config.ice_servers.clone();
     let own_address = host.and_then(host_name).zip(own.stun_port);
     if let Some((host, port)) = own_address {
@@ -38,7 +36,7 @@ pub(super) fn servers(config: &Config, policy: PeerPolicy, host: Option<&str>, o
     if let Some((host, port)) = own_address.filter(|_| config.turn) {
         urls.extend(["udp", "tcp"].map(|transport| format!("turn:{host}:{port}?transport={transport}")));
     }
-    if !urls.is_empty() && policy != PeerPolicy::Direct {
+    if !urls.is_empty() && !matches!(policy, PeerPolicy::Off | PeerPolicy::Direct) {
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let username =
             format!("{}:{:016x}", now_s + u64::from(config.turn_credential_s), rand::random::<u64>());
@@ -100,7 +98,7 @@ mod tests {
             let servers = servers(&config, policy, Some("a.example:8080"), &own);
             servers.into_iter().flat_map(|server| server.urls).collect()
         };
-        assert!(urls(PeerPolicy::Off).is_empty());
+        assert_eq!(urls(PeerPolicy::Off), ["stun:a.example:3478"]);
         assert_eq!(urls(PeerPolicy::Direct), ["stun:a.example:3478"]);
         let all =
             ["stun:a.example:3478", "turn:a.example:3478?transport=udp", "turn:a.example:3478?transport=tcp"];

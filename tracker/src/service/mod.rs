@@ -8,13 +8,16 @@ mod api;
 mod gate;
 mod ice;
 mod locate;
+mod queue;
 mod relay;
 mod room;
 mod socket;
 mod stun;
+mod switches;
 mod token;
 mod visitor;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -25,20 +28,22 @@ use axum::response::Response;
 use axum::routing::any;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use dashmap::DashMap;
+use dashmap::{DashMap, Entry};
 use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use shoal_tracker_protocol::Piece;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::swarm::{Credential, Published, Secret, Swarm, Switch};
+use crate::swarm::{Credential, Published, Relays, Secret, Swarm, Switch};
 use crate::{Config, Error, PeerPolicy, plan};
 use announce::Announces;
 use gate::Gate;
 use locate::Atlas;
-use room::{Control, Room};
+use room::{Control, Life, Room};
+use switches::{Remembered, Switches};
 use token::{Refused, Tokens};
 use visitor::Visitor;
 
@@ -80,24 +85,26 @@ struct Shared {
     streams: DashMap<String, Stream>,
     /// The operator's switch for all streams, in percent.
     percent: AtomicU8,
+    /// His switches for single streams, by name.
+    remembered: Remembered,
     /// None where no secret for tokens is set.
     tokens: Option<Tokens>,
     announces: Arc<Announces>,
     atlas: Atlas,
     /// The sockets of STUN and TURN until [`Tracker::run`] takes them.
     relay: Mutex<Option<relay::Sockets>>,
+    /// What viewers may name as relays.
+    relays: Mutex<Relays>,
     own_ice: ice::Own,
+    /// Ends all swarms.
+    stop: CancellationToken,
 }
 
 #[derive(Debug)]
 struct Stream {
     epoch: [u8; 16],
     room: Room,
-    /// The operator's switch for this stream, in percent.
-    percent: u8,
-    policy: PeerPolicy,
-    /// Whether viewers need a token.
-    is_private: bool,
+    switches: Switches,
     /// Counted up when the stream turns private or hides addresses; in the swarm's id.
     generation: u32,
 }
@@ -129,6 +136,8 @@ impl Tracker {
         let relay = Mutex::new(relay);
         let announces = Arc::new(Announces::new(&config));
         let atlas = Atlas::open(&config.mmdb_files)?;
+        let remembered = Remembered::new(&config);
+        let relays = Mutex::new(config.swarm_settings().relays);
         let shared = Shared {
             config,
             secret,
@@ -136,12 +145,16 @@ impl Tracker {
             gate,
             streams: DashMap::new(),
             percent,
+            remembered,
             tokens,
             announces,
             atlas,
             relay,
+            relays,
             own_ice,
+            stop: CancellationToken::new(),
         };
+        shared.open_announces();
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -155,18 +168,20 @@ impl Tracker {
         sockets.with_state(Arc::clone(&self.shared)).merge(api::router(Arc::clone(&self.shared)))
     }
 
-    /// A stream went live: viewers may join its swarm. A stream of the same name that was live has ended by this. To
-    /// be called inside a tokio runtime.
+    /// A stream went live: viewers may join its swarm. A stream of the same name that was live has ended by this; what the
+    /// operator switched for it stays. To be called inside a tokio runtime.
     pub fn stream_started(&self, name: &str, epoch: [u8; 16]) {
-        let percent = 100;
-        let policy = self.shared.config.peer_policy;
-        let room = self.shared.start_room(name, &epoch, 0, percent, policy);
-        let is_private = self.shared.config.tokens_required;
-        let stream = Stream { epoch, room, percent, policy, is_private, generation: 0 };
-        let old = self.shared.streams.insert(name.to_owned(), stream);
-        if let Some(old) = old {
-            old.room.tell(Control::Ended);
+        let shared = &self.shared;
+        // Taken first, so that a switch is either in what is remembered or comes after this.
+        let entry = shared.streams.entry(name.to_owned());
+        let switches = shared.remembered.of(name);
+        let room = shared.start_room(name, &epoch, 0, switches);
+        let stream = Stream { epoch, room, switches, generation: 0 };
+        match entry {
+            Entry::Occupied(mut old) => old.insert(stream).room.tell(Control::Ended),
+            Entry::Vacant(place) => drop(place.insert(stream)),
         }
+        shared.open_announces();
         info!(stream = name, "swarm opened");
     }
 
@@ -183,6 +198,7 @@ impl Tracker {
     pub fn stream_ended(&self, name: &str) {
         if let Some((_, stream)) = self.shared.streams.remove(name) {
             stream.room.tell(Control::Ended);
+            self.shared.open_announces();
             info!(stream = name, "swarm closed");
         }
     }
@@ -224,16 +240,20 @@ impl Tracker {
     /// their connections.
     pub async fn run(&self, stop: CancellationToken) {
         let shared = &self.shared;
+        let (learn, mut learned) = mpsc::unbounded_channel();
         let relay = shared.relay.lock().take().map(|sockets| {
             let (config, secret) = (shared.config.clone(), shared.own_ice.turn_secret.clone());
-            tokio::spawn(relay::serve(sockets, config, secret, Arc::clone(&shared.gate), shared.clock))
+            let gate = Arc::clone(&shared.gate);
+            tokio::spawn(relay::serve(sockets, config, secret, gate, learn, shared.clock))
         });
         let mut gauges = tokio::time::interval(GAUGES_INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
+                Some(address) = learned.recv() => shared.learn_relay(address),
                 _ = gauges.tick() => {
                     gauge!("tracker_viewers").set(shared.gate.viewers());
+                    gauge!("tracker_announce_clients").set(shared.gate.announcing());
                     gauge!("tracker_swarms").set(u32::try_from(shared.streams.len()).unwrap_or(u32::MAX));
                 }
             }
@@ -242,8 +262,6 @@ impl Tracker {
         let viewers = shared.gate.viewers();
         if viewers > 0 {
             info!(viewers, "viewers are told to come back");
-            let reconnect_within_ms = shared.config.reconnect_within_ms;
-            shared.tell_all(|| Control::Drain { reconnect_within_ms });
             let until = Instant::now() + Duration::from_millis(shared.config.drain_ms.into());
             while shared.gate.viewers() > 0 && Instant::now() < until {
                 tokio::time::sleep(Duration::from_millis(20)).await;
@@ -252,46 +270,45 @@ impl Tracker {
         if let Some(relay) = relay {
             relay.abort();
         }
-        shared.tell_all(|| Control::Stop);
+        shared.stop.cancel();
         // Closing takes as long as the slowest socket is allowed to stall.
         let until = Instant::now() + Duration::from_millis(shared.config.write_stall_max_ms.into());
-        while shared.gate.viewers() > 0 && Instant::now() < until {
+        while shared.gate.connections() > 0 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
 }
 
 impl Shared {
-    fn start_room(
-        &self,
-        name: &str,
-        epoch: &[u8; 16],
-        generation: u32,
-        percent: u8,
-        policy: PeerPolicy,
-    ) -> Room {
+    fn start_room(&self, name: &str, epoch: &[u8; 16], generation: u32, switches: Switches) -> Room {
         let id = self.secret.swarm_id(name, epoch, generation);
         let mut settings = self.config.swarm_settings();
-        settings.relay_only = policy == PeerPolicy::RelayOnly;
+        settings.relays = self.relays.lock().clone();
+        settings.relay_only = switches.policy == PeerPolicy::RelayOnly;
         let seed = rand::random();
         let swarm = Swarm::new(id, self.secret.clone(), seed, settings, plan::Settings::default());
-        let room = Room::start(swarm, self.clock);
-        room.tell(Control::Switch(self.switch(percent, policy)));
+        let life = Life {
+            draining: self.gate.closing(),
+            reconnect_within_ms: self.config.reconnect_within_ms,
+            stop: self.stop.clone(),
+        };
+        let room = Room::start(swarm, self.clock, life);
+        room.tell(Control::Switch(self.switch(switches)));
         room
     }
 
-    /// What counts of a stream's switch, its policy and the switch for all.
-    fn switch(&self, percent: u8, policy: PeerPolicy) -> Switch {
-        match policy {
+    /// What counts of a stream's switches and the switch for all.
+    fn switch(&self, switches: Switches) -> Switch {
+        match switches.policy {
             PeerPolicy::Off => Switch { percent: 0 },
-            _ => Switch { percent: percent.min(self.percent.load(Ordering::Relaxed)) },
+            _ => Switch { percent: switches.percent.min(self.percent.load(Ordering::Relaxed)) },
         }
     }
 
     /// Gives a stream a new swarm: everybody has to join anew, old ids and places are worth nothing.
     fn renew(&self, name: &str, stream: &mut Stream) {
         stream.generation += 1;
-        let room = self.start_room(name, &stream.epoch, stream.generation, stream.percent, stream.policy);
+        let room = self.start_room(name, &stream.epoch, stream.generation, stream.switches);
         std::mem::replace(&mut stream.room, room).tell(Control::Stop);
     }
 
@@ -300,30 +317,32 @@ impl Shared {
         {
             let stream = self.streams.get(name)?;
             if !stream.room.is_gone() {
-                return Some((stream.room.clone(), stream.policy));
+                return Some((stream.room.clone(), stream.switches.policy));
             }
         }
         let mut stream = self.streams.get_mut(name)?;
         if stream.room.is_gone() {
             counter!("tracker_rooms_restarted_total").increment(1);
             warn!(stream = name, "the task of a swarm had ended and was started anew");
-            stream.room =
-                self.start_room(name, &stream.epoch, stream.generation, stream.percent, stream.policy);
+            stream.room = self.start_room(name, &stream.epoch, stream.generation, stream.switches);
         }
-        Some((stream.room.clone(), stream.policy))
+        Some((stream.room.clone(), stream.switches.policy))
     }
 
-    /// What a viewer's token allows; none for an open stream. Streams that are not live count as `tokens_required`
-    /// says, so that the answer tells nobody which names exist.
+    /// What a viewer's token allows; none for an open stream. Of a stream that is not live the same is asked, so that the
+    /// answer tells nobody which names exist, but no use of the token is counted.
     fn check_token(
         &self,
         name: &str,
         token: Option<&str>,
         resume: Option<&str>,
     ) -> Result<Option<Credential>, Refused> {
-        let stream =
-            self.streams.get(name).map(|stream| (stream.is_private, stream.epoch, stream.generation));
-        let is_private = stream.map_or(self.config.tokens_required, |(is_private, ..)| is_private);
+        let stream = self
+            .streams
+            .get(name)
+            .map(|stream| (stream.switches.is_private, stream.epoch, stream.generation));
+        let is_private =
+            stream.map_or_else(|| self.remembered.of(name).is_private, |(is_private, ..)| is_private);
         let Some(tokens) = self.tokens.as_ref().filter(|_| is_private) else {
             return if is_private { Err(Refused::Missing) } else { Ok(None) };
         };
@@ -331,17 +350,20 @@ impl Shared {
             let id = self.secret.swarm_id(name, &epoch, generation);
             resume.is_some_and(|resume| self.secret.resumed_peer(&id, resume).is_some())
         });
-        tokens.check(token, name, is_return).map(Some)
+        tokens.check(token, name, stream.is_some() && !is_return).map(Some)
     }
 
     fn set_stream_private(&self, name: &str, is_private: bool) -> bool {
         let Some(mut stream) = self.streams.get_mut(name).filter(|_| self.tokens.is_some()) else {
             return false;
         };
-        if is_private && !stream.is_private {
+        let was_private = std::mem::replace(&mut stream.switches.is_private, is_private);
+        self.remembered.set(name, stream.switches);
+        if is_private && !was_private {
             self.renew(name, &mut stream);
         }
-        stream.is_private = is_private;
+        drop(stream);
+        self.open_announces();
         true
     }
 
@@ -352,14 +374,31 @@ impl Shared {
         else {
             return false;
         };
-        let old = std::mem::replace(&mut stream.policy, policy);
+        let old = std::mem::replace(&mut stream.switches.policy, policy);
+        self.remembered.set(name, stream.switches);
         let hides = |policy| policy == PeerPolicy::RelayOnly;
         if hides(old) != hides(policy) {
             self.renew(name, &mut stream);
         } else {
-            stream.room.tell(Control::Switch(self.switch(stream.percent, policy)));
+            stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
+        drop(stream);
+        self.open_announces();
         true
+    }
+
+    /// Our own relay has given out this address. Swarms hear of it before the viewer's candidate comes, which has the way
+    /// to the viewer and back before it.
+    fn learn_relay(&self, address: IpAddr) {
+        let learned = {
+            let mut relays = self.relays.lock();
+            relays.learn(address).then(|| relays.clone())
+        };
+        // Without the lock: a stream that starts has the streams' lock and asks for this one.
+        if let Some(relays) = learned {
+            self.announces.set_relays(&relays);
+            self.tell_all(|| Control::Relays(relays.clone()));
+        }
     }
 
     fn tell_all(&self, control: impl Fn() -> Control) {
@@ -370,15 +409,36 @@ impl Shared {
         let all = percent.min(100);
         self.percent.store(all, Ordering::Relaxed);
         for stream in &self.streams {
-            stream.room.tell(Control::Switch(self.switch(stream.percent, stream.policy)));
+            stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
+        self.open_announces();
     }
 
     fn set_stream_sharing(&self, name: &str, percent: u8) -> bool {
         let Some(mut stream) = self.streams.get_mut(name) else { return false };
-        stream.percent = percent.min(100);
-        stream.room.tell(Control::Switch(self.switch(stream.percent, stream.policy)));
+        stream.switches.percent = percent.min(100);
+        self.remembered.set(name, stream.switches);
+        stream.room.tell(Control::Switch(self.switch(stream.switches)));
+        drop(stream);
+        self.open_announces();
         true
+    }
+
+    /// Says for how many WebTorrent clients their protocol is open. It knows neither streams nor tokens nor consent, so the
+    /// strictest counts. Not to be called with a stream's lock held.
+    fn open_announces(&self) {
+        let is_open = |policy| matches!(policy, PeerPolicy::Direct | PeerPolicy::DirectThenRelay);
+        let config = &self.config;
+        let mut percent = self.percent.load(Ordering::Relaxed);
+        if config.tokens_required || config.consent_required || !is_open(config.peer_policy) {
+            percent = 0;
+        }
+        for stream in &self.streams {
+            let switches = stream.switches;
+            let allowed = if switches.is_private || !is_open(switches.policy) { 0 } else { switches.percent };
+            percent = percent.min(allowed);
+        }
+        self.announces.set_percent(percent);
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::{counter, gauge};
+use parking_lot::Mutex;
 use rand::Rng as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -76,6 +77,8 @@ struct Ports {
     allowed: Proxies,
     gate: Arc<Gate>,
     inbox: mpsc::Sender<Event>,
+    /// Told the addresses that are given out: candidates of type relay may name no others.
+    learned: mpsc::UnboundedSender<IpAddr>,
     open: HashMap<u64, (Arc<UdpSocket>, AbortHandle)>,
 }
 
@@ -98,6 +101,8 @@ impl World for Ports {
         let socket = Arc::new(socket);
         let reading = tokio::spawn(read_peer(Arc::clone(&socket), allocation, self.inbox.clone()));
         self.open.insert(allocation, (socket, reading.abort_handle()));
+        // Nobody to hear it: the program is about to end.
+        let _ = self.learned.send(address);
         Some(relayed)
     }
 
@@ -129,14 +134,22 @@ async fn read_peer(socket: Arc<UdpSocket>, allocation: u64, inbox: mpsc::Sender<
 }
 
 /// Serves STUN, and TURN if it is on, until it is dropped.
-pub(super) async fn serve(sockets: Sockets, config: Config, secret: String, gate: Arc<Gate>, clock: Clock) {
+pub(super) async fn serve(
+    sockets: Sockets,
+    config: Config,
+    secret: String,
+    gate: Arc<Gate>,
+    learned: mpsc::UnboundedSender<IpAddr>,
+    clock: Clock,
+) {
     let Ok(udp) = UdpSocket::from_std(sockets.udp) else { return };
     let (inbox, mut events) = mpsc::channel(INBOX_MAX);
     // Dropped with this task: ends the tasks of TCP connections.
     let mut tasks = JoinSet::new();
     let is_relay = sockets.tcp.is_some();
     if let Some(listener) = sockets.tcp.and_then(|tcp| TcpListener::from_std(tcp).ok()) {
-        tasks.spawn(accept(listener, inbox.clone()));
+        let per_address_max = config.turn_allocations_per_address_max as usize;
+        tasks.spawn(accept(listener, per_address_max, inbox.clone()));
     }
     let limits = Limits {
         allocations_max: config.turn_allocations_max as usize,
@@ -151,6 +164,7 @@ pub(super) async fn serve(sockets: Sockets, config: Config, secret: String, gate
         allowed: Proxies::parse("turn_peers_allowed", &config.turn_peers_allowed).unwrap_or_default(),
         gate,
         inbox,
+        learned,
         open: HashMap::new(),
     };
     let turn = is_relay.then(|| Turn::new(secret, limits, rand::random()));
@@ -283,15 +297,59 @@ impl Relay {
     }
 }
 
-async fn accept(listener: TcpListener, inbox: mpsc::Sender<Event>) {
+/// Places of TCP clients, by address.
+type Places = Arc<Mutex<HashMap<IpAddr, usize>>>;
+
+/// One TCP client's place.
+struct TcpPlace {
+    _permit: OwnedSemaphorePermit,
+    places: Places,
+    /// An IPv6 client has all of its /64.
+    address: IpAddr,
+}
+
+impl TcpPlace {
+    /// None if this address has as many as it may.
+    fn take(permit: OwnedSemaphorePermit, places: &Places, from: IpAddr, max: usize) -> Option<Self> {
+        let address = match from.to_canonical() {
+            IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & !u128::from(u64::MAX)).into()),
+            v4 => v4,
+        };
+        let mut counts = places.lock();
+        let count = counts.entry(address).or_default();
+        if *count >= max {
+            return None;
+        }
+        *count += 1;
+        Some(Self { _permit: permit, places: Arc::clone(places), address })
+    }
+}
+
+impl Drop for TcpPlace {
+    fn drop(&mut self) {
+        let mut counts = self.places.lock();
+        if let Some(count) = counts.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.address);
+            }
+        }
+    }
+}
+
+async fn accept(listener: TcpListener, per_address_max: usize, inbox: mpsc::Sender<Event>) {
+    let taken = Places::default();
     let places = Arc::new(Semaphore::new(TCP_CONNECTIONS_MAX));
     let mut connections = JoinSet::new();
     for number in 0.. {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(permit) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
-            Ok((stream, from)) => {
-                connections.spawn(serve_tcp(stream, number, from, inbox.clone(), place));
-            }
+            Ok((stream, from)) => match TcpPlace::take(permit, &taken, from.ip(), per_address_max) {
+                Some(place) => {
+                    connections.spawn(serve_tcp(stream, number, from, inbox.clone(), place));
+                }
+                None => counter!("tracker_turn_tcp_refused_total").increment(1),
+            },
             // Out of file descriptors, or the client has gone: others may come in.
             Err(error) => {
                 debug!(%error, "accepting on the TURN port");
@@ -308,7 +366,7 @@ async fn serve_tcp(
     number: u64,
     from: SocketAddr,
     inbox: mpsc::Sender<Event>,
-    place: OwnedSemaphorePermit,
+    place: TcpPlace,
 ) {
     let _ = stream.set_nodelay(true);
     let client = Client::Tcp(number, from);

@@ -12,15 +12,17 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use metrics::counter;
-use shoal_tracker_protocol::{IceServer, PeerId, TrackerMessage, ViewerMessage};
+use shoal_tracker_protocol::{IceServer, PeerId, ViewerMessage};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::Clock;
+use super::queue::{Frame, Goodbye, Queue};
 use crate::plan;
 use crate::swarm::{
-    CloseReason, Counters, Credential, Joining, Notice, Output, Published, Session, Swarm, Switch,
+    CloseReason, Counters, Credential, Joining, Output, Published, Relays, Session, Swarm, Switch,
 };
 
 /// Viewers' messages that wait for the swarm.
@@ -35,30 +37,6 @@ const JOINS_BATCH_MAX: usize = 16;
 const METRICS_INTERVAL: Duration = Duration::from_secs(2);
 /// A swarm whose stream has ended is kept this long for viewers that still swap.
 const LINGER: Duration = Duration::from_secs(120);
-
-/// What goes to a viewer's connection. Small, because queues hold it in blocks of 32.
-#[derive(Debug)]
-pub(super) enum Frame {
-    /// The connection now speaks for this session.
-    Joined(Session),
-    /// A message for this viewer.
-    Own(Box<TrackerMessage>),
-    /// A message for many.
-    Shared(Arc<Notice>),
-    /// Close after what came before.
-    Close(Goodbye),
-}
-
-/// Why the tracker closes a connection: a WebSocket close code.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Goodbye {
-    /// A fatal error was sent, or the viewer has another connection. 1000.
-    Done,
-    /// The tracker stops. 1001.
-    Away,
-    /// The viewer was silent or slow. 1008.
-    Policy,
-}
 
 /// What a viewer's connection tells the room.
 #[derive(Debug)]
@@ -76,7 +54,7 @@ pub(super) struct Join {
     pub(super) resume: Option<String>,
     pub(super) credential: Option<Credential>,
     pub(super) ice_servers: Vec<IceServer>,
-    pub(super) queue: mpsc::Sender<Frame>,
+    pub(super) queue: Queue,
 }
 
 /// What the program tells the room.
@@ -84,7 +62,7 @@ pub(super) struct Join {
 pub(super) enum Control {
     Published(Published),
     Switch(Switch),
-    Drain { reconnect_within_ms: u32 },
+    Relays(Relays),
     Stop,
     Ended,
     Inspect(oneshot::Sender<Snapshot>),
@@ -101,6 +79,17 @@ pub(super) struct Snapshot {
     pub(super) plans: Vec<(u8, plan::Summary)>,
 }
 
+/// The end of the tracker, as every room follows it: also one whose stream has ended and that nobody else knows any more.
+#[derive(Clone, Debug)]
+pub(super) struct Life {
+    /// Viewers are told to come back.
+    pub(super) draining: CancellationToken,
+    /// Within this time.
+    pub(super) reconnect_within_ms: u32,
+    /// All connections are closed.
+    pub(super) stop: CancellationToken,
+}
+
 /// The way to a room.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
@@ -112,7 +101,7 @@ pub(super) struct Room {
 
 impl Room {
     /// Starts the task of a swarm.
-    pub(super) fn start(swarm: Swarm, clock: Clock) -> Self {
+    pub(super) fn start(swarm: Swarm, clock: Clock, life: Life) -> Self {
         let (joins, arrivals) = mpsc::channel(JOINS_MAX);
         let (inbox, events) = mpsc::channel(INBOX_MAX);
         let (control, controls) = mpsc::unbounded_channel();
@@ -126,7 +115,7 @@ impl Room {
             out: Vec::new(),
             ends_at: None,
         };
-        tokio::spawn(task.run(arrivals, events, controls));
+        tokio::spawn(task.run(arrivals, events, controls, life));
         Self { joins, inbox, control, viewers }
     }
 
@@ -155,17 +144,12 @@ impl Room {
 struct Task {
     swarm: Swarm,
     clock: Clock,
-    queues: HashMap<PeerId, Queue>,
+    queues: HashMap<PeerId, (Session, Queue)>,
     viewers: Arc<AtomicUsize>,
     exported: Counters,
     out: Vec<Output>,
     /// Set when the stream has ended.
     ends_at: Option<Instant>,
-}
-
-struct Queue {
-    session: Session,
-    sender: mpsc::Sender<Frame>,
 }
 
 impl Task {
@@ -174,7 +158,9 @@ impl Task {
         mut arrivals: mpsc::Receiver<Box<Join>>,
         mut events: mpsc::Receiver<Event>,
         mut controls: mpsc::UnboundedReceiver<Control>,
+        life: Life,
     ) {
+        let mut is_draining = false;
         let mut joins = Vec::with_capacity(JOINS_BATCH_MAX);
         let mut batch = Vec::with_capacity(BATCH_MAX);
         let mut metrics_tick = tokio::time::interval(METRICS_INTERVAL);
@@ -189,6 +175,11 @@ impl Task {
             };
             tokio::select! {
                 biased;
+                () = life.stop.cancelled() => break,
+                () = life.draining.cancelled(), if !is_draining => {
+                    is_draining = true;
+                    self.swarm.handle_drain(life.reconnect_within_ms, &mut self.out);
+                }
                 control = controls.recv() => match control {
                     Some(control) => {
                         if !self.handle_control(control) {
@@ -242,11 +233,11 @@ impl Task {
         let mut out = Vec::new();
         let session = self.swarm.handle_join(now_ms, &joining, join.ice_servers, &mut out);
         // An old connection of the same viewer is closed by the first of `out`: it needs its queue still.
-        if let Some(old) = self.queues.remove(&session.peer) {
-            let _ = old.sender.try_send(Frame::Close(Goodbye::Done));
+        if let Some((_, old)) = self.queues.remove(&session.peer) {
+            let _ = old.try_send(Frame::Close(Goodbye::Done));
         }
         let _ = join.queue.try_send(Frame::Joined(session));
-        self.queues.insert(session.peer, Queue { session, sender: join.queue });
+        self.queues.insert(session.peer, (session, join.queue));
         self.out.append(&mut out);
         self.dispatch();
     }
@@ -258,7 +249,7 @@ impl Task {
                 self.swarm.handle_message(now_ms, session, *message, &mut self.out);
             }
             Event::Closed { session, is_final } => {
-                if self.queues.get(&session.peer).is_some_and(|queue| queue.session == session) {
+                if self.queues.get(&session.peer).is_some_and(|(owner, _)| *owner == session) {
                     self.queues.remove(&session.peer);
                 }
                 self.swarm.handle_closed(now_ms, session, is_final, &mut self.out);
@@ -273,9 +264,7 @@ impl Task {
         match control {
             Control::Published(published) => self.swarm.handle_published(now_ms, published, &mut self.out),
             Control::Switch(switch) => self.swarm.handle_switch(now_ms, switch, &mut self.out),
-            Control::Drain { reconnect_within_ms } => {
-                self.swarm.handle_drain(reconnect_within_ms, &mut self.out);
-            }
+            Control::Relays(relays) => self.swarm.handle_relays(relays),
             Control::Ended => {
                 self.swarm.handle_ended(&mut self.out);
                 self.ends_at = Some(Instant::now() + LINGER);
@@ -307,9 +296,9 @@ impl Task {
                     Output::Send { to, message } => self.send(to, Frame::Own(message), &mut slow),
                     Output::Notify { to, notice } => self.send(to, Frame::Shared(notice), &mut slow),
                     Output::NotifyAll { notice } => {
-                        for queue in self.queues.values() {
-                            if queue.sender.try_send(Frame::Shared(Arc::clone(&notice))).is_err() {
-                                slow.push(queue.session);
+                        for (session, queue) in self.queues.values() {
+                            if queue.try_send(Frame::Shared(Arc::clone(&notice))).is_err() {
+                                slow.push(*session);
                             }
                         }
                     }
@@ -330,10 +319,10 @@ impl Task {
     }
 
     fn send(&self, to: PeerId, frame: Frame, slow: &mut Vec<Session>) {
-        if let Some(queue) = self.queues.get(&to)
-            && queue.sender.try_send(frame).is_err()
+        if let Some((session, queue)) = self.queues.get(&to)
+            && queue.try_send(frame).is_err()
         {
-            slow.push(queue.session);
+            slow.push(*session);
         }
     }
 
@@ -342,17 +331,17 @@ impl Task {
             CloseReason::Superseded | CloseReason::Refused => Goodbye::Done,
             CloseReason::Silent => Goodbye::Policy,
         };
-        if self.queues.get(&session.peer).is_some_and(|queue| queue.session == session)
-            && let Some(queue) = self.queues.remove(&session.peer)
+        if self.queues.get(&session.peer).is_some_and(|(owner, _)| *owner == session)
+            && let Some((_, queue)) = self.queues.remove(&session.peer)
         {
             // If there is no room for it, the end of the queue says the same.
-            let _ = queue.sender.try_send(Frame::Close(goodbye));
+            let _ = queue.try_send(Frame::Close(goodbye));
         }
     }
 
     fn close_all(&mut self, goodbye: Goodbye) {
-        for (_, queue) in self.queues.drain() {
-            let _ = queue.sender.try_send(Frame::Close(goodbye));
+        for (_, (_, queue)) in self.queues.drain() {
+            let _ = queue.try_send(Frame::Close(goodbye));
         }
     }
 

@@ -11,13 +11,13 @@ use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket};
 use futures::{SinkExt as _, StreamExt as _};
 use metrics::counter;
 use shoal_tracker_protocol::{ErrorCode, TrackerMessage, VERSION, ViewerMessage};
-use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::Shared;
 use super::gate::Place;
 use super::ice;
-use super::room::{Event, Frame, Goodbye, Join, Room};
+use super::queue::{self, Frame, Frames, Goodbye};
+use super::room::{Event, Join, Room};
 use crate::swarm::Session;
 
 /// Messages written before the socket is flushed.
@@ -51,9 +51,16 @@ pub(super) async fn serve(
     host: Option<String>,
 ) {
     let within = Duration::from_millis(shared.config.join_within_ms.into());
-    let joined = match timeout(within, join(&mut socket, &shared, address, &place, host.as_deref())).await {
-        Ok(joined) => joined,
-        Err(_) => Err(Some(refusal(ErrorCode::OutOfOrder, "no join came in time", None))),
+    let closing = place.closing();
+    let joined = tokio::select! {
+        joined = timeout(within, join(&mut socket, &shared, address, &place, host.as_deref())) => joined
+            .unwrap_or_else(|_| Err(Some(refusal(ErrorCode::OutOfOrder, "no join came in time", None)))),
+        () = closing.cancelled() => {
+            // The tracker stops, and who has not joined has nothing to lose.
+            let close = Message::Close(Some(close_frame(Goodbye::Away)));
+            let _ = timeout(within, socket.send(close)).await;
+            Err(None)
+        }
     };
     match joined {
         Ok((room, frames)) => {
@@ -88,7 +95,7 @@ async fn join(
     address: IpAddr,
     place: &Place,
     host: Option<&str>,
-) -> Result<(Room, mpsc::Receiver<Frame>), Option<Refusal>> {
+) -> Result<(Room, Frames), Option<Refusal>> {
     let text = loop {
         match socket.next().await {
             Some(Ok(Message::Text(text))) => break text,
@@ -126,7 +133,8 @@ async fn join(
         let refusal = refusal(ErrorCode::UnknownStream, "no stream of this name is live", Some(RETRY_MS));
         return Err(Some(refusal));
     };
-    let (queue, frames) = mpsc::channel(shared.config.queue_messages_max as usize);
+    let (queue, frames) =
+        queue::new(shared.config.queue_messages_max as usize, shared.config.queue_bytes_max as usize);
     let ice_servers = ice::servers(&shared.config, policy, host, &shared.own_ice);
     let locality = shared.atlas.locate(address);
     let join = Join { address, locality, shares, renditions, resume, credential, ice_servers, queue };
@@ -142,7 +150,7 @@ struct Viewer {
 }
 
 impl Viewer {
-    async fn run(&mut self, room: &Room, mut frames: mpsc::Receiver<Frame>) {
+    async fn run(&mut self, room: &Room, mut frames: Frames) {
         let mut session = None;
         let mut strikes = 0;
         let end = loop {
@@ -220,7 +228,7 @@ impl Viewer {
     async fn write(
         &mut self,
         first: Frame,
-        frames: &mut mpsc::Receiver<Frame>,
+        frames: &mut Frames,
         session: &mut Option<Session>,
     ) -> Result<bool, ()> {
         let stall_max = self.stall_max;
@@ -231,7 +239,7 @@ impl Viewer {
                 let text = match frame {
                     Frame::Joined(joined) => {
                         *session = Some(joined);
-                        next = frames.try_recv().ok();
+                        next = frames.try_recv();
                         continue;
                     }
                     Frame::Own(message) => json(&message),
@@ -244,7 +252,7 @@ impl Viewer {
                 self.socket.feed(Message::Text(text)).await.map_err(|_| ())?;
                 written += 1;
                 if written < WRITE_BATCH_MAX {
-                    next = frames.try_recv().ok();
+                    next = frames.try_recv();
                 }
             }
             self.socket.flush().await.map_err(|_| ())?;

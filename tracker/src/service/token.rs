@@ -99,12 +99,13 @@ impl Tokens {
         Self { secret: secret.as_bytes().into(), uses: Mutex::new(HashMap::new()) }
     }
 
-    /// Checks a token for a stream and counts the use, unless the viewer only comes back.
+    /// Checks a token for a stream. `is_use`: whether the viewer takes a place by it, which counts; not if it only comes
+    /// back. Counts are in memory: a restart of the program forgets them.
     pub(super) fn check(
         &self,
         token: Option<&str>,
         stream: &str,
-        is_return: bool,
+        is_use: bool,
     ) -> Result<Credential, Refused> {
         let token = token.ok_or(Refused::Missing)?;
         let claims = self.verify(token, now_s()).ok_or(Refused::Invalid)?;
@@ -112,7 +113,7 @@ impl Tokens {
             return Err(Refused::OtherStream);
         }
         let id = number(claims.jti.as_deref().unwrap_or(token));
-        self.count(id, &claims, is_return)?;
+        self.count(id, &claims, is_use)?;
         let remaining_s = claims.exp.saturating_add(LEEWAY_S).saturating_sub(now_s()).min(REMAINING_S_MAX);
         Ok(Credential { id, fingerprint: claims.fingerprint, remaining_ms: remaining_s * 1_000 })
     }
@@ -138,8 +139,8 @@ impl Tokens {
         (has_begun && now_s < claims.exp.saturating_add(LEEWAY_S)).then_some(claims)
     }
 
-    fn count(&self, id: u64, claims: &Claims, is_return: bool) -> Result<(), Refused> {
-        let Some(uses_max) = claims.uses.filter(|_| !is_return) else { return Ok(()) };
+    fn count(&self, id: u64, claims: &Claims, is_use: bool) -> Result<(), Refused> {
+        let Some(uses_max) = claims.uses.filter(|_| is_use) else { return Ok(()) };
         let mut uses = self.uses.lock();
         if uses.len() >= COUNTED_MAX && !uses.contains_key(&id) {
             let now_s = now_s();
@@ -193,7 +194,7 @@ mod tests {
     }
 
     fn check(claims: &serde_json::Value) -> Result<Credential, Refused> {
-        Tokens::new("s").check(Some(&sign(claims, "s")), "demo", false)
+        Tokens::new("s").check(Some(&sign(claims, "s")), "demo", true)
     }
 
     #[test]
@@ -228,7 +229,7 @@ mod tests {
     fn forged_tokens_are_refused() {
         let tokens = Tokens::new("s");
         let claims = json!({ "stream": "demo", "exp": now_s() + 60 });
-        let check = |token: &str| tokens.check(Some(token), "demo", false).unwrap_err();
+        let check = |token: &str| tokens.check(Some(token), "demo", true).unwrap_err();
         assert_eq!(check(&sign(&claims, "other")), Refused::Invalid);
         assert_eq!(check(&sign_as("none", &claims, "s")), Refused::Invalid);
         let good = sign(&claims, "s");
@@ -236,7 +237,7 @@ mod tests {
         let body = good.split('.').nth(1).unwrap();
         assert_eq!(check(&format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{body}.")), Refused::Invalid);
         assert_eq!(check(&"x".repeat(10_000)), Refused::Invalid);
-        assert_eq!(tokens.check(None, "demo", false).unwrap_err(), Refused::Missing);
+        assert_eq!(tokens.check(None, "demo", true).unwrap_err(), Refused::Missing);
     }
 
     #[test]
@@ -246,11 +247,11 @@ mod tests {
             let claims = json!({ "stream": "demo", "exp": now_s() + 60, "uses": 2, "jti": jti });
             sign(&claims, "s")
         };
-        let check = |token: &str, is_return| tokens.check(Some(token), "demo", is_return).map(|_| ());
-        assert_eq!(check(&token("a"), false), Ok(()));
+        let check = |token: &str, is_use| tokens.check(Some(token), "demo", is_use).map(|_| ());
         assert_eq!(check(&token("a"), true), Ok(()));
         assert_eq!(check(&token("a"), false), Ok(()));
-        assert_eq!(check(&token("a"), false), Err(Refused::UsedUp));
-        assert_eq!(check(&token("b"), false), Ok(()));
+        assert_eq!(check(&token("a"), true), Ok(()));
+        assert_eq!(check(&token("a"), true), Err(Refused::UsedUp));
+        assert_eq!(check(&token("b"), true), Ok(()));
     }
 }

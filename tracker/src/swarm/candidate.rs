@@ -6,6 +6,7 @@
 use std::net::IpAddr;
 
 use super::network::{canonical, is_inside, is_reserved, is_same_host_or_site, is_same_network};
+use super::settings::Relays;
 
 /// Ports below belong to services: a STUN check sent there reaches somebody's DNS server, not a viewer.
 const PORT_MIN: u16 = 1024;
@@ -17,8 +18,8 @@ pub(super) struct Ends<'a> {
     pub(super) sender: IpAddr,
     /// The viewer that would send packets to it.
     pub(super) receiver: IpAddr,
-    /// Addresses of the operator's TURN servers; empty when not known.
-    pub(super) relays: &'a [IpAddr],
+    /// The operator's TURN servers.
+    pub(super) relays: &'a Relays,
     /// Whether only relay candidates pass.
     pub(super) relay_only: bool,
 }
@@ -97,11 +98,15 @@ impl<'a> Candidate<'a> {
             canonical(ends.sender).is_loopback() && canonical(ends.receiver).is_loopback() // Rule 3.
         } else if is_inside(address) {
             near // Rule 4.
-        } else if self.kind == "relay" && !ends.relays.is_empty() {
-            ends.relays.contains(&address) // Rule 6.
+        } else if self.kind == "relay" {
+            match ends.relays {
+                Relays::None => false, // Rule 6.
+                Relays::At(relays) => relays.contains(&address),
+                Relays::Unknown => return Verdict::Uncertain(address, self.render()), // Rule 8.
+            }
         } else if is_inside(ends.sender) || is_same_host_or_site(address, ends.sender) {
             true // Rule 7: seen from inside, the sender's public address is not known.
-        } else if address.is_ipv4() != canonical(ends.sender).is_ipv4() || self.kind == "relay" {
+        } else if address.is_ipv4() != canonical(ends.sender).is_ipv4() {
             return Verdict::Uncertain(address, self.render()); // Rule 8.
         } else {
             false // Rule 7.
@@ -149,7 +154,7 @@ mod tests {
         let ends = Ends {
             sender: sender.parse().unwrap(),
             receiver: receiver.parse().unwrap(),
-            relays: &[],
+            relays: &Relays::None,
             relay_only: false,
         };
         let line = format!("candidate:1 1 udp 2122260223 {address} 50123 typ {kind} generation 0");
@@ -189,6 +194,9 @@ mod tests {
             (home, cafe, "::ffff:5.6.7.8", "host", true),
             ("2a01::1", "2a02::1", "2a01::99", "host", true),  // 7: another address in the sender's /64
             ("2a01::1", "2a02::1", "2a03::1", "host", false),  // 7
+            (home, cafe, "1.2.3.4", "relay", false),      // 6: there is no relay
+            (home, cafe, "2a01::1", "relay", false),      // 6
+            (lan, home, "5.5.5.5", "relay", false),       // 6
         ];
         for (sender, receiver, address, kind, expected) in table {
             let found = passes(sender, receiver, address, kind);
@@ -199,7 +207,7 @@ mod tests {
     #[test]
     fn tcp_low_ports_and_nonsense_are_stripped() {
         let home: IpAddr = "5.6.7.8".parse().unwrap();
-        let ends = Ends { sender: home, receiver: home, relays: &[], relay_only: false };
+        let ends = Ends { sender: home, receiver: home, relays: &Relays::None, relay_only: false };
         for line in [
             "candidate:1 1 tcp 1 5.6.7.8 9 typ host tcptype active",
             "candidate:1 1 udp 1 5.6.7.8 53 typ host",
@@ -217,7 +225,7 @@ mod tests {
     #[test]
     fn an_address_of_the_other_family_is_uncertain() {
         let (home, cafe) = ("5.6.7.8".parse().unwrap(), "9.8.7.6".parse().unwrap());
-        let ends = Ends { sender: home, receiver: cafe, relays: &[], relay_only: false };
+        let ends = Ends { sender: home, receiver: cafe, relays: &Relays::None, relay_only: false };
         let verdict = judge("candidate:1 1 udp 1 2a01::1 5000 typ host", &ends);
         assert!(
             matches!(verdict, Verdict::Uncertain(address, _) if address == "2a01::1".parse::<IpAddr>().unwrap())
@@ -225,10 +233,22 @@ mod tests {
     }
 
     #[test]
+    fn relays_whose_addresses_are_not_known_are_uncertain() {
+        let (home, cafe) = ("5.6.7.8".parse().unwrap(), "9.8.7.6".parse().unwrap());
+        let ends = Ends { sender: home, receiver: cafe, relays: &Relays::Unknown, relay_only: false };
+        let verdict = judge("candidate:1 1 udp 1 1.2.3.4 5000 typ relay", &ends);
+        assert!(matches!(verdict, Verdict::Uncertain(..)), "{verdict:?}");
+    }
+
+    #[test]
     fn related_addresses_are_blanked() {
         let home: IpAddr = "5.6.7.8".parse().unwrap();
-        let ends =
-            Ends { sender: home, receiver: "9.8.7.6".parse().unwrap(), relays: &[], relay_only: false };
+        let ends = Ends {
+            sender: home,
+            receiver: "9.8.7.6".parse().unwrap(),
+            relays: &Relays::None,
+            relay_only: false,
+        };
         let line = "candidate:1 1 udp 1 5.6.7.8 5000 typ srflx raddr 192.168.1.2 rport 5000 ufrag ab";
         let expected = "candidate:1 1 udp 1 5.6.7.8 5000 typ srflx raddr 0.0.0.0 rport 0 ufrag ab";
         assert_eq!(judge(line, &ends), Verdict::Pass(expected.into()));
@@ -236,7 +256,7 @@ mod tests {
 
     #[test]
     fn relay_only_passes_nothing_but_known_relays() {
-        let relays = ["7.7.7.7".parse().unwrap()];
+        let relays = Relays::At(vec!["7.7.7.7".parse().unwrap()]);
         let home = "5.6.7.8".parse().unwrap();
         let ends =
             Ends { sender: home, receiver: "9.8.7.6".parse().unwrap(), relays: &relays, relay_only: true };

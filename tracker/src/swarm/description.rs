@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 
 use super::candidate::{Ends, Verdict, judge};
+use super::settings::Relays;
 
 /// Candidates that one description may keep. A host with several interfaces and a relay has about ten.
 const CANDIDATES_MAX: usize = 16;
@@ -12,15 +13,17 @@ const UNCERTAIN_MAX: usize = 4;
 
 /// From where the tracker sees the two ends.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct DescriptionFilter {
+pub(crate) struct DescriptionFilter<'a> {
     pub(crate) sender: IpAddr,
     pub(crate) receiver: IpAddr,
+    pub(crate) relays: &'a Relays,
 }
 
-impl DescriptionFilter {
+impl DescriptionFilter<'_> {
     /// The description without the candidates that may not be passed on.
     pub(crate) fn apply(self, sdp: Cow<'_, str>) -> Cow<'_, str> {
-        let ends = Ends { sender: self.sender, receiver: self.receiver, relays: &[], relay_only: false };
+        let ends =
+            Ends { sender: self.sender, receiver: self.receiver, relays: self.relays, relay_only: false };
         let (mut kept, mut uncertain) = (0, 0);
         strip(sdp, |line| {
             let passed = match judge(line, &ends) {

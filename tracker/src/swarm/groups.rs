@@ -137,13 +137,16 @@ impl Groups {
         }
         let Some(number) = self.of.get(&peer).copied() else { return };
         let Some(group) = self.groups.get_mut(&number) else { return };
-        group.planner.viewer_left(now_ms, peer);
+        group.planner.viewer_away(now_ms, peer);
         group.hurry(now_ms);
         self.merge(now_ms, number);
     }
 
     pub(super) fn forget(&mut self, peer: PeerId) {
-        self.of.remove(&peer);
+        let number = self.of.remove(&peer);
+        if let Some(group) = number.and_then(|number| self.groups.get_mut(&number)) {
+            group.planner.viewer_forgotten(peer);
+        }
     }
 
     /// Gives a group up that has dwindled, if another has room for all who are left.

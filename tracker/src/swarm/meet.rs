@@ -1,11 +1,8 @@
 //! Carries out what the planner wants: introductions within their limits, partings, plans; and takes the reports of
 //! pairs that met or did not.
 
-use std::collections::btree_map::Entry;
-
 use shoal_tracker_protocol::{ErrorCode, PeerId, Signal, TrackerMessage};
 
-use super::bucket::Bucket;
 use super::candidate::Ends;
 use super::network::Network;
 use super::output::Output;
@@ -14,8 +11,6 @@ use crate::plan;
 
 /// A round trip longer than this is a fault of the measurement.
 const RTT_MS_MAX: u32 = 10_000;
-/// Accounts are looked through for such that may be forgotten this often.
-const ACCOUNTS_SWEEP_MS: u64 = 60_000;
 
 impl Swarm {
     /// Does what the planner's round wants, if a round is due.
@@ -69,39 +64,12 @@ impl Swarm {
         !is_crowded(one, network(other)) && !is_crowded(other, network(one))
     }
 
-    /// Takes one introduction from both accounts, or from none. Each introduction tells both sides an address: this
-    /// bounds how many addresses somebody can collect, however often he joins.
+    /// Takes one introduction from the accounts of both, or from none.
     fn charge(&mut self, now_ms: u64, one: PeerId, other: PeerId) -> bool {
         let rate = self.settings.introduction_rate();
-        let account = |peer: PeerId| self.members.get(&peer).map(|member| member.account);
-        let (Some(first), Some(second)) = (account(one), account(other)) else { return false };
-        if first == second {
-            return true;
-        }
-        for (at, account) in [first, second].into_iter().enumerate() {
-            let bucket = match self.accounts.entry(account) {
-                Entry::Occupied(entry) => entry.into_mut(),
-                Entry::Vacant(entry) => entry.insert(Bucket::full(rate, now_ms)),
-            };
-            if !bucket.take(rate, now_ms, 1) {
-                if at == 1
-                    && let Some(bucket) = self.accounts.get_mut(&first)
-                {
-                    bucket.give_back(rate, 1);
-                }
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Forgets accounts that say no more than new ones would.
-    pub(super) fn sweep_accounts(&mut self, now_ms: u64) {
-        if now_ms.saturating_sub(self.accounts_swept_ms) >= ACCOUNTS_SWEEP_MS {
-            self.accounts_swept_ms = now_ms;
-            let rate = self.settings.introduction_rate();
-            self.accounts.retain(|_, bucket| !bucket.is_full(rate, now_ms));
-        }
+        let accounts = |peer: PeerId| self.members.get(&peer).map(|member| member.accounts);
+        let (Some(one), Some(other)) = (accounts(one), accounts(other)) else { return false };
+        self.ledger.charge(rate, now_ms, one, other)
     }
 
     /// Ends a pair and tells both.
@@ -213,7 +181,7 @@ impl Swarm {
         let ends = Ends {
             sender: sender.address,
             receiver,
-            relays: &self.settings.relay_addresses,
+            relays: &self.settings.relays,
             relay_only: self.settings.relay_only,
         };
         if let (Some(bound), Signal::Offer { sdp } | Signal::Answer { sdp }) = (&sender.fingerprint, &data)

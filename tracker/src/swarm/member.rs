@@ -38,25 +38,46 @@ pub struct Credential {
     pub remaining_ms: u64,
 }
 
-/// Whose introductions are counted together.
+/// Whose introductions are counted together, and who is shut out together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Account {
+pub(crate) enum Account {
     /// The bearers of one viewer token.
     Token(u64),
-    /// The viewers of one address: all of an IPv6 /64.
-    Address(IpAddr),
+    /// The viewers of one IPv4 address, or of an IPv6 /48: the smallest unit that costs money to own many of, as in
+    /// `network.rs`. A host has a whole /64 for nothing, and a customer often 65,536 of them.
+    V4([u8; 4]),
+    /// See [`Account::V4`].
+    V6([u8; 6]),
 }
 
-impl Account {
+/// A viewer's accounts. Both pay for what it is told: tokens are made as fast as viewers sign up, and addresses as fast
+/// as a carrier gives them out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Accounts {
+    address: Account,
+    token: Option<Account>,
+}
+
+impl Accounts {
     pub(super) fn of(joining: &Joining<'_>) -> Self {
-        match (joining.credential, joining.address.to_canonical()) {
-            (Some(credential), _) => Self::Token(credential.id),
-            (None, IpAddr::V6(v6)) => {
-                let site = v6.to_bits() & !u128::from(u64::MAX);
-                Self::Address(IpAddr::V6(site.into()))
+        let token = joining.credential.map(|credential| Account::Token(credential.id));
+        Self { token, ..Self::at(joining.address) }
+    }
+
+    /// Of somebody without a token.
+    pub(crate) fn at(address: IpAddr) -> Self {
+        let address = match address.to_canonical() {
+            IpAddr::V4(v4) => Account::V4(v4.octets()),
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, e, f, ..] = v6.octets();
+                Account::V6([a, b, c, d, e, f])
             }
-            (None, v4) => Self::Address(v4),
-        }
+        };
+        Self { address, token: None }
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = Account> {
+        [Some(self.address), self.token].into_iter().flatten()
     }
 }
 
@@ -79,7 +100,7 @@ pub(super) struct Member {
     pub(super) away_since_ms: Option<u64>,
     pub(super) address: IpAddr,
     pub(super) locality: Locality,
-    pub(super) account: Account,
+    pub(super) accounts: Accounts,
     /// The only DTLS fingerprint that it may use, if its token names one.
     pub(super) fingerprint: Option<Box<str>>,
     /// When its token ends.

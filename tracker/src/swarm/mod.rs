@@ -14,6 +14,7 @@ mod description;
 mod evidence;
 mod groups;
 mod id;
+mod ledger;
 mod meet;
 mod member;
 mod network;
@@ -34,12 +35,15 @@ use shoal_tracker_protocol::{
 pub use bucket::{Bucket, Rate};
 pub(crate) use description::DescriptionFilter;
 pub use id::Secret;
+pub(crate) use ledger::Ledger;
+pub(crate) use member::Accounts;
 pub use member::{Credential, Joining};
 pub use network::{Network, canonical, is_inside};
 pub use output::{CloseReason, Counters, Notice, Output, Session};
-pub use settings::Settings;
+pub use settings::{Relays, Settings};
 
-use member::{Account, Member};
+use evidence::Bans;
+use member::Member;
 use seeding::Seeding;
 use signal::Pairs;
 
@@ -88,8 +92,8 @@ pub struct Swarm {
     seeding: Seeding,
     /// When each member is to be looked at: silence, or the end of its absence. One entry for each member.
     checks: BTreeSet<(u64, PeerId)>,
-    accounts: BTreeMap<Account, Bucket>,
-    accounts_swept_ms: u64,
+    ledger: Ledger,
+    bans: Bans,
     recent: VecDeque<(u64, Arc<Notice>)>,
     switch: Switch,
     sessions: u64,
@@ -118,8 +122,8 @@ impl Swarm {
             pairs: Pairs::default(),
             seeding,
             checks: BTreeSet::new(),
-            accounts: BTreeMap::new(),
-            accounts_swept_ms: 0,
+            ledger: Ledger::default(),
+            bans: Bans::default(),
             recent: VecDeque::new(),
             switch: Switch::default(),
             sessions: 0,
@@ -216,8 +220,9 @@ impl Swarm {
         old: Option<Member>,
         has_resumed: bool,
     ) -> Member {
-        let is_banned = old.as_ref().is_some_and(|old| old.is_banned);
-        let account = Account::of(joining);
+        let accounts = Accounts::of(joining);
+        let is_banned =
+            old.as_ref().is_some_and(|old| old.is_banned) || self.bans.hold(now_ms, session.peer, accounts);
         let expires_ms = joining.credential.map(|credential| now_ms + credential.remaining_ms);
         let silent_ms = now_ms + u64::from(self.settings.silence_max_ms);
         Member {
@@ -225,7 +230,7 @@ impl Swarm {
             away_since_ms: None,
             address: canonical(joining.address),
             locality: joining.locality,
-            account,
+            accounts,
             fingerprint: joining
                 .credential
                 .and_then(|credential| credential.fingerprint.as_deref())
@@ -420,6 +425,11 @@ impl Swarm {
         self.carry_out(now_ms, out);
     }
 
+    /// What is known of the operator's relays has changed.
+    pub fn handle_relays(&mut self, relays: Relays) {
+        self.settings.relays = relays;
+    }
+
     /// The tracker is about to stop.
     pub fn handle_drain(&mut self, reconnect_within_ms: u32, out: &mut Vec<Output>) {
         out.push(Output::NotifyAll { notice: Notice::new(TrackerMessage::Drain { reconnect_within_ms }) });
@@ -456,7 +466,8 @@ impl Swarm {
                 self.forget(now_ms, peer, out);
             }
         }
-        self.sweep_accounts(now_ms);
+        self.ledger.sweep(self.settings.introduction_rate(), now_ms);
+        self.bans.sweep(now_ms);
         self.carry_out(now_ms, out);
     }
 

@@ -6,6 +6,32 @@ use serde::{Deserialize, Serialize};
 
 use super::bucket::Rate;
 
+/// The operator's TURN servers, as far as candidates are judged by them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Relays {
+    /// There are none: a viewer that names one lies.
+    #[default]
+    None,
+    /// Known by name only.
+    Unknown,
+    /// These addresses and no others.
+    At(Vec<IpAddr>),
+}
+
+impl Relays {
+    /// Another address of the operator's own server; false if that says nothing new.
+    pub fn learn(&mut self, address: IpAddr) -> bool {
+        match self {
+            Self::At(known) if !known.contains(&address) => {
+                known.push(address);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
 /// Limits and intervals of a swarm. The same for every swarm of a tracker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -42,13 +68,13 @@ pub struct Settings {
     pub unverified_addresses_max: u8,
     /// Whether candidates are checked at all. Off only where every viewer is trusted.
     pub check_candidates: bool,
-    /// Addresses of the operator's TURN servers, if other relays are to be refused.
-    pub relay_addresses: Vec<IpAddr>,
+    /// The operator's TURN servers.
+    pub relays: Relays,
     /// Gather relay candidates only, so that no viewer learns another's address.
     pub relay_only: bool,
     /// Viewers have to agree before anybody is introduced to them.
     pub consent_required: bool,
-    /// Introductions to viewers of other networks that one network (or viewer token) may have at once.
+    /// Introductions to viewers of other networks that one address (IPv6: /48), and one viewer token, may have at once.
     pub introductions_burst: u32,
     /// The same in the long run, for each hour. Bounds how many addresses a harvester learns.
     pub introductions_per_hour: u32,
@@ -77,7 +103,7 @@ impl Default for Settings {
             candidates_per_pair_max: 16,
             unverified_addresses_max: 4,
             check_candidates: true,
-            relay_addresses: Vec::new(),
+            relays: Relays::None,
             relay_only: false,
             consent_required: false,
             introductions_burst: 120,
@@ -113,7 +139,7 @@ impl Settings {
         Rate::per_second(self.messages_per_s_max, self.messages_burst)
     }
 
-    pub(super) fn introduction_rate(&self) -> Rate {
+    pub(crate) fn introduction_rate(&self) -> Rate {
         Rate { per_hour: self.introductions_per_hour.into(), burst: self.introductions_burst }
     }
 }

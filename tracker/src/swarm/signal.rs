@@ -219,13 +219,14 @@ impl Filter<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::Relays;
     use super::*;
 
     fn ends<'a>() -> Ends<'a> {
         Ends {
             sender: "5.6.7.8".parse().unwrap(),
             receiver: "9.8.7.6".parse().unwrap(),
-            relays: &[],
+            relays: &Relays::None,
             relay_only: false,
         }
     }

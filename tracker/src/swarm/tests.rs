@@ -54,13 +54,23 @@ impl World {
     }
 
     fn join(&mut self, address: &str, resume: Option<&str>, shares: bool) -> PeerId {
+        self.join_with(address, resume, shares, None)
+    }
+
+    fn join_with(
+        &mut self,
+        address: &str,
+        resume: Option<&str>,
+        shares: bool,
+        credential: Option<&Credential>,
+    ) -> PeerId {
         let joining = Joining {
             address: address.parse().unwrap(),
             locality: self.locality,
             shares,
             renditions: &[0],
             resume,
-            credential: None,
+            credential,
         };
         let mut out = Vec::new();
         let session = self.swarm.handle_join(self.now_ms, &joining, Vec::new(), &mut out);

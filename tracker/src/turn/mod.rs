@@ -48,6 +48,8 @@ const PERMISSION_MS: u64 = 300_000;
 const CHANNEL_MS: u64 = 600_000;
 /// Peers of one allocation. A viewer makes an allocation for each neighbor, whose candidates are about ten.
 const PERMISSIONS_MAX: usize = 32;
+/// As for candidates: no viewer's WebRTC has a lower port.
+const PEER_PORT_MIN: u16 = 1024;
 /// Channels of one allocation.
 const CHANNELS_MAX: usize = 32;
 /// Errors answered in a second to all who show no credential that holds: nobody's address can be forged to have much
@@ -556,7 +558,8 @@ impl Turn {
         let may_reach = if self.is_own_host(peer.ip()) {
             self.relayed.contains(&peer)
         } else {
-            world.may_reach(peer.ip())
+            // The ports below belong to services of the viewer's machine or router.
+            peer.port() >= PEER_PORT_MIN && world.may_reach(peer.ip())
         };
         if !may_reach {
             self.counters.forbidden += 1;

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::swarm::DescriptionFilter;
+use crate::swarm::{DescriptionFilter, Network, Relays};
 use message::{
     Announce, Counts, Description, Event, Id, InMessage, Kind, OFFERS_MAX, Offer, OutMessage, Scrape, Unread,
 };
@@ -45,13 +45,26 @@ pub struct Settings {
 /// What the registry wants sent.
 pub type Replies<'a> = Vec<(Connection, OutMessage<'a>)>;
 
-/// Who has room for an offer now. One that would have to be dropped is better given to somebody else.
-pub type HasRoom<'a> = &'a dyn Fn(Connection) -> bool;
+/// What the registry asks of its owner.
+#[derive(Clone, Copy)]
+pub struct Asks<'a> {
+    /// Who has room for an offer now. One that would have to be dropped is better given to somebody else.
+    pub has_room: &'a dyn Fn(Connection) -> bool,
+    /// Whether these two may be told each other's addresses; both pay for it.
+    pub may_meet: &'a dyn Fn(IpAddr, IpAddr) -> bool,
+}
+
+impl std::fmt::Debug for Asks<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Asks")
+    }
+}
 
 /// All swarms of this protocol.
 #[derive(Debug)]
 pub struct Registry {
     settings: Settings,
+    relays: Relays,
     swarms: BTreeMap<Id, Swarm>,
     /// The swarms of each connection, and its peer id there.
     connections: BTreeMap<Connection, BTreeMap<Id, Id>>,
@@ -92,11 +105,17 @@ impl Registry {
     pub fn new(settings: Settings, seed: [u8; 32]) -> Self {
         Self {
             settings,
+            relays: Relays::None,
             swarms: BTreeMap::new(),
             connections: BTreeMap::new(),
             rng: StdRng::from_seed(seed),
             swept_ms: 0,
         }
+    }
+
+    /// What clients may name as relays, from now on.
+    pub fn set_relays(&mut self, relays: Relays) {
+        self.relays = relays;
     }
 
     /// Swarms that have peers.
@@ -112,7 +131,7 @@ impl Registry {
         connection: Connection,
         address: IpAddr,
         message: InMessage<'a>,
-        has_room: HasRoom<'_>,
+        asks: Asks<'_>,
         out: &mut Replies<'a>,
     ) {
         self.sweep(now_ms);
@@ -120,7 +139,7 @@ impl Registry {
             InMessage::Scrape(scrape) => self.scrape(connection, &scrape, out),
             InMessage::Announce(announce) => {
                 let info_hash = announce.info_hash;
-                let result = self.announce(now_ms, connection, address, announce, has_room, out);
+                let result = self.announce(now_ms, connection, address, announce, asks, out);
                 if let Err(reason) = result {
                     out.push((connection, OutMessage::Failed { reason, info_hash: Some(info_hash) }));
                 }
@@ -141,7 +160,7 @@ impl Registry {
         connection: Connection,
         address: IpAddr,
         announce: Announce<'a>,
-        has_room: HasRoom<'_>,
+        asks: Asks<'_>,
         out: &mut Replies<'a>,
     ) -> Result<(), &'static str> {
         let Announce { info_hash, peer_id, .. } = announce;
@@ -186,7 +205,7 @@ impl Registry {
         ));
         let wanted = announce.numwant.map_or(OFFERS_MAX, |numwant| numwant as usize);
         let offers = &announce.offers[..wanted.min(announce.offers.len())];
-        self.pass_offers(now_ms, info_hash, peer_id, offers, has_room, out);
+        self.pass_offers(now_ms, info_hash, peer_id, offers, asks, out);
         Ok(())
     }
 
@@ -202,12 +221,12 @@ impl Registry {
         info_hash: Id,
         from: Id,
         offers: &[Unread<'a, Offer<'a>>],
-        has_room: HasRoom<'_>,
+        asks: Asks<'_>,
         out: &mut Replies<'a>,
     ) {
         let Some(swarm) = self.swarms.get_mut(&info_hash) else { return };
         let Some(&at) = swarm.index.get(&from) else { return };
-        let may_have = |at: usize| has_room(swarm.peers[at].connection);
+        let may_have = |at: usize| (asks.has_room)(swarm.peers[at].connection);
         let receivers = choose(&mut self.rng, swarm.peers.len(), at, offers.len(), may_have);
         let sender = swarm.peers[at].address;
         for (offer, receiver) in offers.iter().zip(receivers) {
@@ -216,13 +235,17 @@ impl Registry {
                 continue;
             }
             let peer = &mut swarm.peers[receiver];
+            // Those of one network know each other's address.
+            if Network::of(sender) != Network::of(peer.address) && !(asks.may_meet)(sender, peer.address) {
+                continue;
+            }
             peer.forget_expired(now_ms);
             if peer.expected.len() >= EXPECTED_MAX {
                 peer.expected.pop_front();
             }
             let until_ms = now_ms + ANSWER_WITHIN_MS;
             peer.expected.push_back(Expected { offer: offer_id, by: from, until_ms });
-            let offer = filter(&self.settings, offer, sender, peer.address);
+            let offer = filter(&self.settings, &self.relays, offer, sender, peer.address);
             let message =
                 OutMessage::Offered { action: "announce", offer, offer_id, peer_id: from, info_hash };
             out.push((peer.connection, message));
@@ -256,7 +279,7 @@ impl Registry {
         expected.remove(position);
         // The peer that offered may have gone meanwhile, which is nobody's fault.
         if let Some(receiver) = swarm.index.get(&to).map(|at| &swarm.peers[*at]) {
-            let answer = filter(&self.settings, answer, sender, receiver.address);
+            let answer = filter(&self.settings, &self.relays, answer, sender, receiver.address);
             let message =
                 OutMessage::Answered { action: "announce", answer, offer_id, peer_id: from, info_hash };
             out.push((receiver.connection, message));
@@ -382,6 +405,7 @@ fn choose(
 
 fn filter<'a>(
     settings: &Settings,
+    relays: &Relays,
     description: Description<'a>,
     sender: IpAddr,
     receiver: IpAddr,
@@ -390,7 +414,7 @@ fn filter<'a>(
         return description;
     }
     let Description { kind, sdp } = description;
-    Description { kind, sdp: DescriptionFilter { sender, receiver }.apply(sdp) }
+    Description { kind, sdp: DescriptionFilter { sender, receiver, relays }.apply(sdp) }
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ struct World {
     now_ms: u64,
     /// Connections that have no room for offers.
     full: Vec<Connection>,
+    /// Whether viewers of different networks may meet.
+    strangers_meet: bool,
 }
 
 impl World {
@@ -27,16 +29,27 @@ impl World {
     }
 
     fn with(settings: Settings) -> Self {
-        Self { registry: Registry::new(settings, [1; 32]), now_ms: 1_000_000, full: Vec::new() }
+        Self {
+            registry: Registry::new(settings, [1; 32]),
+            now_ms: 1_000_000,
+            full: Vec::new(),
+            strangers_meet: true,
+        }
     }
 
     fn say(&mut self, connection: u8, message: &Value) -> Sent {
-        let address = format!("5.6.7.{connection}").parse().unwrap();
+        // From 50 on each has a network of its own.
+        let address = match connection {
+            0..50 => format!("5.6.7.{connection}"),
+            _ => format!("5.6.{connection}.1"),
+        };
+        let address = address.parse().unwrap();
         let text = message.to_string();
         let message = serde_json::from_str(&text).unwrap();
         let mut out = Vec::new();
         let has_room = |connection| !self.full.contains(&connection);
-        self.registry.handle_message(self.now_ms, connection.into(), address, message, &has_room, &mut out);
+        let asks = Asks { has_room: &has_room, may_meet: &|_, _| self.strangers_meet };
+        self.registry.handle_message(self.now_ms, connection.into(), address, message, asks, &mut out);
         out.into_iter().map(|(to, message)| (to, serde_json::to_value(message).unwrap())).collect()
     }
 
@@ -109,6 +122,17 @@ fn offers_reach_others_and_answers_come_back() {
         "info_hash": HASH,
     });
     assert_eq!(sent, [(4, expected)]);
+}
+
+#[test]
+fn offers_cross_networks_only_as_far_as_both_may_pay() {
+    let mut world = World::new();
+    for number in [1, 2, 61, 62] {
+        world.say(number, &announce(number));
+    }
+    assert_eq!(receivers(&world.say(3, &with_offers(3, 10, "v=0"))), [1, 2, 61, 62], "control");
+    world.strangers_meet = false;
+    assert_eq!(receivers(&world.say(3, &with_offers(3, 10, "v=0"))), [1, 2], "those of its own network");
 }
 
 #[test]

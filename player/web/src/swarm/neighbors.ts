@@ -23,6 +23,18 @@ const EARLY_MESSAGES_MAX = 64;
 /** How long a goodbye has to leave before its connection is closed, in milliseconds. */
 const GOODBYE_MS = 150;
 
+/** Who this page is to all neighbors: a viewer token may be bound to it. Without it browsers make one for each connection. */
+export let certificates: RTCCertificate[] = [];
+let making: Promise<void> | undefined;
+
+/** Makes the page's certificate, once; to be awaited before anybody is met. A browser that can't goes on without. */
+export function makeCertificate(): Promise<void> {
+  return (making ??= RTCPeerConnection.generateCertificate({ name: 'ECDSA', namedCurve: 'P-256' } as Algorithm).then(
+    (certificate) => { certificates = [certificate]; },
+    () => undefined,
+  ));
+}
+
 /** The two channels of a connection. */
 export type Channel = 'control' | 'blocks';
 
@@ -159,7 +171,7 @@ class Link {
     private readonly events: NeighborEvents,
     private readonly forget: (peer: PeerId, link: Link) => void,
   ) {
-    const pc = (this.#pc = new RTCPeerConnection(configuration));
+    const pc = (this.#pc = new RTCPeerConnection({ ...configuration, certificates }));
     this.#channels = {
       control: pc.createDataChannel('control', { negotiated: true, id: 0, ordered: true }),
       blocks: pc.createDataChannel('blocks', { negotiated: true, id: 1, ordered: false }),

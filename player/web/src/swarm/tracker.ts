@@ -37,7 +37,8 @@ export interface Membership {
   /** `ws:` or `wss:` URL. */
   url: string;
   stream: string;
-  token?: string;
+  /** What gets one is asked before each connection: tokens end. */
+  token: string | (() => Promise<string>) | undefined;
   /** Asked at each connection, because the viewer may have switched in between. */
   shares: () => boolean;
   /** What is being played, as far as is known. */
@@ -62,6 +63,8 @@ export class TrackerSocket {
   #isJoined = false;
   #isClosed = false;
   #heardAt = 0;
+  /** Not to be connected again before this time: what a draining tracker said, which may close before. */
+  #notBefore = 0;
 
   constructor(
     private readonly membership: Membership,
@@ -76,6 +79,12 @@ export class TrackerSocket {
 
   /** Connects; returns at once. */
   open(): void {
+    const { token } = this.membership;
+    if (typeof token !== 'function') this.#connect(token);
+    else token().then((value) => { this.#connect(value); }, () => { this.#retry(); });
+  }
+
+  #connect(token?: string): void {
     if (this.#isClosed || this.#socket) return;
     let socket: WebSocket;
     try {
@@ -91,7 +100,7 @@ export class TrackerSocket {
       this.#lose(socket);
     }, CONNECT_TIMEOUT_MS);
     socket.onopen = () => {
-      const { stream, token, shares, renditions } = this.membership;
+      const { stream, shares, renditions } = this.membership;
       const resume = this.#welcome?.resume;
       const join: ViewerMessage = { type: 'join', version: PROTOCOL_VERSION, stream, shares: shares() };
       if (token !== undefined) join.token = token;
@@ -142,7 +151,10 @@ export class TrackerSocket {
       }
       case 'pong':
         return;
-      case 'drain':
+      case 'drain': {
+        const delayMs = this.random() * message.reconnect_within_ms;
+        this.#notBefore = performance.now() + delayMs;
+        clearTimeout(this.#timer);
         this.#timer = setTimeout(() => {
           if (socket !== this.#socket || this.#isClosed) return;
           // The old socket stays until the new one has its welcome.
@@ -151,12 +163,16 @@ export class TrackerSocket {
           this.#socket = null;
           this.#isJoined = false;
           this.open();
-        }, this.random() * message.reconnect_within_ms);
+        }, delayMs);
         return;
+      }
       case 'error':
         this.events.onMessage(message);
         if (!message.fatal) return;
-        if (message.retry_after_ms === undefined) {
+        if (this.#isJoined && message.code === 'refused' && typeof this.membership.token === 'function') {
+          // The token has ended. There may be a new one.
+          this.#lose(socket);
+        } else if (message.retry_after_ms === undefined) {
           this.close();
           this.events.onLost(true);
         } else {
@@ -181,12 +197,16 @@ export class TrackerSocket {
   #lose(socket: WebSocket, delayMs?: number): void {
     if (socket !== this.#socket) return;
     this.#drop(CLOSE_COMING_BACK);
+    this.#retry(delayMs);
+  }
+
+  #retry(delayMs = retryDelayMs(this.#attempt++, this.random())): void {
     if (this.#isClosed) return;
     this.#timer = setTimeout(
       () => {
         this.open();
       },
-      delayMs ?? retryDelayMs(this.#attempt++, this.random()),
+      Math.max(delayMs, this.#notBefore - performance.now()),
     );
     this.events.onLost(false);
   }

@@ -3,20 +3,19 @@
 
 use super::*;
 
-fn candidate(address: &str) -> ViewerMessage {
-    let candidate = format!("candidate:1 1 udp 2122260223 {address} 50123 typ host");
-    ViewerMessage::Signal { to: 0, data: Signal::Candidate { candidate, mid: None } }
+fn candidate(address: &str, kind: &str) -> Signal {
+    let candidate = format!("candidate:1 1 udp 2122260223 {address} 50123 typ {kind}");
+    Signal::Candidate { candidate, mid: None }
 }
 
-/// Addresses that an attacker makes its neighbors send packets to.
-fn injected(settings: Settings) -> usize {
+/// Messages with addresses that an attacker makes its neighbors send packets to.
+fn injected(settings: Settings, targets: &[(&str, &str)]) -> usize {
     let mut world = World::new(settings);
     let victim = world.join_from("5.6.7.8");
     let attacker = world.join_from("9.8.7.6");
     world.run_for(1_000);
-    for address in ["192.168.1.1", "127.0.0.1", "1.1.1.1", "10.0.0.138", "router.example", "224.0.0.1", "::1"]
-    {
-        let ViewerMessage::Signal { data, .. } = candidate(address) else { unreachable!() };
+    for (address, kind) in targets {
+        let data = candidate(address, kind);
         world.say(attacker, ViewerMessage::Signal { to: victim, data: data.clone() });
         let Signal::Candidate { candidate, .. } = data else { unreachable!() };
         let sdp = format!("v=0\r\na={candidate}\r\n");
@@ -33,50 +32,115 @@ fn injected(settings: Settings) -> usize {
     world.viewers[&victim].received.iter().filter(has_candidate).count()
 }
 
+const FOREIGN: [(&str, &str); 7] = [
+    ("192.168.1.1", "host"),
+    ("127.0.0.1", "host"),
+    ("1.1.1.1", "srflx"),
+    ("1.1.1.1", "relay"),
+    ("2a01::1", "relay"),
+    ("router.example", "host"),
+    ("224.0.0.1", "host"),
+];
+
 #[test]
 fn candidate_injection_reaches_nobody() {
-    assert_eq!(injected(Settings::default()), 0);
+    assert_eq!(injected(Settings::default(), &FOREIGN), 0);
+    let own = Relays::At(vec!["7.7.7.7".parse().unwrap()]);
+    let ours = Settings { relays: own, ..Settings::default() };
+    assert_eq!(injected(ours.clone(), &FOREIGN), 0);
+    assert_eq!(injected(ours, &[("7.7.7.7", "relay")]), 2, "control: our own relay");
 }
 
 #[test]
 fn candidate_injection_control_without_the_check_they_arrive() {
-    assert_eq!(injected(Settings { check_candidates: false, ..Settings::default() }), 14);
+    let unchecked = Settings { check_candidates: false, ..Settings::default() };
+    assert_eq!(injected(unchecked, &FOREIGN), 14);
+    let believed = Settings { relays: Relays::Unknown, ..Settings::default() };
+    assert_eq!(injected(believed, &FOREIGN), 4, "relays that can't be told from others");
 }
 
-/// Distinct viewers that one address meets in two hours of joining, leaving and joining again.
-fn harvested(settings: Settings) -> usize {
+/// A viewer's address of the other family is not known to the tracker: few of them are believed.
+#[test]
+fn candidate_injection_of_the_other_family_names_few_addresses() {
+    let victims: Vec<String> = (1..=20).map(|at| format!("2a01::{at:x}")).collect();
+    let foreign: Vec<(&str, &str)> = victims.iter().map(|address| (address.as_str(), "host")).collect();
+    let few = usize::from(Settings::default().unverified_addresses_max);
+    // As a candidate of its own and inside a description.
+    assert_eq!(injected(Settings::default(), &foreign), 2 * few);
+    let many =
+        Settings { unverified_addresses_max: 255, candidates_per_pair_max: 255, ..Settings::default() };
+    assert_eq!(injected(many, &foreign), 2 * 20);
+}
+
+/// Introductions that somebody gets in two hours of joining, leaving and joining again, `join` being the way he does it.
+fn harvested(settings: Settings, join: impl Fn(&mut World, u64) -> PeerId) -> usize {
     let mut world = World::new(settings);
     (0..400).for_each(|at| {
         world.join_from(&format!("5.{}.{}.1", at / 200, at % 200));
     });
     world.run_for(2_000);
-    let mut met = std::collections::BTreeSet::new();
-    for _ in 0..240 {
-        let peer = world.join_from("9.8.7.6");
+    let mut met = 0;
+    for at in 0..240 {
+        let peer = join(&mut world, at);
         world.run_for(1_000);
-        met.extend(world.viewers[&peer].met.iter().copied());
+        met += world.viewers[&peer].met.len();
         world.close(peer, true);
         world.viewers.get_mut(&peer).unwrap().closed = Some(CloseReason::Silent);
         world.now_ms += 29_000;
         let alive = world.alive();
         alive.into_iter().for_each(|peer| world.say(peer, ViewerMessage::Ping));
     }
-    met.len()
+    met
+}
+
+fn from_one_address(world: &mut World, _: u64) -> PeerId {
+    world.join_from("9.8.7.6")
+}
+
+/// What a harvester gets in two hours, by the settings.
+fn budget(settings: &Settings) -> usize {
+    (settings.introductions_burst + 2 * settings.introductions_per_hour) as usize
 }
 
 #[test]
 fn harvest_by_one_address_ends_at_its_budget() {
-    let budget = Settings { introductions_burst: 20, introductions_per_hour: 25, ..Settings::default() };
-    let met = harvested(budget);
-    assert!((20..=20 + 2 * 25).contains(&met), "{met}");
+    let settings = Settings::default();
+    let (met, budget) = (harvested(settings.clone(), from_one_address), budget(&settings));
+    assert!((budget / 2..=budget).contains(&met), "{met} of {budget}");
+}
+
+#[test]
+fn harvest_from_one_customers_ipv6_addresses_ends_at_the_same_budget() {
+    let settings = Settings { introductions_burst: 20, introductions_per_hour: 25, ..Settings::default() };
+    let met = harvested(settings.clone(), |world, at| world.join_from(&format!("2a01:1:2:{at:x}::1")));
+    assert!(met <= budget(&settings), "{met}");
+}
+
+#[test]
+fn harvest_with_a_new_token_for_each_join_ends_at_the_same_budget() {
+    let settings = Settings { introductions_burst: 20, introductions_per_hour: 25, ..Settings::default() };
+    let credential = |id| Credential { id, fingerprint: None, remaining_ms: 10_000_000 };
+    let met = harvested(settings.clone(), |world, at| {
+        world.join_with("9.8.7.6", None, true, Some(&credential(at)))
+    });
+    assert!(met <= budget(&settings), "{met}");
+    // And one token from many addresses.
+    let met = harvested(settings.clone(), |world, at| {
+        world.join_with(&format!("9.{at}.7.6"), None, true, Some(&credential(7)))
+    });
+    assert!(met <= budget(&settings), "{met}");
 }
 
 #[test]
 fn harvest_control_without_a_budget_one_address_learns_more_than_twice_as_many() {
     let unlimited =
         Settings { introductions_burst: 1_000_000, introductions_per_hour: 1_000_000, ..Settings::default() };
-    let met = harvested(unlimited);
-    assert!(met > 2 * (20 + 2 * 25), "{met}");
+    let met = harvested(unlimited, from_one_address);
+    assert!(met > 2 * budget(&Settings::default()), "{met}");
+    // From many addresses each has a budget of its own: that is what they cost.
+    let small = Settings { introductions_burst: 20, introductions_per_hour: 25, ..Settings::default() };
+    let met = harvested(small.clone(), |world, at| world.join_from(&format!("9.{at}.7.6")));
+    assert!(met > 2 * budget(&small), "{met}");
 }
 
 /// Twenty victims join a swarm of 30 honest viewers and 70 attackers who own two networks. For the worst-off of them:
@@ -145,6 +209,46 @@ fn slander_by_sybils_of_fewer_than_three_networks_shuts_nobody_out() {
 #[test]
 fn slander_control_with_single_accusers_believed_it_works() {
     assert!(slandered(1, 1, 0));
+}
+
+/// Who is shut out and joins again, by whichever way: whether peers may be used then.
+fn shut_out_and_back(settings: Settings, join: impl Fn(&mut World, &str) -> PeerId, after_ms: u64) -> bool {
+    let mut world = World::new(Settings { accusers_min: 3, neighbors_per_network_max: 100, ..settings });
+    let victim = world.join_with("5.6.7.8", None, true, Some(&TOKEN));
+    let accusers: Vec<PeerId> = (0..3).map(|at| world.join_from(&format!("8.8.{at}.1"))).collect();
+    world.run_for(3_000);
+    let piece = Piece { rendition: 0, msn: 1, part: 0 };
+    for accuser in accusers {
+        world.say(accuser, ViewerMessage::Accuse { peer: victim, piece });
+    }
+    assert!(!world.viewers[&victim].sharing);
+    let resume = world.viewers[&victim].resume.clone();
+    world.close(victim, false);
+    world.run_for(after_ms);
+    let again = join(&mut world, &resume);
+    world.run_for(3_000);
+    let is_told = world.viewers[&again].received.iter().rev().find_map(|message| match message {
+        TrackerMessage::Welcome(welcome) => Some(welcome.sharing),
+        _ => None,
+    });
+    assert_eq!(is_told == Some(true), !world.swarm.pairs.peers(again).is_empty());
+    is_told == Some(true)
+}
+
+const TOKEN: Credential = Credential { id: 77, fingerprint: None, remaining_ms: 10_000_000 };
+
+#[test]
+fn who_was_shut_out_stays_out_when_he_joins_anew() {
+    let out =
+        |join: &dyn Fn(&mut World, &str) -> PeerId| !shut_out_and_back(Settings::default(), join, 1_000);
+    assert!(out(&|world, resume| world.join("5.6.7.8", Some(resume), true)), "on his old place");
+    assert!(out(&|world, resume| world.join("44.1.2.3", Some(resume), true)), "the same from elsewhere");
+    assert!(out(&|world, _| world.join_from("5.6.7.8")), "as somebody new");
+    assert!(out(&|world, _| world.join_with("44.1.2.3", None, true, Some(&TOKEN))), "with his token");
+    // Control: somebody else is let in, and so is he when the accusations count no longer.
+    assert!(!out(&|world, _| world.join_from("44.1.2.3")));
+    let short = Settings { accusation_ms: 5_000, ..Settings::default() };
+    assert!(shut_out_and_back(short, |world, _| world.join_from("5.6.7.8"), 6_000));
 }
 
 #[test]

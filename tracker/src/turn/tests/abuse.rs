@@ -68,9 +68,10 @@ fn turn_abuse_nobody_but_viewers_and_relayed_addresses_is_reached() {
     // The relay's own host is permitted, since relayed addresses are there; its other ports are services.
     assert_eq!(reaches(&mut Bench::new(limits()), "198.51.99.1:22"), (None, None, false));
     assert_eq!(reaches(&mut Bench::new(limits()), "9.8.7.6:4000"), (None, None, true), "control: a viewer");
+    assert_eq!(reaches(&mut Bench::new(limits()), "9.8.7.6:53"), (None, None, false), "a viewer's router");
     let mut open = Bench::new(limits());
     open.net.viewers.push("10.0.0.1".parse().unwrap());
-    assert_eq!(reaches(&mut open, "10.0.0.1:80"), (None, None, true), "control: with the check off");
+    assert_eq!(reaches(&mut open, "10.0.0.1:8080"), (None, None, true), "control: with the check off");
 }
 
 #[test]
@@ -78,10 +79,13 @@ fn turn_abuse_a_viewer_that_has_gone_is_not_sent_to_any_more() {
     let mut bench = Bench::new(limits());
     let caller = bench.caller("5.6.7.8:1000", "one");
     bench.allocate(&caller).unwrap();
-    assert_eq!(bench.code(&caller, METHOD_CREATE_PERMISSION, &[Attribute::Peer(address("9.8.7.6:1"))]), None);
-    assert_eq!(bench.relayed(&caller, "9.8.7.6:1", 1), 1_000);
+    assert_eq!(
+        bench.code(&caller, METHOD_CREATE_PERMISSION, &[Attribute::Peer(address("9.8.7.6:4001"))]),
+        None
+    );
+    assert_eq!(bench.relayed(&caller, "9.8.7.6:4001", 1), 1_000);
     bench.net.viewers.clear();
-    assert_eq!(bench.relayed(&caller, "9.8.7.6:1", 1), 0);
+    assert_eq!(bench.relayed(&caller, "9.8.7.6:4001", 1), 0);
 }
 
 /// Allocations that one credential gets, and those that one address gets with ten.
@@ -118,12 +122,12 @@ fn moved(limits: Limits) -> usize {
     let mut bench = Bench::new(limits);
     let one = bench.caller("5.6.7.8:1000", "one");
     bench.allocate(&one).unwrap();
-    let permit = [Attribute::Peer(address("9.8.7.6:1"))];
+    let permit = [Attribute::Peer(address("9.8.7.6:4001"))];
     assert_eq!(bench.code(&one, METHOD_CREATE_PERMISSION, &permit), None);
     let mut sum = 0;
     for _ in 0..20 {
         bench.now_ms += 50;
-        sum += bench.relayed(&one, "9.8.7.6:1", 200);
+        sum += bench.relayed(&one, "9.8.7.6:4001", 200);
     }
     // Giving up and allocating anew fills no bucket.
     let give_up = one.signed(METHOD_REFRESH, &[Attribute::Lifetime(0)]);
@@ -132,7 +136,7 @@ fn moved(limits: Limits) -> usize {
     bench.actions.clear();
     bench.allocate(&one).unwrap();
     assert_eq!(bench.code(&one, METHOD_CREATE_PERMISSION, &permit), None);
-    sum + bench.relayed(&one, "9.8.7.6:1", 200)
+    sum + bench.relayed(&one, "9.8.7.6:4001", 200)
 }
 
 #[test]
@@ -206,7 +210,7 @@ fn turn_abuse_nothing_is_sent_or_passed_on_without_a_permission_that_lasts() {
     let mut bench = Bench::new(limits());
     let caller = bench.caller("5.6.7.8:1000", "one");
     bench.allocate(&caller).unwrap();
-    let peer = "9.8.7.6:1";
+    let peer = "9.8.7.6:4001";
     let comes_in = |bench: &mut Bench| {
         let mut actions = Vec::new();
         bench.turn.handle_peer(bench.now_ms, 0, address(peer), b"unasked", &mut actions);
@@ -224,11 +228,11 @@ fn turn_abuse_a_channel_ends_when_it_is_not_refreshed() {
     let mut bench = Bench::new(limits());
     let caller = bench.caller("5.6.7.8:1000", "one");
     bench.allocate(&caller).unwrap();
-    let bind = [Attribute::Channel(0x4000), Attribute::Peer(address("9.8.7.6:1"))];
+    let bind = [Attribute::Channel(0x4000), Attribute::Peer(address("9.8.7.6:4001"))];
     assert_eq!(bench.code(&caller, METHOD_CHANNEL_BIND, &bind), None);
     let out_and_in = |bench: &mut Bench| {
         let mut actions = Vec::new();
-        bench.turn.handle_peer(bench.now_ms, 0, address("9.8.7.6:1"), b"hi", &mut actions);
+        bench.turn.handle_peer(bench.now_ms, 0, address("9.8.7.6:4001"), b"hi", &mut actions);
         (!bench.send(caller.client, b"\x40\x00\x00\x02hi\0\0").is_empty(), !actions.is_empty())
     };
     bench.now_ms += CHANNEL_MS - 1;
