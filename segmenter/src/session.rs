@@ -306,6 +306,10 @@ impl Session {
         video.needs_keyframe = false;
         let mut for_ladder = (index == 0 && self.ladder.is_some()).then(|| frame.data.clone());
         let outcome = video.cutter.frame(at_us, frame.is_keyframe, frame.data);
+        if outcome.begins.segment && !frame.is_keyframe {
+            // None came in time. Said before the segment can be seen.
+            self.live.has_dependent_segment();
+        }
         let ended = outcome.parts.iter().filter(|part| part.is_last).count();
         if index == 0 {
             self.lead_followers(ended, outcome.wants_keyframe);
