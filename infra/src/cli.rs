@@ -58,6 +58,10 @@ pub struct Serve {
     /// far as the machine has room (segmenter.ladder).
     #[arg(long, value_name = "[STREAM=]HEIGHT[:KILOBITS]", value_delimiter = ',')]
     pub ladder: Vec<shoal_segmenter::LadderRung>,
+    /// Keep each stream as a recording, listed on the first page when it has ended, in this directory or `s3://BUCKET/PREFIX`;
+    /// without one, in the directory `recordings` (segmenter.recording, segmenter.storage).
+    #[arg(long, value_name = "PLACE", num_args = 0..=1, default_missing_value = "")]
+    pub record: Option<String>,
     /// Also publish a moving test picture with sound under this name.
     #[arg(long, value_name = "STREAM")]
     pub test_pattern: Option<String>,

@@ -17,6 +17,7 @@ use clap::Args;
 use reqwest::Url;
 use shoal_playlist::lint::{
     Outline, lint_answer, lint_bandwidth, lint_multivariant, lint_renditions, media_playlists,
+    promises_independence,
 };
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -115,6 +116,7 @@ async fn judge(flags: &Lint) -> Result<Report, Error> {
             fetcher: fetcher.clone(),
             report: report.clone(),
             with_media: !flags.no_media,
+            promises_independence: is_multivariant && promises_independence(&first.text),
             deadline,
             stop: stop.clone(),
         };

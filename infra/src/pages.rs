@@ -1,7 +1,7 @@
 //! The pages, embedded at build time, with the headers that keep them safe.
 //!
 //! What the pages do is in `player/web`. Nothing here knows of streams: `/watch/{stream}` is the same file for
-//! every name, and its script asks the origin.
+//! every name, as is that of recordings, and its script asks the origin.
 
 use std::collections::HashMap;
 use std::io::Write as _;
@@ -63,6 +63,7 @@ pub(crate) fn router(connect: Vec<String>) -> Router {
         .route("/", page("/index.html"))
         .route("/publish", page("/publish.html"))
         .route("/watch/{stream}", page("/watch.html"))
+        .route("/recording/{stream}/{epoch}", page("/recording.html"))
         .route("/assets/{*path}", get(asset))
         .route("/favicon.ico", get(asset))
         .with_state(Arc::new(Pages { files, connect }))

@@ -58,6 +58,12 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
     if !flags.ladder.is_empty() {
         settings.segmenter.ladder.clone_from(&flags.ladder);
     }
+    if let Some(place) = &flags.record {
+        settings.segmenter.recording = true;
+        if !place.is_empty() {
+            settings.segmenter.storage.clone_from(place);
+        }
+    }
     settings.pull.streams.extend(flags.pull.iter().cloned());
     settings.validate()?;
     telemetry::start_logs(&settings.log)?;
@@ -239,10 +245,12 @@ impl Server {
             .iter()
             .map(|source| format!("\n  watch    {base}/watch/{}   (pulled)", source.name))
             .collect();
+        let recorded = settings.segmenter.storage_target().filter(|_| settings.segmenter.recording);
+        let recorded = recorded.map_or_else(String::new, |place| format!("\n  recorded in {place}"));
         // In one write, and whether or not anybody reads it: a closed pipe is no reason to end the service.
         let _ = writeln!(
             std::io::stdout(),
-            "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME{tls}\n  watch    {watch}{pulled}"
+            "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME{tls}\n  watch    {watch}{pulled}{recorded}"
         );
     }
 }

@@ -102,7 +102,22 @@ impl Settings {
         self.segmenter.validate().map_err(|error| Error::Settings(error.to_string()))?;
         self.pull.validate().map_err(|error| Error::Settings(error.to_string()))?;
         self.tracker.validate().map_err(|error| Error::Settings(error.to_string()))?;
+        self.validate_store()?;
         self.log.validate()
+    }
+}
+
+impl Settings {
+    /// Without a key that stays, an origin would take its recordings in a store for those of others: never deleted,
+    /// and closed ten minutes after a crash only.
+    fn validate_store(&self) -> Result<(), Error> {
+        let is_shared = self.segmenter.storage_target().is_some_and(|target| target.starts_with("s3://"));
+        if is_shared && self.segmenter.recording && self.keys.signing_key_file.is_empty() {
+            let reason = "recordings in an S3 store need keys.signing_key_file: \
+                by its key an origin knows its own after a restart";
+            return Err(Error::Settings(reason.to_owned()));
+        }
+        Ok(())
     }
 }
 
@@ -304,6 +319,22 @@ mod tests {
     fn unknown_variable_of_a_table_is_noticed_and_others_are_not_ours() {
         let names = ["SHOAL_SEGMENTER_PART_MS", "SHOAL_SEGMENTER_PRAT_MS", "SHOAL_CHROMIUM", "PATH"];
         assert_eq!(unknown_variables(names), ["SHOAL_SEGMENTER_PRAT_MS"]);
+    }
+
+    #[test]
+    fn recordings_in_a_store_need_a_key_that_stays() {
+        let mut settings = Settings::default();
+        settings.segmenter.storage = "s3://bucket/live".to_owned();
+        settings.validate().unwrap();
+        settings.segmenter.recording = true;
+        let error = settings.validate().unwrap_err().to_string();
+        assert!(error.contains("keys.signing_key_file"), "{error}");
+        settings.keys.signing_key_file = "key".to_owned();
+        settings.validate().unwrap();
+        // A directory belongs to one process, whatever its key.
+        settings.keys.signing_key_file.clear();
+        settings.segmenter.storage = "directory".to_owned();
+        settings.validate().unwrap();
     }
 
     #[test]

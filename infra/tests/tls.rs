@@ -54,6 +54,52 @@ async fn http2_is_negotiated_over_tls_and_the_clear_port_stays() {
     assert!(client(None).get(&url).send().await.is_err());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn viewer_gets_playlists_and_media_over_http2_side_by_side_on_one_connection() {
+    let serving = Serving::start(shoal().env("SHOAL_HTTP_TLS_SELF_SIGNED", "true"));
+    let (serving, publisher) = tokio::task::spawn_blocking(move || {
+        let publisher = serving.publish("show", &[]);
+        (serving, publisher)
+    })
+    .await
+    .unwrap();
+    let base = format!("https://localhost:{}/live/show/", serving.tls_port.unwrap());
+    let client = any_certificate();
+    let get = async |path: &str| {
+        let answer = client.get(format!("{base}{path}")).send().await.unwrap();
+        assert_eq!((answer.status(), answer.version()), (StatusCode::OK, Version::HTTP_2), "{path}");
+        answer.bytes().await.unwrap()
+    };
+    let text = async |path: &str| String::from_utf8(get(path).await.to_vec()).unwrap();
+    let multivariant = text("index.m3u8").await;
+    let listed = |line: &&str| line.ends_with("playlist.m3u8") && !line.starts_with('#');
+    let video = multivariant.lines().find(listed).unwrap();
+    let folder = video.strip_suffix("playlist.m3u8").unwrap();
+    let playlist = text(video).await;
+    let value = |line: &str, tag: &str| line.strip_prefix(tag).map(str::to_owned);
+    let sequence = playlist.lines().find_map(|line| value(line, "#EXT-X-MEDIA-SEQUENCE:")).unwrap();
+    let next = sequence.parse::<u64>().unwrap() + playlist.matches("#EXTINF").count() as u64 + 1;
+    let segment = playlist.lines().find(|line| line.ends_with(".m4s") && line.starts_with("seg-")).unwrap();
+    // A held request holds nothing up that comes after it on the same connection.
+    let held = async {
+        let text = text(&format!("{video}?_HLS_msn={next}&_HLS_part=0")).await;
+        (text, std::time::Instant::now())
+    };
+    let media = async {
+        let bytes = get(&format!("{folder}{segment}")).await;
+        (bytes, std::time::Instant::now())
+    };
+    let ((later, held_until), (bytes, got_at)) = tokio::join!(held, media);
+    assert!(later.contains(&format!("part-{next}-0.m4s")), "{later}");
+    assert!(got_at < held_until, "the segment waited for the playlist");
+    assert_eq!(&bytes[4..8], b"moof");
+    let ranged =
+        client.get(format!("{base}{folder}{segment}")).header("range", "bytes=4-7").send().await.unwrap();
+    assert_eq!((ranged.status(), ranged.version()), (StatusCode::PARTIAL_CONTENT, Version::HTTP_2));
+    assert_eq!(&ranged.bytes().await.unwrap()[..], b"moof");
+    drop(publisher);
+}
+
 #[tokio::test]
 async fn renewed_certificate_is_used_after_sighup_and_a_broken_one_is_not() {
     let folder = tempfile::tempdir().unwrap();

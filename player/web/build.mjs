@@ -44,6 +44,7 @@ const entries = {
   home: 'src/pages/home.ts',
   publish: 'src/pages/publish.ts',
   watch: 'src/pages/watch.ts',
+  recording: 'src/pages/recording.ts',
   'shoal-player': 'src/index.ts',
   hls: 'src/hls.ts',
 };
@@ -76,7 +77,7 @@ function imports(entry) {
 }
 
 const brand = readFileSync(join(root, 'src/pages/brand.html'), 'utf8').trim();
-for (const [page, entry] of [['index', 'home'], ['publish', 'publish'], ['watch', 'watch']]) {
+for (const [page, entry] of [['index', 'home'], ['publish', 'publish'], ['watch', 'watch'], ['recording', 'recording']]) {
   const preloads = imports(entry).map((name) => `<link rel="modulepreload" href="/assets/${name}">`);
   const head = [
     '<meta name="color-scheme" content="light dark">',

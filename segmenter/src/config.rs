@@ -44,9 +44,9 @@ pub struct Config {
     /// How often a picture is made of each stream, in milliseconds of its media: for the poster, and for the thumbnails
     /// of what can be gone back to. One thread of the lowest priority makes them for all streams. 0: none.
     pub pictures_interval_ms: u32,
-    /// Where media is kept beyond memory: a directory, or `s3://BUCKET/PREFIX`. Empty: nowhere, unless `recording` or
-    /// `dvr_ms` ask for it; then in the directory `recordings`. With an S3 store, name a `signing_key_file` too: by its
-    /// key an origin knows its own recordings after a restart.
+    /// Where media is kept: a directory, `s3://BUCKET/PREFIX`, or `memory`, which is bounded and holds no recordings.
+    /// Empty: in memory, unless `recording` or `dvr_ms` ask for more; then in the directory `recordings`. Recordings in an
+    /// S3 store need a `signing_key_file` too: by its key an origin knows its own after a restart.
     pub storage: String,
     /// The address of an S3 service other than Amazon's, such as `http://127.0.0.1:9000`. Empty: Amazon's, or what
     /// AWS_ENDPOINT_URL says.
@@ -119,15 +119,32 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// A setting outside its range.
+/// Settings that cannot be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("segmenter.{key} = {value} is not within {min}..={max}")]
-pub struct ConfigError {
-    key: &'static str,
-    value: u64,
-    min: u64,
-    max: u64,
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A setting outside its range.
+    #[error("segmenter.{key} = {value} is not within {min}..={max}")]
+    Range {
+        /// Its name.
+        key: &'static str,
+        /// What it was set to.
+        value: u64,
+        /// The smallest that is allowed.
+        min: u64,
+        /// The largest.
+        max: u64,
+    },
+    /// Something is to be kept that does not fit into memory.
+    #[error("segmenter.{key} needs a storage: a directory or s3://BUCKET/PREFIX, and not \"{MEMORY}\"")]
+    MemoryOnly {
+        /// The setting that asks for it.
+        key: &'static str,
+    },
 }
+
+/// The value of [`Config::storage`] with which nothing is kept anywhere else.
+const MEMORY: &str = "memory";
 
 impl Config {
     /// Checks every key's range.
@@ -169,8 +186,20 @@ impl Config {
             0,
         )]);
         checks.into_iter().try_for_each(|(key, value, min, max)| {
-            if (min..=max).contains(&value) { Ok(()) } else { Err(ConfigError { key, value, min, max }) }
-        })
+            if (min..=max).contains(&value) {
+                Ok(())
+            } else {
+                Err(ConfigError::Range { key, value, min, max })
+            }
+        })?;
+        if self.storage == MEMORY {
+            for (key, is_wanted) in [("recording", self.recording), ("dvr_ms", self.has_dvr())] {
+                if is_wanted {
+                    return Err(ConfigError::MemoryOnly { key });
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The numbers that a stream keeps for life.
@@ -186,7 +215,6 @@ impl Config {
             segment_us,
             target_duration_s: (segment_us as u64).div_ceil(1_000_000),
             has_parts: true,
-            has_independent_segments: true,
             window_us: i64::from(self.window_ms) * 1000,
             dvr_us: i64::from(self.dvr_ms.max(self.window_ms)) * 1000,
         }
@@ -198,9 +226,10 @@ impl Config {
     }
 
     /// Where media is kept beyond memory, if anything is to be.
-    pub(crate) fn storage_target(&self) -> Option<&str> {
+    #[must_use]
+    pub fn storage_target(&self) -> Option<&str> {
         let target = if self.storage.is_empty() { "recordings" } else { &self.storage };
-        (self.recording || self.has_dvr()).then_some(target)
+        (target != MEMORY && (self.recording || self.has_dvr())).then_some(target)
     }
 }
 
@@ -214,8 +243,6 @@ pub(crate) struct Constants {
     pub(crate) part_target_us: i64,
     /// Whether playlists list parts. Without, each segment is one part, and is listed as the segment only.
     pub(crate) has_parts: bool,
-    /// Whether it is certain that each segment begins with a keyframe.
-    pub(crate) has_independent_segments: bool,
     /// The duration that segments are made to have.
     pub(crate) segment_us: i64,
     /// `EXT-X-TARGETDURATION`.
@@ -283,6 +310,17 @@ mod tests {
         assert_eq!(target(Config { storage: store(), ..Config::default() }), None);
         assert_eq!(target(Config { recording: true, ..Config::default() }).unwrap(), "recordings");
         assert_eq!(target(Config { dvr_ms: 600_000, storage: store(), ..Config::default() }), Some(store()));
+    }
+
+    #[test]
+    fn memory_is_no_directory_and_holds_no_recordings() {
+        let memory = || Config { storage: "memory".to_owned(), ..Config::default() };
+        assert_eq!(memory().validate(), Ok(()));
+        for config in [Config { recording: true, ..memory() }, Config { dvr_ms: 600_000, ..memory() }] {
+            let text = config.validate().unwrap_err().to_string();
+            assert!(text.contains("needs a storage"), "{text}");
+            assert_eq!(config.storage_target(), None);
+        }
     }
 
     #[test]

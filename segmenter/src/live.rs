@@ -89,9 +89,15 @@ impl Description {
         bits_per_second(self.media_bytes, self.media_us)
     }
 
-    /// Counts the segment in the making as if it had ended; its bit rate counts only if there is no other.
+    /// Counts the segment in the making, which was cut short; its bit rate counts only if there is no other.
     pub(crate) fn end_open_segment(&mut self) {
         self.end_segment(0);
+    }
+
+    /// With the rates of another.
+    fn like(self, other: &Self) -> Self {
+        let Self { codecs, resolution, .. } = self;
+        Self { codecs, resolution, ..other.clone() }
     }
 
     fn end_segment(&mut self, target_us: u64) {
@@ -247,7 +253,6 @@ impl Live {
                 origin_key: STANDARD.encode(origin_key.to_bytes()),
                 started_ms,
                 target_duration_s: constants.target_duration_s,
-                has_independent_segments: constants.has_independent_segments,
                 renditions: renditions.iter().map(describe).collect(),
             })
         });
@@ -294,6 +299,7 @@ impl Live {
         let before = std::mem::replace(&mut *self.state.lock(), state);
         if state == State::Ended && before != State::Ended {
             for rendition in &self.renditions {
+                rendition.description.lock().end_open_segment();
                 self.change(rendition, Window::end);
             }
             if let Some(recorder) = &self.recorder {
@@ -316,6 +322,23 @@ impl Live {
     /// Whether its ladder has worked on all that it was given.
     pub(crate) fn is_ladder_idle(&self) -> bool {
         self.ladder.get().is_none_or(|ladder| ladder.is_idle())
+    }
+
+    /// What the multivariant playlist says about a rendition; none if that is not known yet. One whose segments are gaps
+    /// so far, such as a layer that never came, is held to need as much as the best of its kind: it cannot be left out,
+    /// because renditions have their numbers from their order in the playlist.
+    pub(crate) fn described(&self, rendition: &Rendition) -> Option<Description> {
+        let description = rendition.description();
+        if description.is_measured() || rendition.with_window(Window::progress).is_ended {
+            return Some(description);
+        }
+        let others = self.renditions.iter().map(|other| other.description());
+        let others = others.filter(|other| other.is_measured() && other.is_video() == description.is_video());
+        let best = others.max_by_key(|other| other.peak_bps);
+        if rendition.with_window(Window::progress).msn > 0 && best.is_some() || rendition.is_given_up() {
+            return Some(description.like(&best.unwrap_or_default()));
+        }
+        None
     }
 
     /// The renditions that the stream's worker publishes itself.
@@ -440,6 +463,9 @@ impl Live {
             is_independent: false,
             is_gap: true,
         };
+        if is_last {
+            rendition.description.lock().end_open_segment();
+        }
         self.change(rendition, |window| {
             window.add_part(entry, start_ms);
             if is_last {
@@ -448,12 +474,18 @@ impl Live {
         });
     }
 
+    /// Ends a rendition's segment behind the parts that it has; nothing where it has none.
+    pub(crate) fn end_segment(&self, rendition: &Rendition) {
+        rendition.description.lock().end_open_segment();
+        self.change(rendition, Window::end_segment);
+    }
+
     /// Ends all open segments, and brings renditions that are behind to the same media sequence number, which is
     /// returned, with gaps of `gap_us`. Their date is that of the end of the rendition, as `end_ms` gives it by rendition
     /// number. A ladder is not touched: it does the same in its own time.
     pub(crate) fn align(&self, gap_us: i64, end_ms: impl Fn(u8) -> i64) -> u64 {
         for rendition in self.own_renditions() {
-            self.change(rendition, Window::end_segment);
+            self.end_segment(rendition);
         }
         let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
         let newest = self.own_renditions().map(msn).max().unwrap_or(0);
@@ -472,6 +504,9 @@ impl Live {
     pub(crate) fn change(&self, rendition: &Rendition, change: impl FnOnce(&mut Window)) {
         let (progress, changes) = {
             let mut window = rendition.window.lock();
+            // Under the lock, so that whoever sees the change renders it: a text of the revision before would be kept by
+            // a CDN under a URL that asked for more. And first, so that a text of the new revision waits for the change.
+            self.revision.fetch_add(1, Ordering::AcqRel);
             change(&mut window);
             if let Some(recorder) = &self.recorder {
                 match recorder.stored_to(rendition.number) {
@@ -481,7 +516,6 @@ impl Live {
             }
             (window.progress(), window.take_changes())
         };
-        self.revision.fetch_add(1, Ordering::AcqRel);
         rendition.progress.send_replace(progress);
         if let (Some(recorder), false) = (&self.recorder, changes.is_empty()) {
             recorder.take(rendition.number, changes, || rendition.description());
@@ -495,9 +529,9 @@ impl Live {
         }
     }
 
-    /// Whether segments begin with keyframes: as far as is promised, or else as far as was seen.
+    /// Whether all segments so far began with keyframes.
     pub(crate) fn has_independent_segments(&self) -> bool {
-        self.constants.has_independent_segments || !self.has_dependent_segment.load(Ordering::Acquire)
+        !self.has_dependent_segment.load(Ordering::Acquire)
     }
 
     /// How its recording goes, if there is to be one.
@@ -568,3 +602,6 @@ impl Live {
         let _ = self.shared.events.send(event);
     }
 }
+
+#[cfg(test)]
+mod tests;

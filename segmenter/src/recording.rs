@@ -76,7 +76,6 @@ pub(crate) struct NewRecording<'a> {
     pub(crate) origin_key: String,
     pub(crate) started_ms: u64,
     pub(crate) target_duration_s: u64,
-    pub(crate) has_independent_segments: bool,
     /// Numbers are the places in this list.
     pub(crate) renditions: Vec<(String, Description)>,
 }
@@ -146,7 +145,6 @@ impl Recordings {
             origin_key: new.origin_key,
             started_ms: new.started_ms,
             target_duration_s: new.target_duration_s,
-            has_independent_segments: new.has_independent_segments,
             is_kept: self.is_kept,
             state: RecordingState::Recording,
             renditions: renditions.collect(),

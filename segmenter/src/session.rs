@@ -336,6 +336,10 @@ impl Session {
         let repeats = frame.is_keyframe && video.has_changed;
         let data = if repeats { with_parameter_sets(&video.format, frame.data) } else { frame.data };
         let outcome = video.cutter.frame(at_us, frame.is_keyframe, data);
+        if outcome.begins.segment && !frame.is_keyframe {
+            // None came in time. Said before the segment can be seen.
+            self.live.has_dependent_segment();
+        }
         let ended = outcome.parts.iter().filter(|part| part.is_last).count();
         if index == self.leader {
             self.lead_followers(ended, outcome.wants_keyframe);

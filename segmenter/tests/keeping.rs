@@ -6,17 +6,23 @@ mod common;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use axum::http::StatusCode;
 use bytes::Bytes;
 use common::{AUDIO, Audio, Fake, VIDEO, Video, World, push, push_all, until};
 use ed25519_dalek::SigningKey;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto::Builder;
+use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
+use s3s::{S3Error, S3ErrorCode, S3Result};
 use shoal_digest::{BlockDigest, OriginKey, Record, block_bytes};
 use shoal_playlist::lint::{lint_media, lint_multivariant, lint_renditions};
 use shoal_playlist::{MediaPlaylist, PlaylistKind, parse_media};
+use shoal_segmenter::frame::{Input, TrackFormat};
 use shoal_segmenter::{Config, Publication, RecordingInfo, RecordingState, Secret, State, Streams};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -220,6 +226,64 @@ async fn interrupted_stream_is_one_recording_without_a_hole() {
     check_file(&world, &recording, 200).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn publisher_that_returns_with_other_tracks_begins_another_recording() {
+    let directory = TempDir::new().unwrap();
+    let world = World::new(recording_into(directory.path())).await;
+    for with_audio in [false, true] {
+        let publication = world.streams.publish("show").unwrap();
+        let mut fake = Fake::new();
+        fake.with_audio = with_audio;
+        fake.begin(&publication);
+        fake.push(&publication, 5_000);
+        until("the worker", || publication.is_idle()).await;
+        drop(publication);
+        let away = || world.streams.list()[0].state == State::Away;
+        until("the publisher to be away", away).await;
+    }
+    world.streams.close();
+    world.streams.recorded(std::time::Duration::from_secs(20)).await;
+    let recordings = world.streams.recordings();
+    let renditions: Vec<_> = recordings.iter().map(|recording| recording.renditions.join(" ")).collect();
+    assert_eq!(renditions, ["v0 a0", "v0"], "newest first");
+    for recording in &recordings {
+        assert_eq!(recording.failure, "");
+        check_lists(&world, recording).await;
+        assert!((4_900..5_200).contains(&recording.duration_ms), "{recording:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn opus_of_one_channel_is_recorded_in_both_codecs_and_both_decode() {
+    let directory = TempDir::new().unwrap();
+    let world = World::new(Config { opus: true, ..recording_into(directory.path()) }).await;
+    let publication = world.streams.publish("mono").unwrap();
+    publication.expect_tracks(&[AUDIO, VIDEO]);
+    let (mut video, mut audio) = (Video::new(VIDEO, 320, 180), Audio::mono());
+    video.rhythm = Some(60);
+    let format = TrackFormat::Opus { channels: 1 };
+    push(&publication, Input::Format { track: AUDIO, format });
+    push_all(&publication, &mut video, &mut audio, 150);
+    world.settle(&publication).await;
+    publication.end();
+    let recording = world.recording().await;
+    assert_eq!(recording.renditions, ["v0", "a0", "a1"]);
+    check_lists(&world, &recording).await;
+    for (rendition, codec) in [("a0", "aac"), ("a1", "opus")] {
+        let url = format!("{}/vod/mono/{}/{rendition}/playlist.m3u8", world.base, recording.epoch);
+        let show = ["-v", "error", "-show_entries", "stream=codec_name", "-of", "csv=p=0", &url];
+        assert_eq!(run("ffprobe", &show).await.lines().next().unwrap(), codec);
+        // The mean of the tone's squares, over all but the edges: an eighth at half the full amplitude.
+        let measure = "atrim=1:4,astats=metadata=1:measure_overall=RMS_level:measure_perchannel=none:reset=0,\
+            ametadata=print:key=lavfi.astats.Overall.RMS_level:file=-";
+        let measure = ["-v", "error", "-i", &url, "-ac", "1", "-af", measure, "-f", "null", "-"];
+        let levels = run("ffmpeg", &measure).await;
+        let last = levels.lines().filter_map(|line| line.split_once("RMS_level=")).next_back();
+        let level_db: f64 = last.unwrap_or_else(|| panic!("{levels}")).1.parse().unwrap();
+        assert!((level_db + 9.0).abs() < 0.5, "{codec}: {level_db} dB");
+    }
+}
+
 /// Not a test of its own: what [`killed_program_loses_at_most_the_unfinished_part`] kills.
 #[test]
 fn program_that_is_killed() {
@@ -303,6 +367,30 @@ async fn publish_short(world: &World, name: &str, milliseconds: i64) {
     let is_ended = || world.streams.list().iter().any(|info| info.name == name && info.state == State::Ended);
     until("the end", is_ended).await;
     world.streams.recorded(std::time::Duration::from_secs(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn recording_promises_keyframes_only_where_each_segment_has_one() {
+    const TAG: &str = "#EXT-X-INDEPENDENT-SEGMENTS";
+    let directory = TempDir::new().unwrap();
+    let world = World::new(recording_into(directory.path())).await;
+    for (rhythm, is_promised) in [(60, true), (300, false)] {
+        let publication = world.streams.publish(&format!("every{rhythm}")).unwrap();
+        let mut fake = Fake::new();
+        fake.rhythm = rhythm;
+        fake.begin(&publication);
+        fake.push(&publication, 6_000);
+        until("the worker", || publication.is_idle()).await;
+        publication.end();
+        let closed = || {
+            let recordings = world.streams.recordings();
+            let of_this =
+                recordings.into_iter().find(|recording| recording.stream == format!("every{rhythm}"));
+            of_this.and_then(|recording| recording.url)
+        };
+        until("the recording", || closed().is_some()).await;
+        assert_eq!(world.text(&closed().unwrap()).await.contains(TAG), is_promised, "every {rhythm} frames");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -499,9 +587,31 @@ fn s3(endpoint: &str) -> Config {
 
 /// An S3 service, and its endpoint.
 async fn serve_s3(directory: &Path) -> String {
+    serve_s3_until(directory, Arc::default()).await
+}
+
+/// A store that has no room for objects while it is full, in the words of a real one.
+struct Room(Arc<AtomicBool>);
+
+#[async_trait::async_trait]
+impl S3Access for Room {
+    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
+        if cx.s3_op().name() == "PutObject" && self.0.load(Ordering::Acquire) {
+            let code = S3ErrorCode::Custom("XMinioStorageFull".into());
+            let mut full = S3Error::with_message(code, "the free drive threshold has been reached");
+            full.set_status_code(StatusCode::INSUFFICIENT_STORAGE);
+            return Err(full);
+        }
+        Ok(())
+    }
+}
+
+/// The same, which takes nothing while it is full.
+async fn serve_s3_until(directory: &Path, is_full: Arc<AtomicBool>) -> String {
     std::fs::create_dir(directory.join("media")).unwrap();
     let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory).unwrap());
     builder.set_auth(SimpleAuth::from_single("shoal", "secret"));
+    builder.set_access(Room(is_full));
     let service = builder.build();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -548,6 +658,34 @@ async fn s3_store_serves_a_long_window() {
     let endpoint = serve_s3(directory.path()).await;
     let world = World::new(with_dvr(s3(&endpoint))).await;
     rewind(&world).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn store_that_fills_up_ends_the_recording_which_is_closed_when_there_is_room_again() {
+    let directory = TempDir::new().unwrap();
+    let is_full = Arc::new(AtomicBool::new(false));
+    let endpoint = serve_s3_until(directory.path(), is_full.clone()).await;
+    let world = World::new(s3(&endpoint)).await;
+    let publication = world.streams.publish("show").unwrap();
+    let mut fake = Fake::new();
+    fake.begin(&publication);
+    fake.push(&publication, 5_000);
+    world.settle(&publication).await;
+    is_full.store(true, Ordering::Release);
+    fake.push(&publication, 5_000);
+    let failure = || world.streams.list()[0].recording.clone().unwrap().failure;
+    until("the report", || failure().contains("XMinioStorageFull")).await;
+    let parts = world.streams.stats()[0].parts;
+    fake.push(&publication, 5_000);
+    until("the worker", || publication.is_idle()).await;
+    assert!(world.streams.stats()[0].parts >= parts + 18, "the stream goes on");
+
+    is_full.store(false, Ordering::Release);
+    // The next start, at the latest, closes what was stored in time.
+    let world = World::new(s3(&endpoint)).await;
+    let recording = world.recording().await;
+    check_lists(&world, &recording).await;
+    assert!((4_900..5_200).contains(&recording.duration_ms), "{recording:?}");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use common::{AUDIO, Audio, SECOND, VIDEO, Video, World, push, until};
 use shoal_playlist::lint::{
     Fetched, Fragment, Init, lint_fragments, lint_media, lint_multivariant, lint_renditions,
+    promises_independence,
 };
 use shoal_playlist::{MediaPlaylist, parse_media};
 use shoal_segmenter::{
@@ -61,7 +62,7 @@ impl World {
                     files.insert(uri.clone(), Fetched::Fragment(fragment, bytes.len() as u64));
                 }
             }
-            assert_eq!(lint_fragments(text, &files), [], "{text}");
+            assert_eq!(lint_fragments(text, &files, promises_independence(&multivariant)), [], "{text}");
         }
         let texts: Vec<_> = playlists.iter().map(|(_, text)| text.as_str()).collect();
         assert_eq!(lint_renditions(&texts), []);

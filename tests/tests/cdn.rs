@@ -9,6 +9,8 @@ use shoal_tests::origin::client::{Connection, metric};
 use shoal_tests::origin::crowd::{Crowd, Wants};
 use shoal_tests::origin::front;
 use shoal_tests::origin::source::Source;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 const VIEWERS: usize = 200;
@@ -19,12 +21,84 @@ async fn requests(origin: SocketAddr, class: &str) -> f64 {
     metric(origin, "origin_requests_total", &label).await.expect("the server has metrics")
 }
 
+/// What browsers and players send.
+const ACCEPTED: [&str; 5] =
+    ["gzip, deflate, br, zstd", "gzip, deflate, br", "gzip, deflate", "gzip", "gzip;q=1.0, *;q=0.5"];
+
+/// The body for a client that takes nothing compressed and in pieces: HTTP/1.0, because a cache that uncompresses what it
+/// has does not know the length.
+async fn get_plain(front: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(front).await.expect("it listens");
+    let request = format!("GET {path} HTTP/1.0\r\nhost: bench\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers with text");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.lines().next().is_some_and(|status| status.contains(" 200 ")), "{path}: {head}");
+    body.to_owned()
+}
+
+/// Asks a CDN for a playlist as different browsers do; gives the requests that reached the origin.
+async fn ask_as_browsers(origin: SocketAddr, front: SocketAddr, path: &str) -> f64 {
+    let before = requests(origin, "playlist").await;
+    let plain = get_plain(front, path).await;
+    assert!(plain.starts_with("#EXTM3U"), "{path}: {plain}");
+    let mut connection = Connection::open(front, 16 << 10).await.expect("it listens");
+    for accepted in ACCEPTED {
+        let answer = connection.get_coded(path, accepted).await.expect("it answers");
+        let is_smaller = answer.bytes < plain.len() as u64;
+        assert!(answer.status == 200 && is_smaller, "{accepted}: {answer:?} for {path}");
+    }
+    requests(origin, "playlist").await - before
+}
+
+/// Plays a recording as two viewers would; gives the bytes that the origin sent for what was played, and for two
+/// downloads as one file.
+async fn play_recording(origin: SocketAddr, front: SocketAddr, url: &str) -> [(f64, u64); 2] {
+    let sent =
+        async || metric(origin, "origin_vod_sent_bytes_total", "").await.expect("the server has metrics");
+    let folder = url.strip_suffix("index.m3u8").expect("a multivariant playlist");
+    let mut connection = Connection::open(front, 16 << 10).await.expect("it listens");
+    let text = get_plain(front, &format!("{folder}v0/playlist.m3u8")).await;
+    let before = sent().await;
+    let mut media = 0;
+    for _ in 0..2 {
+        media = 0;
+        for file in text.lines().filter(|line| line.ends_with(".m4s")) {
+            let answer = connection.get(&format!("{folder}v0/{file}")).await.expect("it answers");
+            assert_eq!(answer.status, 200, "{file}");
+            media += answer.bytes;
+        }
+    }
+    let (played, mut file) = (sent().await - before, 0);
+    for _ in 0..2 {
+        let answer = connection.get(&format!("{folder}recording.mp4")).await.expect("it answers");
+        assert_eq!(answer.status, 200);
+        file = answer.bytes;
+    }
+    [(played, media), (sent().await - before - played, file)]
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn crowd_behind_a_cdn_costs_the_origin_one_request_for_each_object() {
     let mut settings = Settings::default();
     settings.http.listen = "127.0.0.1:0".to_owned();
     settings.ingest.media_address = ([127, 0, 0, 1], 0).into();
+    let storage = tempfile::tempdir().expect("a directory can be made");
+    settings.segmenter.recording = true;
+    settings.segmenter.storage = storage.path().display().to_string();
+    settings.segmenter.storage_free_bytes_min = 0;
     let server = Server::start(&settings).await.expect("the ports are free");
+    // Over before anybody comes.
+    let past = watch::Sender::new(None);
+    let publishing = {
+        let past = past.clone();
+        Source::start(server.streams(), "past", 48_000, move |part| {
+            past.send_replace(Some(part));
+        })
+    };
+    past.subscribe().wait_for(|part| part.as_ref().is_some_and(|part| part.msn > 3)).await.expect("it lives");
+    tokio::task::spawn_blocking(move || drop(publishing)).await.expect("it ends");
     let news = watch::Sender::new(None);
     let publishing = {
         let news = news.clone();
@@ -56,6 +130,20 @@ async fn crowd_behind_a_cdn_costs_the_origin_one_request_for_each_object() {
         assert_eq!(asked, outcome.playlists.len() as f64, "playlists through {name}");
         let asked = requests(origin, "part").await - parts;
         assert_eq!(asked, outcome.parts.len() as f64, "parts through {name}");
+
+        // Browsers differ in what they accept; a cache must not keep a variant for each. Varnish makes the plain text
+        // of the compressed one.
+        let newest = news.borrow().clone().expect("there is one");
+        let epoch = newest.uri.split('/').next().unwrap_or_default().to_owned();
+        let path = format!("/live/show/{epoch}/v0/playlist.m3u8?_HLS_msn={}", newest.msn - 1);
+        let asked = ask_as_browsers(origin, front.address, &path).await;
+        assert_eq!(asked, if name == "nginx" { 2.0 } else { 1.0 }, "variants through {name}");
+
+        let recordings = server.streams().recordings();
+        let url = recordings.iter().find_map(|recording| recording.url.clone()).expect("one is closed");
+        let [(played, media), (downloaded, file)] = play_recording(origin, front.address, &url).await;
+        assert!(media > 0 && played == media as f64, "{name}: {media} bytes cost {played}");
+        assert_eq!(downloaded, 2.0 * file as f64, "{name}: the file goes through");
 
         // What is not live media goes through as it is.
         let mut connection = Connection::open(front.address, 16 << 10).await.expect("it listens");

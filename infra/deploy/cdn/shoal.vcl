@@ -16,10 +16,14 @@ sub vcl_recv {
         return (pipe);
     }
     # WHIP, the API, the pages: not for everybody, or small.
-    if (req.url !~ "^/live/" || (req.method != "GET" && req.method != "HEAD")) {
+    if (req.url !~ "^/(live|vod)/" || (req.method != "GET" && req.method != "HEAD")) {
         return (pass);
     }
-    # Nothing under /live/ depends on them, and with them nothing would be shared.
+    # A recording as one file is too large, and asked for once.
+    if (req.url ~ "/recording\.mp4$") {
+        return (pass);
+    }
+    # Nothing under /live/ and /vod/ depends on them, and with them nothing would be shared.
     unset req.http.Cookie;
     unset req.http.Cache-Control;
     unset req.http.Pragma;
@@ -32,7 +36,7 @@ sub vcl_pipe {
 }
 
 sub vcl_backend_response {
-    if (bereq.url !~ "^/live/" || bereq.uncacheable) {
+    if (bereq.url !~ "^/(live|vod)/" || bereq.uncacheable) {
         return (deliver);
     }
     # How long is the origin's word (Cache-Control). An old playlist served in grace would be the latency of all.

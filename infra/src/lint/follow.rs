@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::fetch::Fetcher;
-use super::media;
+use super::media::Judge;
 use super::report::Report;
 
 /// Between tries of a playlist that could not be had, and between requests in any case: a server that answers at
@@ -25,6 +25,8 @@ pub(super) struct Follower {
     pub(super) fetcher: Fetcher,
     pub(super) report: std::sync::Arc<Report>,
     pub(super) with_media: bool,
+    /// What the multivariant playlist says of all.
+    pub(super) promises_independence: bool,
     pub(super) deadline: Instant,
     pub(super) stop: CancellationToken,
 }
@@ -43,7 +45,8 @@ impl Follower {
         let media = self.with_media.then(|| {
             let (url, fetcher, report) = (self.url.clone(), self.fetcher.clone(), self.report.clone());
             let (deadline, stop) = (self.deadline, self.stop.clone());
-            tokio::spawn(media::judge(url, fetcher, report, texts, deadline, stop))
+            let judge = Judge::new(url, fetcher, report, self.promises_independence);
+            tokio::spawn(judge.run(texts, deadline, stop))
         });
         tokio::select! {
             () = self.follow(&sender) => {}

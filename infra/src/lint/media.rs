@@ -24,38 +24,41 @@ enum Known {
     Old,
 }
 
-/// Judges media until no more texts come or the deadline has passed. Gives the highest bit rate of a segment.
-pub(super) async fn judge(
+/// See the module.
+pub(super) struct Judge {
     url: Url,
     fetcher: Fetcher,
     report: Arc<Report>,
-    mut texts: watch::Receiver<String>,
-    deadline: Instant,
-    stop: CancellationToken,
-) -> u64 {
-    let mut judge = Judge { url, fetcher, report, files: BTreeMap::new(), peak_bps: 0 };
-    // What came while files were fetched is skipped: the newest text lists all that matters.
-    while texts.changed().await.is_ok() {
-        let text = texts.borrow_and_update().clone();
-        tokio::select! {
-            () = judge.text(&text) => {}
-            () = stop.cancelled() => break,
-            // A deadline in the middle of a file is no finding.
-            () = tokio::time::sleep_until(deadline) => break,
-        }
-    }
-    judge.peak_bps
-}
-
-struct Judge {
-    url: Url,
-    fetcher: Fetcher,
-    report: Arc<Report>,
+    promises_independence: bool,
     files: BTreeMap<String, Known>,
     peak_bps: u64,
 }
 
 impl Judge {
+    pub(super) fn new(url: Url, fetcher: Fetcher, report: Arc<Report>, promises_independence: bool) -> Self {
+        Self { url, fetcher, report, promises_independence, files: BTreeMap::new(), peak_bps: 0 }
+    }
+
+    /// Judges media until no more texts come or the deadline has passed. Gives the highest bit rate of a segment.
+    pub(super) async fn run(
+        mut self,
+        mut texts: watch::Receiver<String>,
+        deadline: Instant,
+        stop: CancellationToken,
+    ) -> u64 {
+        // What came while files were fetched is skipped: the newest text lists all that matters.
+        while texts.changed().await.is_ok() {
+            let text = texts.borrow_and_update().clone();
+            tokio::select! {
+                () = self.text(&text) => {}
+                () = stop.cancelled() => break,
+                // A deadline in the middle of a file is no finding.
+                () = tokio::time::sleep_until(deadline) => break,
+            }
+        }
+        self.peak_bps
+    }
+
     async fn text(&mut self, text: &str) {
         let outline = Outline::of(text);
         if self.files.is_empty() {
@@ -83,7 +86,7 @@ impl Judge {
         }
         if has_new {
             let fetched = self.fetched();
-            let findings = lint_fragments(text, &fetched);
+            let findings = lint_fragments(text, &fetched, self.promises_independence);
             self.peak_bps = self.peak_bps.max(peak_bps(text, &fetched));
             self.report.add_once(&self.url, text, findings);
         }

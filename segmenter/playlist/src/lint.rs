@@ -21,7 +21,7 @@ pub use fragments::{Fetched, lint_bandwidth, lint_fragments, peak_bps};
 pub use media::lint_media;
 pub use mp4::{Fragment, Init};
 pub use multivariant::lint_multivariant;
-pub use outline::{Listed, Outline, media_playlists};
+pub use outline::{Listed, Outline, media_playlists, promises_independence};
 pub use renditions::lint_renditions;
 pub use rules::{RULES, Rule};
 pub use updates::{Snapshot, lint_updates};

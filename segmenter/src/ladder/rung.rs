@@ -173,9 +173,9 @@ impl RungWork {
             Cut::Gap { start_ms, duration_us, is_last } => {
                 self.live.publish_gap(&self.rendition, *start_ms, *duration_us, *is_last);
             }
-            Cut::EndSegment => self.live.change(&self.rendition, Window::end_segment),
+            Cut::EndSegment => self.live.end_segment(&self.rendition),
             Cut::Align { msn, start_ms, gap_us } => {
-                self.live.change(&self.rendition, Window::end_segment);
+                self.live.end_segment(&self.rendition);
                 let behind = msn.saturating_sub(self.rendition.with_window(Window::progress).msn);
                 for index in 0..behind {
                     let at_ms = start_ms + index.cast_signed() * gap_us / 1000;

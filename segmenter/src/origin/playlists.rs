@@ -49,10 +49,7 @@ pub(super) async fn multivariant(
     // Bit rates are measured, so a rendition can be described once it has a segment.
     for rendition in &live.renditions {
         let mut progress = rendition.watch();
-        while !rendition.description().is_measured()
-            && !rendition.is_given_up()
-            && !progress.borrow_and_update().is_ended
-        {
+        while live.described(rendition).is_none() {
             if !matches!(timeout_at(deadline, progress.changed()).await, Ok(Ok(()))) {
                 return error(
                     StatusCode::SERVICE_UNAVAILABLE,
@@ -70,7 +67,10 @@ pub(super) async fn multivariant(
 }
 
 fn multivariant_playlist(live: &Live, tracker_url: &str) -> MultivariantPlaylist {
-    let describe = |rendition: &Arc<Rendition>| (rendition.name.clone(), rendition.description());
+    let describe = |rendition: &Arc<Rendition>| {
+        let described = live.described(rendition);
+        (rendition.name.clone(), described.unwrap_or_else(|| rendition.description()))
+    };
     let epoch = live.epoch_hex();
     multivariant::playlist(&multivariant::Source {
         stream: &live.name,

@@ -130,7 +130,7 @@ impl Output {
 
     pub(super) fn end_segment(&mut self) {
         if self.rendition.with_window(Window::progress).parts > 0 {
-            self.live.change(&self.rendition, Window::end_segment);
+            self.live.end_segment(&self.rendition);
         }
     }
 

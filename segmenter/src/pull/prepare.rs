@@ -113,11 +113,7 @@ pub(super) async fn plan(
         // What is left of the stream that was pulled before.
         return Err(NoPlan::Nothing);
     }
-    let says_independent = loaded.iter().all(|loaded| loaded.playlist.has_independent_segments);
-    let constants = Constants {
-        has_independent_segments: choice.is_independent || says_independent,
-        ..constants(config, &loaded, is_vod)
-    };
+    let constants = constants(config, &loaded, is_vod);
     let starts = starts(&loaded, is_vod);
     let dates_us = dates_us(&loaded, &starts);
     let mut sources = Vec::new();
@@ -217,7 +213,6 @@ fn constants(config: &Config, loaded: &[Loaded], is_vod: bool) -> Constants {
         part_us: part_target_us.unwrap_or(target_us),
         part_target_us: part_target_us.unwrap_or(target_us),
         has_parts: part_target_us.is_some(),
-        has_independent_segments: false,
         segment_us: target_us,
         target_duration_s,
         window_us: if is_vod && !config.has_dvr() { all_us } else { window_us },

@@ -9,8 +9,6 @@ pub(super) struct Choice {
     pub(super) variants: Vec<Chosen>,
     /// The audio beside the videos, where it is a rendition of its own.
     pub(super) audio: Option<String>,
-    /// Whether each segment begins with a keyframe.
-    pub(super) is_independent: bool,
 }
 
 /// A variant.
@@ -67,7 +65,6 @@ pub(super) fn choose(text: &str, max: usize) -> Result<Option<Choice>, String> {
     Ok(Some(Choice {
         variants: spread(kept.len(), max).into_iter().map(|index| chosen(kept[index])).collect(),
         audio: audio.and_then(|audio| audio.uri.clone()),
-        is_independent: playlist.independent_segments,
     }))
 }
 

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use shoal_digest::Record;
 use shoal_playlist::{Head, Map, MediaPlaylist, PlaylistKind, Segment};
 
 use super::layout::{
@@ -52,7 +53,7 @@ pub(super) async fn close(
         folder: "",
         has_pictures: header.has_pictures,
         renditions: &named,
-        has_independent_segments: header.has_independent_segments,
+        has_independent_segments: segments.iter().flatten().all(is_independent),
         is_complete: true,
     })
     .render();
@@ -66,6 +67,12 @@ pub(super) async fn close(
     // Last: what is called closed is whole.
     storage.put(&format!("{folder}/{HEADER}"), vec![json(&header)]).await?;
     Ok(Some(header))
+}
+
+/// Whether the segment's media begins with a keyframe, as the record of its first part says.
+fn is_independent(segment: &SegmentMeta) -> bool {
+    let first = segment.parts.iter().find(|part| !part.is_gap);
+    first.is_none_or(|part| Record::decode_unverified(&part.record).is_ok_and(|record| record.is_independent))
 }
 
 /// Says which thumbnail is of which time; false if there are none.

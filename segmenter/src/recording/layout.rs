@@ -49,9 +49,6 @@ pub(crate) struct Header {
     pub(crate) origin_key: String,
     pub(crate) started_ms: u64,
     pub(crate) target_duration_s: u64,
-    /// Whether each segment begins with a keyframe.
-    #[serde(default = "yes")]
-    pub(crate) has_independent_segments: bool,
     /// False: it only serves the live window and goes with it.
     pub(crate) is_kept: bool,
     pub(crate) state: RecordingState,
@@ -66,10 +63,6 @@ pub(crate) struct Header {
     /// Whether there are a poster and thumbnails.
     #[serde(default)]
     pub(crate) has_pictures: bool,
-}
-
-fn yes() -> bool {
-    true
 }
 
 /// A rendition of a recording.

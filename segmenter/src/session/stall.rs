@@ -85,7 +85,7 @@ impl Session {
         }
         let at_us = video.cutter.part_start_us();
         if video.rendition.with_window(Window::progress).parts > 0 {
-            self.live.change(&video.rendition, Window::end_segment);
+            self.live.end_segment(&video.rendition);
             if let (Some(ladder), 0) = (&mut self.ladder, index) {
                 ladder.end_segment();
             }

@@ -204,20 +204,29 @@ fn units(data: &[u8]) -> Vec<&[u8]> {
 /// libopus with a tone.
 pub(crate) struct Audio {
     encoder: codec::encoder::audio::Encoder,
+    layout: ChannelLayout,
     next: i64,
 }
 
 impl Audio {
     pub(crate) fn new() -> Self {
+        Self::with_layout(ChannelLayout::STEREO)
+    }
+
+    pub(crate) fn mono() -> Self {
+        Self::with_layout(ChannelLayout::MONO)
+    }
+
+    fn with_layout(layout: ChannelLayout) -> Self {
         let opus = codec::encoder::find_by_name("libopus").expect("Debian's FFmpeg has libopus");
         let mut settings = Context::new_with_codec(opus).encoder().audio().unwrap();
         settings.set_rate(48_000);
-        settings.set_channel_layout(ChannelLayout::STEREO);
-        settings.set_channels(2);
+        settings.set_channel_layout(layout);
+        settings.set_channels(layout.channels());
         settings.set_format(Sample::F32(sample::Type::Packed));
         settings.set_bit_rate(128_000);
         settings.set_time_base((1, 48_000));
-        Self { encoder: settings.open_as(opus).unwrap(), next: 0 }
+        Self { encoder: settings.open_as(opus).unwrap(), layout, next: 0 }
     }
 
     pub(crate) fn format() -> Input {
@@ -229,13 +238,20 @@ impl Audio {
     }
 
     pub(crate) fn next(&mut self) -> Input {
-        let mut samples = frame::Audio::new(Sample::F32(sample::Type::Packed), 960, ChannelLayout::STEREO);
+        let mut samples = frame::Audio::new(Sample::F32(sample::Type::Packed), 960, self.layout);
         samples.set_rate(48_000);
         samples.set_pts(Some(self.next));
-        for (index, sample) in samples.plane_mut::<(f32, f32)>(0).iter_mut().enumerate() {
-            let at = (self.next + index as i64) as f64 / 48_000.0;
-            let value = (0.5 * (at * TONE_HZ * std::f64::consts::TAU).sin()) as f32;
-            *sample = (value, value);
+        let next = self.next;
+        let tone = |index: usize| {
+            let at = (next + index as i64) as f64 / 48_000.0;
+            (0.5 * (at * TONE_HZ * std::f64::consts::TAU).sin()) as f32
+        };
+        if self.layout.channels() == 1 {
+            let plane = samples.plane_mut::<f32>(0).iter_mut().enumerate();
+            plane.for_each(|(index, sample)| *sample = tone(index));
+        } else {
+            let plane = samples.plane_mut::<(f32, f32)>(0).iter_mut().enumerate();
+            plane.for_each(|(index, sample)| *sample = (tone(index), tone(index)));
         }
         let pts = MediaTime(self.next_us());
         self.next += 960;
@@ -277,6 +293,8 @@ pub(crate) struct Fake {
     pub(crate) with_audio: bool,
     /// A second, smaller layer.
     pub(crate) with_second: bool,
+    /// Keyframes come every so many frames, whatever is asked.
+    pub(crate) rhythm: i64,
     /// The second layer's keyframes come so many frames later than the first's.
     pub(crate) second_late: i64,
     frame: i64,
@@ -288,7 +306,15 @@ const SILENCE: &[u8] = &[0xfc, 0xff, 0xfe];
 
 impl Fake {
     pub(crate) fn new() -> Self {
-        Self { with_video: true, with_audio: true, with_second: false, second_late: 0, frame: 0, packet: 0 }
+        Self {
+            with_video: true,
+            with_audio: true,
+            with_second: false,
+            rhythm: 60,
+            second_late: 0,
+            frame: 0,
+            packet: 0,
+        }
     }
 
     pub(crate) fn tracks(&self) -> Vec<TrackId> {
@@ -329,7 +355,7 @@ impl Fake {
         self.with_video = with_video;
     }
 
-    /// Pushes media of so many milliseconds: 30 frames per second, a keyframe every 2 s.
+    /// Pushes media of so many milliseconds: 30 frames per second, a keyframe every 2 s at first.
     pub(crate) fn push(&mut self, publication: &Publication, milliseconds: i64) {
         let until = self.frame + milliseconds * 30 / 1000;
         while self.frame < until {
@@ -341,7 +367,7 @@ impl Fake {
                 self.packet += 1;
             }
             if self.with_video {
-                let is_keyframe = self.frame % 60 == 0;
+                let is_keyframe = self.frame % self.rhythm == 0;
                 let data = Bytes::from(vec![self.frame as u8; if is_keyframe { 30_000 } else { 3_000 }]);
                 push(
                     publication,
@@ -349,7 +375,7 @@ impl Fake {
                 );
             }
             if self.with_second && self.frame >= self.second_late {
-                let is_keyframe = (self.frame - self.second_late) % 60 == 0;
+                let is_keyframe = (self.frame - self.second_late) % self.rhythm == 0;
                 let data = Bytes::from(vec![self.frame as u8; if is_keyframe { 10_000 } else { 1_000 }]);
                 push(
                     publication,

@@ -90,6 +90,62 @@ async fn upstream_with_segments(folder: &Path, seconds: u32) -> Upstream {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn live_transport_streams_are_pulled_and_recorded_with_a_window_beyond_memory() {
+    let (folder, storage) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    encode(folder.path(), 24, "160x90", &["p.m3u8"]);
+    let upstream = Upstream::start().await;
+    upstream.put_folder("/", folder.path());
+    let put = |from: u64, to: u64, end: &str| {
+        let segments: String = (from..to).map(|n| format!("#EXTINF:1.000000,\np{n}.ts\n")).collect();
+        let head = "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:1\n";
+        upstream.put_text("/live.m3u8", format!("{head}#EXT-X-MEDIA-SEQUENCE:{from}\n{segments}{end}"));
+    };
+    put(0, 6, "");
+    let config = Config {
+        segment_ms: 1_000,
+        window_ms: 6_000,
+        dvr_ms: 60_000,
+        recording: true,
+        storage: storage.path().display().to_string(),
+        storage_free_bytes_min: 0,
+        ..Config::default()
+    };
+    let world = World::with(config, &pull_config(source(&upstream.url("/live.m3u8"))));
+    let folders = world.folders().await;
+    assert_eq!(folders.len(), 2, "picture and sound");
+    for to in 7..=24 {
+        put(to - 6, to, "");
+        let reach = |playlist: &shoal_playlist::MediaPlaylist| newest(playlist).0 >= to - 3;
+        world.playlist(&folders[0], "the next segment", reach).await;
+    }
+    // Nothing has left the window, which is far longer than what memory holds.
+    for folder in &folders {
+        let all = |playlist: &shoal_playlist::MediaPlaylist| newest(playlist).0 == 21;
+        let (text, playlist) = world.playlist(folder, "all", all).await;
+        assert_eq!(
+            (playlist.media_sequence, playlist.segments.len(), playlist.is_ended),
+            (0, 21, false),
+            "{text}"
+        );
+    }
+    world.examine().await;
+
+    put(18, 24, "#EXT-X-ENDLIST\n");
+    until("the end", || world.info().state == State::Ended).await;
+    let ours = world.examine().await;
+    world.streams.recorded(std::time::Duration::from_secs(20)).await;
+    let recording = world.streams.recordings().remove(0);
+    assert_eq!((recording.failure.as_str(), recording.renditions.join(" ").as_str()), ("", "v0 a0"));
+    assert!((20_900..21_100).contains(&recording.duration_ms), "{recording:?}");
+    for (name, segments) in ["v0", "a0"].into_iter().zip(&ours) {
+        for (msn, segment) in segments.iter().enumerate() {
+            let kept = world.bytes(&format!("/vod/news/{}/{name}/seg-{msn}.m4s", recording.epoch)).await;
+            assert_eq!(kept, *segment, "{name} {msn}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn window_that_jumps_and_begins_anew_goes_on_behind_discontinuities() {
     let folder = tempfile::tempdir().unwrap();
     let upstream = upstream_with_segments(folder.path(), 20).await;

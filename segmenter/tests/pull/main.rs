@@ -20,6 +20,7 @@ use http_body_util::BodyExt as _;
 use shoal_digest::{BlockDigest, Record, block_bytes};
 use shoal_playlist::lint::{
     Fetched, Fragment, Init, lint_fragments, lint_media, lint_multivariant, lint_renditions,
+    promises_independence,
 };
 use shoal_playlist::{MediaPlaylist, parse_media};
 use shoal_segmenter::pull::{self, Source};
@@ -123,7 +124,9 @@ impl World {
     /// Gives each rendition's segments.
     async fn examine(&self) -> Vec<Vec<Bytes>> {
         let key = self.streams.origin_key();
-        let mut findings = lint_multivariant(&self.multivariant().await);
+        let multivariant = self.multivariant().await;
+        let mut findings = lint_multivariant(&multivariant);
+        let is_promised = promises_independence(&multivariant);
         let (mut all, mut texts) = (Vec::new(), Vec::new());
         for (number, folder) in self.folders().await.into_iter().enumerate() {
             let text = self.text(&format!("{folder}/playlist.m3u8")).await;
@@ -158,7 +161,7 @@ impl World {
                 inits.iter().map(|(uri, init)| (uri.clone(), Fetched::Init(Some(init)))).collect();
             fetched.extend(fragments.into_iter().map(|(uri, f, length)| (uri, Fetched::Fragment(f, length))));
             findings.extend(lint_media(&text));
-            findings.extend(lint_fragments(&text, &fetched));
+            findings.extend(lint_fragments(&text, &fetched, is_promised));
             texts.push(text);
             all.push(segments);
         }

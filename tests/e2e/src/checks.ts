@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 
-import { run } from './program.ts';
+import { run, shoalPath } from './program.ts';
 import type { AuditEntry } from './viewer.ts';
 
 /** Asserts that everything a player was given is what the origin has. Gives the number of bytes compared. */
@@ -28,6 +28,22 @@ export async function assertVerified(entries: AuditEntry[]): Promise<number> {
   }
   assert.ok(compared > 0, 'something could be compared');
   return compared;
+}
+
+/** Rules about when something comes, such as a keyframe that was asked for: a publisher breaks them whose machine is too slow. */
+const OF_THE_CLOCK = ['not-updated', 'renditions-apart', 'independent-segments-missing', 'segment-without-keyframe'];
+
+/** Asserts that `shoal lint`, following a live stream for some seconds, finds no rule broken. */
+export async function assertConforms(server: string, stream: string, seconds = 8): Promise<void> {
+  const url = `${server}/live/${stream}/index.m3u8`;
+  const { code, stdout, stderr } = await run(shoalPath(), ['lint', url, '--seconds', String(seconds), '--json']);
+  assert.ok(code === 0 || code === 1, `it could not be judged: ${stderr}`);
+  const report = JSON.parse(stdout) as { media_files: number; broken: Record<string, Record<string, unknown>> };
+  const broken = Object.entries(report.broken).flatMap(([playlist, rules]) =>
+    Object.entries(rules).filter(([rule]) => !OF_THE_CLOCK.includes(rule)).map((found) => [playlist, ...found]),
+  );
+  assert.deepEqual(broken, [], stream);
+  assert.ok(report.media_files > 4, `${report.media_files} files were looked into`);
 }
 
 /** A part of a picture. */

@@ -5,6 +5,7 @@ import { after, before, describe, test } from 'node:test';
 
 import { startChromium, startFirefox } from '../src/browsers.ts';
 import type { Browser, Tab } from '../src/browsers.ts';
+import { assertConforms } from '../src/checks.ts';
 import { assertClockRuns, decode } from '../src/decoded.ts';
 import { Program, Server } from '../src/program.ts';
 import { Studio } from '../src/studio.ts';
@@ -32,7 +33,11 @@ async function codecsOf(stream: string): Promise<string> {
 async function checkOutput(stream: string, codecs: RegExp): Promise<void> {
   await server.untilLive(stream);
   assert.match(await codecsOf(stream), codecs);
-  assertClockRuns(await decode(`${server.url}/live/${stream}/index.m3u8`, SECONDS), SECONDS);
+  const [decoded] = await Promise.all([
+    decode(`${server.url}/live/${stream}/index.m3u8`, SECONDS),
+    assertConforms(server.url, stream),
+  ]);
+  assertClockRuns(decoded, SECONDS);
 }
 
 /** What each codec becomes. */
@@ -103,7 +108,9 @@ describe('Chromium', () => {
         return both.length >= 4 && both;
       });
       for (const [one, other] of common) assert.ok(Math.abs(one - other) <= 100, `segments begin ${one - other} ms apart`);
-      for (const url of [high, low]) assertClockRuns(await decode(url, SECONDS), SECONDS);
+      const conforms = assertConforms(server.url, stream);
+      const [one, other] = await Promise.all([decode(high, SECONDS), decode(low, SECONDS), conforms]);
+      for (const decoded of [one, other]) assertClockRuns(decoded, SECONDS);
 
       // The best layer stops, as browsers do with a narrow uplink: the other goes on, and the best comes back.
       const segments = async (url: string): Promise<{ first: number; gaps: boolean[] }> => {
@@ -218,8 +225,9 @@ describe('Chromium', () => {
           throw new Error(`${String(error)}\n${await viewer.describe()}`);
         });
       await untilShown(1280, 720);
-      await studio.resize(640, 360);
-      await untilShown(640, 360);
+      const conforms = assertConforms(server.url, stream);
+      const resized = studio.resize(640, 360).then(() => untilShown(640, 360));
+      await Promise.all([resized, conforms]);
       await studio.resize(720, 1280);
       await untilShown(720, 1280);
       await studio.vanish();

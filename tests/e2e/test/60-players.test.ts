@@ -29,6 +29,8 @@ const [STREAM, LADDER, CHANGING] = ['everybody', 'ladder', 'changing'];
 /** Small pictures: up to five players decode them at once. */
 const SMALL = ['--size', '256x144', '--fps', '15', '--bitrate', '200k'];
 const STEP_MS = 40_000;
+/** What is older than this comes from the storage. */
+const MEMORY_MS = 12_000;
 
 type Look = Record<string, Shown>;
 
@@ -39,7 +41,13 @@ let tab: Tab;
 let page: { url: string; close: () => void };
 
 before(async () => {
-  server = await Server.start({ SEGMENTER_RECORDING: 'true', SEGMENTER_STORAGE: scratchFolder(), SEGMENTER_LADDER: `${LADDER}=72` });
+  server = await Server.start({
+    SEGMENTER_RECORDING: 'true',
+    SEGMENTER_STORAGE: scratchFolder(),
+    SEGMENTER_LADDER: `${LADDER}=72`,
+    SEGMENTER_WINDOW_MS: String(MEMORY_MS),
+    SEGMENTER_DVR_MS: '600000',
+  });
   publisher = await server.publish(STREAM, SMALL);
   page = await servePlayers();
   browser = await startChromium();
@@ -117,13 +125,13 @@ test('with low latency hls.js is nearer to the live edge than without', async ()
   assert.ok(low > plain + 1_000, `${low - plain} ms nearer`);
 });
 
-test('players seek back in the window and play from there', async () => {
+test('players seek back beyond what memory holds and play from there', async () => {
   await play(`/live/${STREAM}/index.m3u8`, STEADY);
   await all('all show pictures', ({ frames }) => frames > 10);
-  await untilSegments(8);
-  const edge = await look();
+  await untilSegments(12);
+  const newest = [...(await videoPlaylist()).matchAll(/PROGRAM-DATE-TIME:(\S+)/g)].map(([, date = '']) => Date.parse(date)).pop() ?? 0;
   await tab.evaluate("window.page.seek('start', 3)");
-  await all('all are back', ({ position }, name) => position < (edge[name]?.position ?? 0) - 2);
+  await all('all are back', ({ dateMs }) => dateMs !== null && dateMs < newest - MEMORY_MS - 2_000);
   await playsOn('all play from there');
 });
 
@@ -173,6 +181,22 @@ test('players play the recording, from its start and to its end', async () => {
   await tab.evaluate("window.page.seek('end', 4)");
   await all('all come to the end', ({ hasEnded }) => hasEnded);
   await assertDecodes(`${server.url}${path}`);
+});
+
+test('the first page leads to the recording, which plays, and to its file', async () => {
+  const errors = tab.errors.length;
+  await tab.goto(`${server.url}/`);
+  const [playing = '', file = ''] = await until('it is listed', async () => {
+    const links = await tab.evaluate<string[]>("[...document.querySelectorAll('#recorded a')].map(({ href }) => href)");
+    return links.length === 2 && links;
+  });
+  const { status, headers } = await fetch(file, { method: 'HEAD' });
+  assert.deepEqual([status, headers.get('content-type')], [200, 'video/mp4']);
+  await tab.goto(playing);
+  await tab.evaluate("document.querySelector('video').muted = true, void document.querySelector('video').play()");
+  await until('it plays', () => tab.evaluate<boolean>("document.querySelector('video').getVideoPlaybackQuality().totalVideoFrames > 10"));
+  assert.equal(await tab.evaluate<boolean>("document.querySelector('#cover').hidden"), true);
+  assert.deepEqual(tab.errors.slice(errors), []);
 });
 
 /** Those that were seen to. */

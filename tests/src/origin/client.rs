@@ -47,6 +47,14 @@ impl Connection {
         self.fetch(path, "accept-encoding: gzip\r\n", |_| {}).await
     }
 
+    /// The same with an `Accept-Encoding` of its own.
+    ///
+    /// # Errors
+    /// As [`Connection::get`].
+    pub async fn get_coded(&mut self, path: &str, accept_encoding: &str) -> io::Result<Answer> {
+        self.fetch(path, &format!("accept-encoding: {accept_encoding}\r\n"), |_| {}).await
+    }
+
     /// The same with the body as text.
     ///
     /// # Errors

@@ -283,15 +283,15 @@ fn planned_child() -> Peer {
 #[test]
 fn a_child_that_is_sent_away_asks_the_tracker_for_another_parent_and_takes_the_old_one_back() {
     let mut peer = planned_child();
-    let shed = Control::Shed { rendition: 0, stripe: 2 }.to_bytes();
+    let shed = Control::Shed { rendition: 0, stripe: 0 }.to_bytes();
     peer.handle_input(Time::from_ms(60), Input::Message { peer: ATTACKER, bytes: &shed });
-    let complaint = Output::Complain { peer: ATTACKER, rendition: 0, stripe: 2 };
+    let complaint = Output::Complain { peer: ATTACKER, rendition: 0, stripe: 0 };
     assert_eq!(drain(&mut peer).iter().filter(|output| **output == complaint).count(), 1);
-    assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[2].source()), Some(None));
+    assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[0].source()), Some(None));
     teach(&mut peer, piece(0));
-    let block = (0..4).find(|block| crate::stripe_of(piece(0), 4 * BLOCK_BYTES_MIN, *block, 4) == 2).expect("one of four");
+    let block = (0..4).find(|block| crate::stripe_of(piece(0), 4 * BLOCK_BYTES_MIN, *block, 4) == 0).expect("one of four");
     block_from(&mut peer, ATTACKER, piece(0), block as u16, truth(piece(0), block));
-    assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[2].source()), Some(Some(ATTACKER)));
+    assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[0].source()), Some(Some(ATTACKER)));
 }
 
 #[test]

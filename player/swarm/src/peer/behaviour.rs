@@ -406,6 +406,6 @@ fn a_root_fetches_its_share_of_a_piece_in_one_range() {
             _ => None,
         })
         .collect();
-    // Msn 4 of four stripes begins with stripe 0: the root of stripe 1 has the second three of the twelve blocks.
-    assert_eq!(fetches, [(3, 3)]);
+    // Msn 4 of four stripes begins with stripe 0: of six pairs the second and the last are the root's of stripe 1.
+    assert_eq!(fetches, [(2, 2), (10, 2)]);
 }

@@ -24,9 +24,10 @@ pub enum Fetched<'a> {
 }
 
 /// Judges what a media playlist lists by what was fetched of it, by URI as it stands there. Files that were not
-/// fetched are passed over.
+/// fetched are passed over. `is_promised`: the multivariant playlist has `EXT-X-INDEPENDENT-SEGMENTS`, which is said of
+/// this playlist too.
 #[must_use]
-pub fn lint_fragments(text: &str, files: &BTreeMap<String, Fetched<'_>>) -> Vec<Finding> {
+pub fn lint_fragments(text: &str, files: &BTreeMap<String, Fetched<'_>>, is_promised: bool) -> Vec<Finding> {
     let mut findings = Findings::default();
     let view = View::of(text);
     for line in view.all("EXT-X-MAP") {
@@ -40,7 +41,7 @@ pub fn lint_fragments(text: &str, files: &BTreeMap<String, Fetched<'_>>) -> Vec<
             Some(Fetched::Init(Some(_))) | None => {}
         }
     }
-    let starts_independent = view.find("EXT-X-INDEPENDENT-SEGMENTS").is_some();
+    let starts_independent = is_promised || view.find("EXT-X-INDEPENDENT-SEGMENTS").is_some();
     // Where the next fragment should begin: of the segments, and of the parts.
     let (mut segment_us, mut part_us) = (None, None);
     for segment in view.segments.iter().chain([&view.open]) {

@@ -68,6 +68,12 @@ impl Outline {
     }
 }
 
+/// Whether a multivariant playlist says of all its media playlists that each segment begins with a keyframe.
+#[must_use]
+pub fn promises_independence(text: &str) -> bool {
+    lines(text).iter().any(|line| line.tag == "EXT-X-INDEPENDENT-SEGMENTS")
+}
+
 /// The media playlists that a multivariant playlist names, each once, in its order; none where it is no multivariant
 /// playlist.
 #[must_use]

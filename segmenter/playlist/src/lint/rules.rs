@@ -73,7 +73,7 @@ rules! {
     RENDITION_TARGET "renditions-differ-in-target" "6.2.4" "all renditions have the same target duration"
     RENDITION_CONTROL "renditions-differ-in-control" "6.2.4" "all renditions have the same EXT-X-SERVER-CONTROL"
     RENDITION_DISCONTINUITY "renditions-differ-in-discontinuities" "A8.15"
-        "discontinuities stand at the same segments of all renditions"
+        "discontinuities stand at the same dates in all renditions"
     RENDITION_APART "renditions-apart" "B.1" "renditions are in step within one segment"
     NO_REPORT "rendition-report-missing" "B.1" "a low-latency playlist reports on every other rendition"
     NO_VARIANT "variant-missing" "4.4.6.2" "EXT-X-STREAM-INF is followed by a URI"

@@ -84,7 +84,7 @@ impl Files {
     }
 
     fn lint(&self, text: &str) -> Vec<Finding> {
-        lint_fragments(text, &self.fetched())
+        lint_fragments(text, &self.fetched(), false)
     }
 
     fn fetched(&self) -> BTreeMap<String, Fetched<'_>> {
@@ -137,6 +137,13 @@ fn each_seeded_violation_of_media_is_found_in_its_line() {
         let finding = finding.unwrap_or_else(|| panic!("{rule} is not found, but {found:?}"));
         assert!(text.lines().nth(finding.line - 1).unwrap().contains(uri), "{finding}");
     }
+}
+
+#[test]
+fn multivariant_playlists_promise_of_keyframes_is_one_of_every_media_playlist() {
+    let files = Files::with("seg-12.m4s", fragment(24_000, 2000, false));
+    assert_eq!(lint_fragments(&good(), &files.fetched(), false), []);
+    assert!(has(&lint_fragments(&good(), &files.fetched(), true), "segment-without-keyframe"));
 }
 
 #[test]

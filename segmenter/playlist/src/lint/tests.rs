@@ -158,7 +158,7 @@ const RENDITIONS: &[(&str, &str, &str)] = &[
         "#EXTINF:2.0,\nseg-12",
         "#EXT-X-DISCONTINUITY\n#EXTINF:2.0,\nseg-12",
     ),
-    ("renditions-apart", "MEDIA-SEQUENCE:10", "MEDIA-SEQUENCE:12"),
+    ("renditions-apart", "00:00:30.000Z", "00:00:34.000Z"),
     ("rendition-report-missing", "#EXT-X-RENDITION-REPORT:", "#"),
 ];
 
@@ -167,6 +167,82 @@ fn each_seeded_violation_between_renditions_is_found() {
     for (rule, from, to) in RENDITIONS {
         let found = lint_renditions(&[&good(), &change(&good(), from, to)]);
         assert!(found.iter().any(|finding| finding.rule.id == *rule), "{rule} is not among {found:?}");
+    }
+}
+
+/// Segments of 2 s in one file, from number 10 on, with dates as `date` says them of a number.
+fn ranges(first: u64, date: impl Fn(u64) -> Option<String>) -> String {
+    let mut text =
+        format!("#EXTM3U\n#EXT-X-VERSION:6\n#EXT-X-TARGETDURATION:2\n#EXT-X-MEDIA-SEQUENCE:{first}\n");
+    for number in first..first + 7 {
+        text += &date(number).map_or_else(String::new, |date| format!("#EXT-X-PROGRAM-DATE-TIME:{date}\n"));
+        // The start follows from the line before, where there is one.
+        let start = if number == first { format!("@{}", number * 1000) } else { String::new() };
+        text += &format!("#EXTINF:2.0,\n#EXT-X-BYTERANGE:1000{start}\nall.ts\n");
+    }
+    text
+}
+
+#[test]
+fn others_streams_that_are_valid_are_not_accused() {
+    let updates = |first: &str, second: &str| {
+        lint_updates(&[Snapshot { at_ms: 0, text: first }, Snapshot { at_ms: 500, text: second }])
+    };
+    let date = |number: u64| format!("2026-01-01T00:00:{:02}.000Z", number * 2);
+    // One date, that of the first segment: it moves on with the window.
+    let (old, new) = (
+        ranges(10, |number| (number == 10).then(|| date(number))),
+        ranges(11, |number| (number == 11).then(|| date(number))),
+    );
+    assert_eq!(updates(&old, &new), []);
+    assert_eq!(lint_renditions(&[&old, &new]), []);
+    // What really changes is seen in such playlists too.
+    let other = new.replace("#EXT-X-BYTERANGE:1000\n", "#EXT-X-BYTERANGE:900\n");
+    assert!(updates(&old, &other).iter().any(|finding| finding.rule.id == "segment-changed"));
+    let other = change(&new, "1000@11000", "1000@11500");
+    assert!(updates(&old, &other).iter().any(|finding| finding.rule.id == "segment-changed"));
+    let other = change(&new, "MEDIA-SEQUENCE:11", "MEDIA-SEQUENCE:12");
+    assert!(updates(&old, &other).iter().any(|finding| finding.rule.id == "segments-vanish"));
+
+    // Numbers of another rendition are its own business; a discontinuity is one at the same date.
+    let cut = change(&good(), "#EXTINF:2.0,\nseg-12", "#EXT-X-DISCONTINUITY\n#EXTINF:2.0,\nseg-12");
+    let numbered = change(&cut, "MEDIA-SEQUENCE:10", "MEDIA-SEQUENCE:70");
+    assert_eq!(lint_renditions(&[&cut, &numbered]), []);
+    assert_eq!(lint_renditions(&[&numbered, &cut]), []);
+    let elsewhere = change(&numbered, "#EXT-X-DISCONTINUITY\n", "");
+    for (first, second) in [(&cut, &elsewhere), (&elsewhere, &cut)] {
+        let found = lint_renditions(&[first, second]);
+        assert!(found.iter().any(|finding| finding.rule.id == "renditions-differ-in-discontinuities"));
+    }
+}
+
+#[test]
+fn numbers_beyond_all_measure_are_judged_without_a_panic() {
+    let most = u64::MAX.to_string();
+    let mut text = good();
+    for (from, to) in [
+        ("TARGETDURATION:2", "TARGETDURATION:"),
+        ("MEDIA-SEQUENCE:10", "MEDIA-SEQUENCE:"),
+        ("DISCONTINUITY-SEQUENCE:1", "DISCONTINUITY-SEQUENCE:"),
+        ("PART-TARGET=0.5", "PART-TARGET="),
+        ("HOLD-BACK=6.0", "HOLD-BACK="),
+        ("CAN-SKIP-UNTIL=12.0", "CAN-SKIP-UNTIL="),
+        ("LAST-MSN=16", "LAST-MSN="),
+        ("#EXT-X-MAP", "#EXT-X-BYTERANGE:1000@18446744073709551615\n#EXT-X-SKIP:SKIPPED-SEGMENTS="),
+    ] {
+        let ending = if from == "#EXT-X-MAP" { "\n#EXT-X-MAP" } else { "" };
+        text = change(&text, from, &format!("{to}{most}{ending}"));
+    }
+    // As many microseconds as fit.
+    let text = text.replace("EXTINF:2.0", "EXTINF:18446744073709.5").replace("=0.5", "=18446744073709.5");
+    let _ = (lint_media(&text), lint_renditions(&[&text, &good()]), lint_renditions(&[&good(), &text]));
+    let _ = (lint_delta(&good(), &text), Outline::of(&text));
+    let _ = lint_directives(
+        Asked::Next(u64::MAX, Some(u64::MAX)),
+        &Answer { status: 200, content_type: "", content_encoding: "", text: &text },
+    );
+    for (first, second) in [(&good(), &text), (&text, &text), (&text, &later())] {
+        let _ = lint_updates(&[Snapshot { at_ms: 0, text: first }, Snapshot { at_ms: 500, text: second }]);
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::lines::View;
+use super::lines::{SegmentView, View};
 use super::rules::*;
 use super::{Finding, Findings};
 
@@ -36,18 +36,24 @@ pub fn lint_updates(snapshots: &[Snapshot<'_>]) -> Vec<Finding> {
             }
         }
         for (number, segment) in view.numbered() {
-            let now = (segment.uri, segment.duration, segment.date_ms);
-            if let Some(old) = known.insert(number, now).filter(|old| *old != now) {
-                findings.add(
-                    &CHANGED_SEGMENT,
-                    segment.line,
-                    format!("number {number} was {old:?} and is {now:?}"),
-                );
+            let old: Option<SegmentView<'_>> = known.insert(number, segment.clone());
+            if let Some(old) = old.filter(|old| has_changed(old, segment)) {
+                let said =
+                    |segment: &SegmentView<'_>| (segment.uri.to_owned(), segment.duration, segment.date_ms);
+                let detail = format!("number {number} was {:?} and is {:?}", said(&old), said(segment));
+                findings.add(&CHANGED_SEGMENT, segment.line, detail);
             }
         }
         before = Some((snapshot.at_ms, view));
     }
     findings.0
+}
+
+/// Whether the same segment is said to be another one.
+fn has_changed(old: &SegmentView<'_>, new: &SegmentView<'_>) -> bool {
+    // A date may stand there only while the segment is the playlist's first.
+    let has_other_date = old.date_ms.zip(new.date_ms).is_some_and(|(old, new)| old != new);
+    !old.is_same_media(new) || old.duration != new.duration || has_other_date
 }
 
 /// How far a playlist is: complete segments, and parts of the next.
@@ -92,11 +98,13 @@ fn compare(old: &View<'_>, new: &View<'_>, findings: &mut Findings) {
             "newer segments than this playlist's newest were listed before",
         );
     }
-    let first_uri = new.segments.first().map(|segment| segment.uri);
-    if let Some((number, _)) = old.numbered().find(|(_, segment)| Some(segment.uri) == first_uri)
+    if let Some(first) = new.segments.first()
+        && let Some((number, _)) = old.numbered().find(|(_, segment)| segment.is_same_media(first))
+        // Byte ranges without a start are not known well enough.
+        && first.range.is_none_or(|range| range.start.is_some())
         && number != new.first_listed()
     {
-        let detail = format!("{first_uri:?} was number {number} and is {}", new.first_listed());
+        let detail = format!("{} was number {number} and is {}", first.uri, new.first_listed());
         findings.add(&SEQUENCE_JUMP, sequence_line, detail);
     }
     discontinuities(old, new, line("EXT-X-DISCONTINUITY-SEQUENCE"), findings);
