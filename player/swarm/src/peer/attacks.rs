@@ -289,7 +289,9 @@ fn a_child_that_is_sent_away_asks_the_tracker_for_another_parent_and_takes_the_o
     assert_eq!(drain(&mut peer).iter().filter(|output| **output == complaint).count(), 1);
     assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[0].source()), Some(None));
     teach(&mut peer, piece(0));
-    let block = (0..4).find(|block| crate::stripe_of(piece(0), 4 * BLOCK_BYTES_MIN, *block, 4) == 0).expect("one of four");
+    let block = (0..4)
+        .find(|block| crate::stripe_of(piece(0), 4 * BLOCK_BYTES_MIN, *block, 4) == 0)
+        .expect("one of four");
     block_from(&mut peer, ATTACKER, piece(0), block as u16, truth(piece(0), block));
     assert_eq!(peer.plans.get(&0).map(|plan| plan.stripes[0].source()), Some(Some(ATTACKER)));
 }

@@ -402,7 +402,9 @@ fn a_root_fetches_its_share_of_a_piece_in_one_range() {
     peer.handle_input(Time::from_ms(4), Input::Wake);
     let fetches: Vec<_> = std::iter::from_fn(|| peer.poll_output())
         .filter_map(|output| match output {
-            Output::Fetch { offset, length, .. } => Some((offset / BLOCK_BYTES_MIN, length / BLOCK_BYTES_MIN)),
+            Output::Fetch { offset, length, .. } => {
+                Some((offset / BLOCK_BYTES_MIN, length / BLOCK_BYTES_MIN))
+            }
             _ => None,
         })
         .collect();

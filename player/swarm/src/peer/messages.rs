@@ -388,7 +388,8 @@ impl Peer {
         for (id, piece) in recent {
             let Some(record) = piece.record() else { continue };
             let until = self.useful_until(record.start_ms);
-            for block in piece.stored.iter().filter(|block| stripe_of(*id, record.length, *block, stripes) == stripe) {
+            let is_of = |block: &u32| stripe_of(*id, record.length, *block, stripes) == stripe;
+            for block in piece.stored.iter().filter(is_of) {
                 let Some(bytes) = record.block_length(block).filter(|_| !piece.has(child, block)) else {
                     continue;
                 };
