@@ -42,21 +42,19 @@ pub use output::{DisconnectReason, FallbackReason, Output, Report};
 pub use peer::{Peer, Reason};
 pub use record::SignedRecord;
 pub use shoal_digest::{
-    BLOCK_BYTES_MAX, BlockDigest, Epoch, OriginKey, PieceId, Record, block_bytes, block_count,
+    BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, BlockDigest, Epoch, OriginKey, PieceId, Record, block_bytes,
+    block_count,
 };
 pub use stats::Stats;
 pub use time::{Span, Time};
 
-/// So much of a piece goes to one stripe before the next one's turn comes, in bytes: short blocks go in pairs, which a root
-/// fetches in one range. A request costs the origin and a browser more than a block does.
-const RUN_BYTES: u32 = 8 * 1024;
-
-/// The stripe that a block belongs to, as in the tracker's `plan` message, in a piece of `length` bytes: runs of 8 KiB are
-/// dealt to the stripes in turn, and the first run of a piece belongs to a different one each time. `stripes` is not zero.
+/// The stripe that a block belongs to, as in the tracker's `plan` message, in a piece of `length` bytes: blocks are dealt to the
+/// stripes in turn, the shortest in pairs, and the first of a piece belongs to a different one each time. A root fetches a
+/// pair in one range: a request costs the origin and a browser more than a block does. `stripes` is not zero.
 #[must_use]
 pub fn stripe_of(piece: PieceId, length: u32, block: u32, stripes: u8) -> u8 {
     let stripes = u64::from(stripes.max(1));
-    let run = block / (RUN_BYTES / block_bytes(length)).max(1);
+    let run = block >> u32::from(block_bytes(length) == BLOCK_BYTES_MIN);
     let sum = u64::from(run) + 7 * u64::from(piece.part) + 3 * (piece.msn % stripes);
     u8::try_from(sum % stripes).expect("a remainder by a u8 fits a u8")
 }

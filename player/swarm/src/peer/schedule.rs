@@ -433,10 +433,8 @@ impl Peer {
         }
         let length = piece.record()?.length;
         let plan = self.plans.get(&id.rendition);
-        let place = plan.map(|plan| (plan, stripe_of(id, length, block, plan.stripe_count())));
-        let stripe = place.map(|(plan, stripe)| &plan.stripes[usize::from(stripe)]);
-        // A stripe's blocks come together. Who is only likely to have one is asked for all of them: one question, one refusal.
-        let topic = place.map_or(block, |(_, stripe)| u32::from(stripe));
+        let stripe =
+            plan.map(|plan| &plan.stripes[usize::from(stripe_of(id, length, block, plan.stripe_count()))]);
         // While nothing leaves the origin, nobody is likely to have what did not announce it.
         let stripe = stripe.filter(|_| !self.origin.is_down() && pulls < GUESSES_MAX);
         let mut best = None;
@@ -449,8 +447,8 @@ impl Peer {
                 continue;
             }
             let wait = neighbor.service + Span::from_ms(10 * u64::from(neighbor.asked));
-            let (cost, topic) = if known.is_some_and(|known| known.has.contains(block)) {
-                (wait, block)
+            let cost = if known.is_some_and(|known| known.has.contains(block)) {
+                wait
             } else {
                 let Some(stripe) = stripe else { continue };
                 // A child gets the block from here, and the parent pushes it without being asked.
@@ -458,9 +456,9 @@ impl Peer {
                 if is_along_tree && !piece.is_past {
                     continue;
                 }
-                (wait + wait + GUESS_COST, topic)
+                wait + wait + GUESS_COST
             };
-            let tie = mix(u64::from(*peer) << 32 ^ u64::from(self.me) ^ u64::from(topic) << 16 ^ id.msn << 5);
+            let tie = mix(u64::from(*peer) << 32 ^ u64::from(self.me) ^ u64::from(block) << 16 ^ id.msn << 5);
             let candidate = (cost, tie, *peer);
             if best.is_none_or(|best| candidate < best) {
                 best = Some(candidate);
