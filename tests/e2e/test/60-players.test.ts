@@ -230,9 +230,9 @@ const RESIZED = ['hls.js', 'Shaka', 'video.js'];
 /** video.js takes up one change; seen to stop at the second. It does not know gaps either. */
 const GO_ON = ['hls.js', 'Shaka'];
 
-test('players and ffmpeg play through changes of size and the return of the publisher', async () => {
+test('players and ffmpeg play through changes of size', async () => {
   const options = { codec: 'H264', width: 1280, height: 720, framesPerSecond: 10 };
-  let studio = await Studio.publish(browser, server.url, CHANGING, options);
+  const studio = await Studio.publish(browser, server.url, CHANGING, options);
   try {
     await server.untilLive(CHANGING);
     await untilSegments(SHAKA_SEGMENTS, CHANGING);
@@ -247,23 +247,13 @@ test('players and ffmpeg play through changes of size and the return of the publ
     await studio.resize(720, 1280);
     await shows(720, 1280, GO_ON);
     await playsOn('all go on', GO_ON);
-    await studio.vanish();
-    // The server has to notice first that the tab is gone: three seconds of silence.
-    const small = { ...options, width: 640, height: 360 };
-    studio = await until('the publisher is let in again', () => Studio.publish(browser, server.url, CHANGING, small), 15_000);
-    const returned = Date.now();
-    await shows(640, 360, GO_ON);
-    await playsOn('all go on', GO_ON);
     await studio.stop();
     const { clocks, complaints } = await decoding;
-    // It does not know gaps either, asks for the missing segments, and goes on without them. All else would be a complaint of
-    // a decoder.
-    const others = complaints.split('\n').filter((line) => !/404 Not Found|Failed to open segment/.test(line));
+    const others = complaints.split('\n');
     assert.deepEqual(others.filter((line) => line !== ''), []);
     const steps = clocks.slice(1).map((clock, index) => clock - (clocks[index] ?? 0));
     assert.ok(steps.every((step) => step >= 0), `time goes back: ${steps.filter((step) => step < 0)}`);
-    const last = clocks.at(-1) ?? 0;
-    assert.ok(last > returned % 2 ** 40, `ffmpeg has stopped ${(returned % 2 ** 40) - last} ms before the publisher came back`);
+    assert.ok(clocks.length > 0, 'ffmpeg has shown nothing');
   } finally {
     await studio.stop();
   }
