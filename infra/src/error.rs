@@ -27,6 +27,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// The file of a viewer's identity cannot be read or written, or holds none.
+    #[error("identity {path}: {reason}")]
+    Identity {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A service could not be started.
     #[error("{service}: {reason}")]
     Service {

@@ -32,7 +32,7 @@ pub(crate) fn load(settings: &Keys) -> Result<SecretKey, Error> {
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let key = generate();
-            store(Path::new(file), &key).map_err(|error| fail(error.to_string()))?;
+            store(Path::new(file), &hex::encode(key)).map_err(|error| fail(error.to_string()))?;
             Ok(key)
         }
         Err(error) => Err(fail(error.to_string())),
@@ -45,17 +45,18 @@ fn generate() -> SecretKey {
     key
 }
 
-fn store(path: &Path, key: &SecretKey) -> io::Result<()> {
+/// Writes a new file that only its owner may read.
+pub(crate) fn store(path: &Path, text: &str) -> io::Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder)?;
     }
     let mut options = OpenOptions::new();
     options.write(true).create_new(true);
-    // Whoever reads the key can make viewers play anything.
+    // Whoever reads the signing key can make viewers play anything.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(path)?;
-    writeln!(file, "{}", hex::encode(key))?;
+    writeln!(file, "{text}")?;
     file.sync_all()
 }
 

@@ -1,17 +1,19 @@
 //! `shoal watch`: native viewers, for load, for measuring, and as helpers that only give.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use clap::Args;
 use serde::Serialize;
-use shoal_player::{Mode, Options, Snapshot};
+use shoal_player::{Identity, Mode, Options, Snapshot};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::line::ProgressLine;
 use crate::settings::Log;
-use crate::{Error, signals, telemetry};
+use crate::{Error, keys, signals, telemetry};
 
 /// Without `--join-over`, viewers start within this time of each other.
 const START_INTERVAL: Duration = Duration::from_millis(50);
@@ -20,7 +22,8 @@ const START_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug, Args)]
 pub struct Watch {
     /// The watch page's or the multivariant playlist's URL.
-    pub url: String,
+    #[arg(required_unless_present = "fingerprint")]
+    pub url: Option<String>,
     /// How many viewers.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub count: u32,
@@ -46,6 +49,13 @@ pub struct Watch {
     /// A viewer token, where the stream wants one.
     #[arg(long, env = "SHOAL_VIEWER_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// A file with the certificate that the viewers show their neighbors, made if it does not exist: a token may be bound to
+    /// it. Without, each connection has another one.
+    #[arg(long, env = "SHOAL_VIEWER_IDENTITY")]
+    pub identity: Option<PathBuf>,
+    /// Print the identity's fingerprint, which a token is bound to, and end.
+    #[arg(long, requires = "identity")]
+    pub fingerprint: bool,
     /// What is logged to standard error: a level, or a filter such as warn,shoal_player=debug.
     #[arg(long, default_value = "warn", env = "SHOAL_LOG_LEVEL")]
     pub log_level: String,
@@ -77,6 +87,12 @@ struct Sum {
 /// # Errors
 /// [`Error::Service`] if a viewer cannot start.
 pub async fn run(flags: Watch) -> Result<(), Error> {
+    let identity = flags.identity.as_deref().map(load_identity).transpose()?;
+    if let Some(identity) = identity.as_ref().filter(|_| flags.fingerprint) {
+        let fingerprint = identity.fingerprint().map_err(|error| Error::service("watch", error))?;
+        println!("{fingerprint}");
+        return Ok(());
+    }
     telemetry::start_logs(&Log { level: flags.log_level.clone(), ..Log::default() })?;
     let stop = CancellationToken::new();
     let signal = signals::terminated();
@@ -92,7 +108,7 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
         stop_on_signal.cancel();
     });
 
-    let url = playlist_url(&flags.url);
+    let url = playlist_url(flags.url.as_deref().unwrap_or_default());
     let (sender, mut snapshots) = mpsc::unbounded_channel();
     let mut viewers = JoinSet::new();
     let interval =
@@ -104,6 +120,7 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
         options.shares = !flags.no_share;
         options.uplink_kbps = flags.uplink_kbps;
         options.token.clone_from(&flags.token);
+        options.identity.clone_from(&identity);
         options.seed = rand::random();
         let (sender, stop) = (sender.clone(), stop.clone());
         viewers.spawn(async move {
@@ -137,6 +154,20 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
     let sum = add_up(&latest);
     println!("{}", serde_json::to_string(&sum).expect("numbers can be written as JSON"));
     Ok(())
+}
+
+/// Reads the identity, makes and stores a new one where the file does not exist.
+fn load_identity(file: &Path) -> Result<Identity, Error> {
+    let fail = |reason: String| Error::Identity { path: file.display().to_string(), reason };
+    match fs::read_to_string(file) {
+        Ok(text) => Identity::from_pem(&text).map_err(|error| fail(error.to_string())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let identity = Identity::generate().map_err(|error| fail(error.to_string()))?;
+            keys::store(file, identity.to_pem()).map_err(|error| fail(error.to_string()))?;
+            Ok(identity)
+        }
+        Err(error) => Err(fail(error.to_string())),
+    }
 }
 
 /// The multivariant playlist behind a watch page.
@@ -214,6 +245,17 @@ mod tests {
         ] {
             assert_eq!(playlist_url(url), "http://h:1/live/a/index.m3u8", "{url}");
         }
+    }
+
+    #[test]
+    fn identity_is_made_once_and_a_damaged_one_is_not_overwritten() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("me.pem");
+        let made = load_identity(&file).unwrap();
+        assert_eq!(load_identity(&file).unwrap().fingerprint().unwrap(), made.fingerprint().unwrap());
+        fs::write(&file, "abc").unwrap();
+        assert!(load_identity(&file).unwrap_err().to_string().contains("me.pem"));
+        assert_eq!(fs::read_to_string(&file).unwrap(), "abc");
     }
 
     #[test]

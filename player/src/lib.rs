@@ -7,9 +7,10 @@
 //! ([`Mode::Seed`]).
 //!
 //! The files follow the data: `source` reads playlists, `tracker` is the socket to the tracker, `neighbor` one peer
-//! connection, `origin` fetches over HTTP, `store` holds bytes, `playback` is the clock, `viewer` drives the core with
+//! connection, `identity` the certificate that it shows, `origin` fetches over HTTP, `store` holds bytes, `playback` is the clock, `viewer` drives the core with
 //! all of them.
 
+mod identity;
 mod neighbor;
 mod origin;
 mod playback;
@@ -21,6 +22,7 @@ mod viewer;
 
 use std::time::Duration;
 
+pub use identity::{Identity, IdentityError};
 pub use source::SourceError;
 pub use viewer::{Snapshot, run};
 
@@ -52,6 +54,8 @@ pub struct Options {
     pub store_bytes_max: u64,
     /// A viewer token, where the stream wants one.
     pub token: Option<String>,
+    /// Who it is to its neighbors, for a token that is bound to it. None: somebody else to each.
+    pub identity: Option<Identity>,
     /// Seeds the core's random numbers; viewers of one process take different ones.
     pub seed: u64,
     /// Gives up on a connection to a peer after this time.
@@ -70,6 +74,7 @@ impl Options {
             uplink_kbps: None,
             store_bytes_max: 64 * 1024 * 1024,
             token: None,
+            identity: None,
             seed: 1,
             connect_timeout: Duration::from_secs(15),
         }

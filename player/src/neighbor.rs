@@ -25,6 +25,7 @@ use webrtc::{
     },
 };
 
+use crate::identity::Identity;
 use crate::uplink::Uplink;
 
 /// WIRE.md: the ids of the two channels, agreed upon beforehand.
@@ -69,6 +70,8 @@ pub(crate) struct ConnectionOptions {
     pub(crate) relay_only: bool,
     /// Whether the loopback address is a candidate too: of use, and passed on by the tracker, where that is on this machine.
     pub(crate) loopback: bool,
+    /// Who this viewer is to the other one; somebody new if none.
+    pub(crate) identity: Option<Identity>,
     pub(crate) connect_timeout: Duration,
 }
 
@@ -396,9 +399,11 @@ async fn build(
         })
         .collect();
     let policy = if options.relay_only { RTCIceTransportPolicy::Relay } else { RTCIceTransportPolicy::All };
+    let certificates = options.identity.iter().map(Identity::certificate).collect();
     let configuration = RTCConfigurationBuilder::default()
         .with_ice_servers(ice_servers)
         .with_ice_transport_policy(policy)
+        .with_certificates(certificates)
         .build();
     // The wildcard stands for every interface except loopback.
     let mut addresses = vec!["0.0.0.0:0"];
@@ -422,6 +427,7 @@ mod tests {
             ice_servers: Vec::new(),
             relay_only: false,
             loopback: true,
+            identity: None,
             connect_timeout: Duration::from_secs(20),
         }
     }

@@ -10,8 +10,9 @@ use tokio::{sync::mpsc, time::sleep};
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 use tokio_util::sync::CancellationToken;
 
-/// A new attempt comes after a random part of this pause, which doubles with each failure up to [`PAUSE_MAX`]. A restarted
-/// tracker has everybody back in seconds, and the jitter spreads them. Both as PROTOCOL.md says.
+/// A new attempt comes after a random part of this pause, later ones after half to all of it; it doubles with each
+/// failure up to [`PAUSE_MAX`]. A restarted tracker has everybody back in seconds, and the jitter spreads them. Both as
+/// PROTOCOL.md says.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
 /// No message of the tracker is longer.
@@ -77,16 +78,17 @@ struct Ended {
     is_final: bool,
     /// What a stopping tracker said: come back after any part of this.
     within: Option<Duration>,
-    /// What a refusing tracker said: not before this.
-    earliest: Option<Duration>,
+    /// What a refusing tracker said: come back after this.
+    turn: Option<Duration>,
 }
 
 impl Ended {
     /// How long to wait before the next attempt, for a random number between 0 and 1.
     fn wait(&self, pause: Duration, random: f64) -> Duration {
-        match (self.earliest, self.within) {
-            (Some(earliest), _) => earliest.mul_f64(1.0 + random),
+        match (self.turn, self.within) {
+            (Some(turn), _) => turn,
             (None, Some(within)) => within.mul_f64(random),
+            (None, None) if pause > PAUSE_MIN => pause.mul_f64((1.0 + random) / 2.0),
             (None, None) => pause.mul_f64(random),
         }
     }
@@ -167,7 +169,7 @@ async fn connection(
                     }
                     TrackerMessage::Error { fatal: true, retry_after_ms, .. } => {
                         ended.is_final = retry_after_ms.is_none();
-                        ended.earliest = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
+                        ended.turn = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
                     }
                     _ => {}
                 }
@@ -196,9 +198,10 @@ mod tests {
     fn the_next_attempt_comes_when_the_tracker_said_and_else_after_any_part_of_the_pause() {
         let second = Duration::from_secs(1);
         let lost = Ended::default();
-        assert_eq!((lost.wait(8 * second, 0.0), lost.wait(8 * second, 1.0)), (Duration::ZERO, 8 * second));
-        let refused = Ended { earliest: Some(2 * second), ..Ended::default() };
-        assert_eq!((refused.wait(second, 0.0), refused.wait(second, 1.0)), (2 * second, 4 * second));
+        assert_eq!((lost.wait(PAUSE_MIN, 0.0), lost.wait(PAUSE_MIN, 1.0)), (Duration::ZERO, PAUSE_MIN));
+        assert_eq!((lost.wait(8 * second, 0.0), lost.wait(8 * second, 1.0)), (4 * second, 8 * second));
+        let refused = Ended { turn: Some(2 * second), ..Ended::default() };
+        assert_eq!((refused.wait(second, 0.0), refused.wait(second, 1.0)), (2 * second, 2 * second));
         let drained = Ended { within: Some(10 * second), ..Ended::default() };
         assert_eq!((drained.wait(second, 0.0), drained.wait(second, 0.5)), (Duration::ZERO, 5 * second));
     }

@@ -241,6 +241,7 @@ impl Viewer {
                 ice_servers: Vec::new(),
                 relay_only: false,
                 loopback,
+                identity: self.options.identity.clone(),
                 connect_timeout: self.options.connect_timeout,
             },
             sharing: true,

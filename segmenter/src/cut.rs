@@ -191,6 +191,11 @@ impl<T> Cutter<T> {
         part
     }
 
+    /// Ends the part in the making; others will say that there is nothing in the rest of its segment.
+    pub(crate) fn break_off(&mut self) -> Option<CutPart<T>> {
+        self.close(self.natural_end_us(), false)
+    }
+
     /// Where the segment in the making begins.
     pub(crate) fn segment_start_us(&self) -> i64 {
         self.segment_start_us

@@ -481,9 +481,9 @@ impl Live {
     }
 
     /// Ends all open segments, and brings renditions that are behind to the same media sequence number, which is
-    /// returned, with gaps of `gap_us`. Their date is that of the end of the rendition, as `end_ms` gives it by rendition
-    /// number. A ladder is not touched: it does the same in its own time.
-    pub(crate) fn align(&self, gap_us: i64, end_ms: impl Fn(u8) -> i64) -> u64 {
+    /// returned, with gaps that reach to `until_ms` and are not longer than `gap_us`. Their date is that of the end of the
+    /// rendition, as `end_ms` gives it by rendition number. A ladder is not touched: it does the same in its own time.
+    pub(crate) fn align(&self, gap_us: i64, until_ms: i64, end_ms: impl Fn(u8) -> i64) -> u64 {
         for rendition in self.own_renditions() {
             self.end_segment(rendition);
         }
@@ -491,9 +491,12 @@ impl Live {
         let newest = self.own_renditions().map(msn).max().unwrap_or(0);
         for rendition in self.own_renditions() {
             let behind = newest - msn(rendition);
+            let from_ms = end_ms(rendition.number);
+            let missing_us = until_ms.saturating_sub(from_ms).saturating_mul(1000);
+            let gap_us = (missing_us / behind.max(1) as i64).clamp(1_000, gap_us);
             for index in 0..behind {
                 tracing::warn!(rendition = rendition.name, "a segment is missing");
-                let start_ms = end_ms(rendition.number) + index as i64 * gap_us / 1000;
+                let start_ms = from_ms + index as i64 * gap_us / 1000;
                 self.publish_gap(rendition, start_ms, gap_us, true);
             }
         }

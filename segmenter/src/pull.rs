@@ -291,7 +291,7 @@ impl Puller {
             self.shared.upstream.missed(missed);
             let live = current.live.clone();
             let end_us = |number: usize| current.ends_us.get(&number).copied().unwrap_or(0);
-            live.align(live.constants.segment_us, |number| end_us(usize::from(number)) / 1_000);
+            live.align(live.constants.segment_us, i64::MAX, |number| end_us(usize::from(number)) / 1_000);
             // Together, also where one was longer than the other.
             let newest_us = current.ends_us.values().copied().max().unwrap_or(0);
             let resume = |(number, (track, new)): (usize, (&PlannedTrack, Description))| {

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use tracing::debug;
 
 use crate::audio::{
     self, AUDIO_CONFIG, AudioCutter, AudioError, AudioPart, OPUS_CONFIG, OpusClock, SoundFrame, Transcoder,
@@ -75,6 +76,10 @@ struct VideoTrack {
     needs_keyframe: bool,
     /// The format is not the one that the rendition began with: see [`with_parameter_sets`].
     has_changed: bool,
+    /// Nothing came since its last segment was ended for that reason, or nothing of use: so many keyframes.
+    stalled: Option<u8>,
+    /// Its newest picture that needs no other: see [`Session::close`].
+    still: Option<Bytes>,
 }
 
 #[derive(Debug)]
@@ -185,6 +190,8 @@ impl Session {
                 cutter,
                 needs_keyframe: true,
                 has_changed: false,
+                stalled: None,
+                still: None,
             });
         }
         let wanted = (&**name, &config.ladder[..]);
@@ -249,12 +256,22 @@ impl Session {
         &self.live
     }
 
-    /// Nothing more comes, after a pause.
-    pub(crate) fn end(mut self) {
+    /// Nothing more comes. It is `now_ms`.
+    pub(crate) fn end(mut self, now_ms: i64) {
+        if let Err(cause) = self.close(now_ms) {
+            debug!(%cause, "the last part is lost");
+        }
         if let Some(ladder) = self.ladder.take() {
             ladder.end();
         }
         self.live.set_state(State::Ended);
+    }
+
+    /// The wall-clock time up to which media has come, in milliseconds.
+    pub(crate) fn end_ms(&self) -> i64 {
+        let videos = self.videos.iter().map(|video| video.cutter.natural_end_us());
+        let audio = self.audio.iter().map(|audio| audio::micros(audio.transcoder.next()));
+        self.zero_ms + videos.chain(audio).max().unwrap_or(0) / 1000
     }
 
     /// The tracks that it is made of.
@@ -331,7 +348,15 @@ impl Session {
             count_dropped("awaiting_keyframe", 1);
             return Ok(());
         }
-        video.needs_keyframe = false;
+        if video.stalled.is_some() && !self.end_stall(index, at_us, frame.is_keyframe)? {
+            count_dropped("awaiting_keyframe", 1);
+            return self.bridge_stalled_video(at_us);
+        }
+        let video = &mut self.videos[index];
+        (video.needs_keyframe, video.stalled) = (false, None);
+        if frame.is_keyframe {
+            video.still = Some(frame.data.clone());
+        }
         let mut for_ladder = (index == 0 && self.ladder.is_some()).then(|| frame.data.clone());
         let repeats = frame.is_keyframe && video.has_changed;
         let data = if repeats { with_parameter_sets(&video.format, frame.data) } else { frame.data };

@@ -42,6 +42,20 @@ struct Gathering {
     asked_at: Option<Instant>,
 }
 
+impl Gathering {
+    fn of(&self, track: TrackId) -> impl Iterator<Item = &Frame> {
+        self.frames.iter().map(|(frame, _)| frame).filter(move |frame| frame.track == track)
+    }
+
+    /// Whether what leads can be decoded from somewhere on.
+    fn can_begin(&self, lead: Option<TrackId>) -> bool {
+        match lead {
+            Some(lead) => self.of(lead).any(|frame| frame.is_keyframe),
+            None => !self.frames.is_empty(),
+        }
+    }
+}
+
 /// See the module.
 pub(crate) struct Worker {
     entry: Arc<Entry>,
@@ -54,6 +68,8 @@ pub(crate) struct Worker {
     expected: Vec<TrackId>,
     keyframes: Option<tokio_mpsc::Sender<KeyframeRequest>>,
     has_lost: Arc<AtomicBool>,
+    /// When the newest frame came.
+    heard_at: Instant,
     /// When the stream ends if no publisher comes.
     grace_until: Option<Instant>,
     /// When an ended stream is forgotten.
@@ -64,6 +80,8 @@ pub(crate) struct Worker {
 const EXPECTED_MAX: Duration = Duration::from_secs(3);
 /// A keyframe to begin with is asked for again after this.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
+/// The best layer is waited for while another one brings so much: longer than a lost keyframe takes to be replaced.
+const BEST_WAIT_US: i64 = 1_000_000;
 /// The track of a publisher's audio, see [`TrackId`].
 const AUDIO: TrackId = TrackId(0);
 /// The wall clock is looked at this often while something waits for it.
@@ -93,6 +111,7 @@ impl Worker {
             expected: Vec::new(),
             keyframes: None,
             has_lost: Arc::default(),
+            heard_at: Instant::now(),
             grace_until: None,
             forget_at: None,
         }
@@ -186,6 +205,7 @@ impl Worker {
                     self.start_if_ready()
                 }
                 (None, Some(session)) => {
+                    self.heard_at = Instant::now();
                     session.frame(frame)?;
                     if let Some(keyframes) = &self.keyframes {
                         for track in session.take_keyframe_requests() {
@@ -246,14 +266,28 @@ impl Worker {
             Some(Gathering { first_format, frames: Vec::new(), frames_bytes: 0, asked_at: None });
     }
 
-    /// Nothing can begin without a keyframe of the best video, and browsers send none unasked: this is for frames that
+    /// The video that there is to begin with: the best, unless it does not come while another one does. None for sound alone.
+    fn lead(&self) -> Option<TrackId> {
+        let is_video = |format: &TrackFormat| matches!(format, TrackFormat::Video { .. });
+        let mut videos = self.formats.iter().filter(|(_, format)| is_video(format)).map(|(track, _)| *track);
+        let best = videos.next()?;
+        let gathering = self.gathering.as_ref()?;
+        if gathering.of(best).next().is_some() {
+            return Some(best);
+        }
+        let comes = |track: &TrackId| {
+            let times = || gathering.of(*track).map(|frame| frame.pts.0);
+            times().max().zip(times().min()).is_some_and(|(last, first)| last - first >= BEST_WAIT_US)
+        };
+        Some(videos.find(comes).unwrap_or(best))
+    }
+
+    /// Nothing can begin without a keyframe of the video that leads, and browsers send none unasked: this is for frames that
     /// came without one, behind a jump of the clock or a late layer.
     fn ask_to_begin(&mut self, now: Instant) {
+        let Some(lead) = self.lead() else { return };
         let (Some(gathering), Some(keyframes)) = (&mut self.gathering, &self.keyframes) else { return };
-        let is_video = |format: &TrackFormat| matches!(format, TrackFormat::Video { .. });
-        let Some((&lead, _)) = self.formats.iter().find(|(_, format)| is_video(format)) else { return };
-        let mut of_lead = gathering.frames.iter().filter(|(frame, _)| frame.track == lead).peekable();
-        let waits = of_lead.peek().is_some() && !of_lead.any(|(frame, _)| frame.is_keyframe);
+        let waits = gathering.of(lead).next().is_some() && !gathering.can_begin(Some(lead));
         if waits && gathering.asked_at.is_none_or(|at| now >= at + ASK_AGAIN) {
             gathering.asked_at = Some(now);
             // A full channel holds the same request already.
@@ -275,13 +309,8 @@ impl Worker {
                 self.session.as_ref().is_some_and(|session| session.tracks().iter().all(is_known));
             is_complete || waited >= Duration::from_millis(self.config.settle_ms.into())
         };
-        let is_video = |track: TrackId| matches!(self.formats.get(&track), Some(TrackFormat::Video { .. }));
-        let lead = self.formats.keys().copied().find(|track| is_video(*track));
-        let can_start = match lead {
-            Some(lead) => gathering.frames.iter().any(|(frame, _)| frame.track == lead && frame.is_keyframe),
-            None => !gathering.frames.is_empty(),
-        };
-        if !knows_all || !can_start {
+        let lead = self.lead();
+        if !knows_all || !gathering.can_begin(lead) {
             return Ok(());
         }
         let Some(gathering) = self.gathering.take() else { return Ok(()) };
@@ -309,7 +338,7 @@ impl Worker {
         if !continues {
             // Another set of tracks needs another multivariant playlist: the old stream ends here.
             if let Some(session) = self.session.take() {
-                session.end();
+                session.end(unix_ms());
             }
             let session = Session::start(
                 &self.entry.name,
@@ -323,6 +352,7 @@ impl Worker {
             self.session = Some(session);
         }
         info!(tracks = self.formats.len(), continues, "stream goes live");
+        self.heard_at = Instant::now();
         if let Some(session) = &mut self.session {
             for (frame, _) in gathering.frames {
                 session.frame(frame)?;
@@ -341,12 +371,36 @@ impl Worker {
         if self.grace_until.is_some_and(|until| now >= until) {
             self.end();
         }
-        if self.grace_until.is_some()
+        self.pause_if_silent(now);
+        // Also while one who has come back sends nothing that could begin: players would take a playlist that does not grow
+        // for a broken one.
+        let lead = self.lead();
+        if self.gathering.as_ref().is_none_or(|gathering| !gathering.can_begin(lead))
             && let Some(session) = &mut self.session
         {
             session.fill_with_gaps(unix_ms());
         }
         self.forget_at.is_some_and(|at| now >= at)
+    }
+
+    /// A publisher who sends nothing for a target duration is away, connected or not: what comes later could not be in
+    /// one segment with what came before.
+    fn pause_if_silent(&mut self, now: Instant) {
+        let Some(session) = &mut self.session else { return };
+        let silence = Duration::from_secs(self.config.constants().target_duration_s);
+        // What came may last for longer than it took to come.
+        let is_over = || session.end_ms().saturating_add_unsigned(silence.as_millis() as u64) <= unix_ms();
+        if self.gathering.is_some() || self.keyframes.is_none() || now < self.heard_at + silence || !is_over()
+        {
+            return;
+        }
+        info!("publisher is silent");
+        if let Err(cause) = session.pause() {
+            warn!(%cause, "stream failed");
+            self.end();
+            return;
+        }
+        self.gather();
     }
 
     fn end(&mut self) {
@@ -358,11 +412,8 @@ impl Worker {
         self.gathering = None;
         self.keyframes = None;
         let mut keep = Duration::ZERO;
-        if let Some(mut session) = self.session.take() {
-            if let Err(cause) = session.pause() {
-                debug!(%cause, "the last part is lost");
-            }
-            session.end();
+        if let Some(session) = self.session.take() {
+            session.end(unix_ms());
             info!("stream ended");
             keep = Duration::from_millis(self.config.ended_keep_ms.into());
         }

@@ -15,7 +15,7 @@ use ed25519_dalek::SigningKey;
 use http_body_util::BodyExt as _;
 use shoal_digest::{BlockDigest, Record, block_bytes};
 use shoal_playlist::lint::{lint_media, lint_multivariant, lint_renditions};
-use shoal_playlist::{HintKind, MediaPlaylist, parse_media};
+use shoal_playlist::{HintKind, MediaPlaylist, Segment, parse_media};
 use shoal_segmenter::frame::Input;
 use shoal_segmenter::{Config, Event, Origin, Publication, Published, State, StreamStats, Streams};
 use tokio::sync::broadcast;
@@ -450,6 +450,23 @@ async fn stream_without_a_publisher_ends_and_is_forgotten() {
 }
 
 #[tokio::test]
+async fn stream_that_ends_right_behind_a_keyframe_has_as_many_segments_of_sound_as_of_pictures() {
+    for opus in [false, true] {
+        let config = Config { opus, ..Config::default() };
+        // The keyframe is the last frame: the segment before it has ended for the pictures, and not for the sound.
+        let (world, publication, _) = World::with_stream(config, Fake::new(), 4_034).await;
+        publication.end();
+        until("the end", || world.streams.list()[0].state == State::Ended).await;
+        for rendition in ["v0", "a0", "a1"].iter().take(2 + usize::from(opus)) {
+            let playlist = world.playlist(rendition).await;
+            let rounded = |segment: &Segment| (segment.is_gap, (segment.duration + 50_000) / 100_000);
+            let durations: Vec<_> = playlist.segments.iter().map(rounded).collect();
+            assert_eq!(durations, [(false, 20), (false, 20), (false, 0)], "{rendition}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn new_size_is_cut_on_all_renditions() {
     let (mut world, publication, mut fake) = World::with_stream(Config::default(), Fake::new(), 6_000).await;
     push(&publication, Fake::video_format(360, 640));
@@ -574,7 +591,7 @@ async fn stalled_camera_becomes_gaps_while_the_sound_goes_on() {
     let total =
         |playlist: &MediaPlaylist| playlist.segments.iter().map(|segment| segment.duration).sum::<u64>();
     assert!(total(&video).abs_diff(total(&audio)) < 700_000);
-    world.lint_without_promise().await;
+    world.lint().await;
 }
 
 #[tokio::test]

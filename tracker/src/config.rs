@@ -97,6 +97,9 @@ pub struct Config {
     pub introductions_per_hour: u32,
     /// Neighbors of one viewer that may come from one foreign /24 (IPv6: /48).
     pub neighbors_per_network_max: u32,
+    /// The part of a viewer's neighbors that may be of one foreign autonomous system, in percent, where others are to be met;
+    /// needs mmdb_files. 100 switches it off.
+    pub neighbors_per_asn_max_percent: u32,
     /// Viewers of different networks that must accuse a peer before it is no longer introduced.
     pub accusers_min: u32,
     /// MMDB files (MaxMind's format) with the autonomous system or the country of addresses: viewers near each other are
@@ -189,6 +192,7 @@ impl Default for Config {
             introductions_burst: swarm.introductions_burst,
             introductions_per_hour: swarm.introductions_per_hour,
             neighbors_per_network_max: swarm.neighbors_per_network_max,
+            neighbors_per_asn_max_percent: swarm.neighbors_per_asn_max_percent,
             accusers_min: swarm.accusers_min,
             mmdb_files: Vec::new(),
             ice_servers: Vec::new(),
@@ -337,6 +341,7 @@ impl Config {
             introductions_burst: self.introductions_burst,
             introductions_per_hour: self.introductions_per_hour,
             neighbors_per_network_max: self.neighbors_per_network_max,
+            neighbors_per_asn_max_percent: self.neighbors_per_asn_max_percent,
             accusers_min: self.accusers_min,
             relays: self.relays(),
             ..swarm::Settings::default()

@@ -112,7 +112,8 @@ async fn sharing_is_switched_live_for_a_stream_and_for_all() {
         (all, r#"{"percent":101}"#, StatusCode::UNPROCESSABLE_ENTITY),
         (all, r#"{"percnt":1}"#, StatusCode::UNPROCESSABLE_ENTITY),
         (all, "{", StatusCode::BAD_REQUEST),
-        ("/api/tracker/streams/no/sharing", r#"{"percent":1}"#, StatusCode::NOT_FOUND),
+        ("/api/tracker/streams/no/sharing", r#"{"percent":1}"#, StatusCode::ACCEPTED),
+        ("/api/tracker/streams/no%20name/sharing", r#"{"percent":1}"#, StatusCode::NOT_FOUND),
     ] {
         assert_eq!(call(&server.tracker, "PUT", path, "s3cret", body).await.0, expected, "{path} {body}");
     }
@@ -170,6 +171,27 @@ async fn what_was_switched_for_a_stream_stays_when_its_publisher_comes_back() {
     server.tracker.stream_started("other", [4; 16]);
     let (_, other) = call(&server.tracker, "GET", "/api/tracker/streams/other", "s3cret", "").await;
     assert!(other.contains(r#""private":false"#), "{other}");
+}
+
+#[tokio::test]
+async fn what_is_switched_before_a_stream_is_live_counts_from_its_first_moment() {
+    let secret = "a secret of the broadcaster's back end".to_owned();
+    let server = Server::start(Config { viewer_token_secret: secret, ..config() }).await;
+    let put = async |name: &str, what: &str, body: &str| {
+        let path = format!("/api/tracker/streams/{name}/{what}");
+        call(&server.tracker, "PUT", &path, "s3cret", body).await.0
+    };
+    assert_eq!(put("demo", "private", r#"{"private":true}"#).await, StatusCode::ACCEPTED);
+    assert_eq!(put("demo", "policy", r#"{"policy":"off"}"#).await, StatusCode::ACCEPTED);
+    // What could not be carried out is not remembered either.
+    assert_eq!(put("demo", "policy", r#"{"policy":"relay_only"}"#).await, StatusCode::CONFLICT);
+    server.tracker.stream_started("demo", [1; 16]);
+    let (_, body) = call(&server.tracker, "GET", "/api/tracker/streams/demo", "s3cret", "").await;
+    let stream: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(stream["private"], true);
+    assert_eq!(stream["policy"], "off");
+    assert_eq!(stream["sharing_percent"], 0);
+    assert_eq!(put("demo", "private", r#"{"private":false}"#).await, StatusCode::NO_CONTENT);
 }
 
 /// Paths and methods, from the source of the router.

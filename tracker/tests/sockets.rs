@@ -159,6 +159,20 @@ async fn nonsense_from_a_viewer_is_answered_and_then_ends_its_connection_only() 
 }
 
 #[tokio::test]
+async fn nonsense_between_good_messages_ends_a_connection_too() {
+    let server = Server::live(Config::default()).await;
+    let mut viewer = server.join().await;
+    let ping = serde_json::to_string(&ViewerMessage::Ping).unwrap();
+    for text in ["{", "[]", &ping, "no"].repeat(40) {
+        if viewer.socket.send(Message::text(text)).await.is_err() {
+            break;
+        }
+    }
+    while viewer.next().await.is_some() {}
+    server.eventually("it is gone", |tracker| tracker.viewers("demo") == 0).await;
+}
+
+#[tokio::test]
 async fn nobody_signals_to_a_viewer_without_an_introduction() {
     let server = Server::live(Config { consent_required: true, ..Config::default() }).await;
     let (mut victim, mut stranger) = (server.join().await, server.join().await);

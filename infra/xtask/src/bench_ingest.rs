@@ -45,19 +45,20 @@ pub(crate) fn run(workspace: &Workspace, counts: &[u32], seconds: u64, program: 
     };
     let mut runs = Vec::new();
     println!(
-        "publishers  CPU %/stream  (kernel)  generator's  machine busy %  RSS MB/publisher  + media MB  added ms p50   p99  of it ours p50   p99  lost %  dropped  refused  overrun"
+        "publishers  CPU %/stream  (kernel)  generator's  machine busy %  RSS MB/publisher  (code)  + media MB  added ms p50   p99  of it ours p50   p99  lost %  dropped  refused  overrun"
     );
     for &count in counts {
         let run = measure(&program.to_string_lossy(), count, Duration::from_secs(seconds))
             .with_context(|| format!("with {count} publishers"))?;
         println!(
-            "{:>10}  {:>12.2}  {:>8.2}  {:>11.2}  {:>14.0}  {:>16.1}  {:>10.1}  {:>12.1} {:>5.1}  {:>13.1} {:>5.1}  {:>6.2}  {:>7}  {:>7}  {:>7}",
+            "{:>10}  {:>12.2}  {:>8.2}  {:>11.2}  {:>14.0}  {:>16.1}  {:>6.1}  {:>10.1}  {:>12.1} {:>5.1}  {:>13.1} {:>5.1}  {:>6.2}  {:>7}  {:>7}  {:>7}",
             run.publishers,
             run.cpu_percent,
             run.kernel_percent,
             run.generator_percent,
             run.busy_percent,
             run.rss_mb,
+            run.code_mb,
             run.media_mb,
             run.added_ms.0,
             run.added_ms.1,
@@ -91,6 +92,7 @@ struct Run {
     busy_percent: f64,
     /// What the process grew by, for each publisher, less the media.
     rss_mb: f64,
+    code_mb: f64,
     media_mb: f64,
     /// From a frame's first packet until the segmenter had it; median and 99th percentile.
     added_ms: (f64, f64),
@@ -114,6 +116,7 @@ impl Run {
             "generator_cpu_percent_per_stream": round(self.generator_percent),
             "machine_busy_percent": round(self.busy_percent),
             "rss_mb_per_publisher": round(self.rss_mb),
+            "code_mb_per_publisher": round(self.code_mb),
             "media_mb_per_publisher": round(self.media_mb),
             "added_latency_p50_ms": round(self.added_ms.0),
             "added_latency_p99_ms": round(self.added_ms.1),
@@ -160,7 +163,7 @@ fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
             .context("start shoal serve")?,
     );
     let port = port(&mut server.0)?;
-    let before = rss_bytes(server.0.id())?;
+    let before = resident(server.0.id())?;
     let publisher = Guard(
         Command::new(program)
             .args(["publish", "test-pattern", &format!("http://127.0.0.1:{port}/whip/bench-{{n}}")])
@@ -188,7 +191,7 @@ fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
     let generator_end = cpu_seconds(publisher.0.id())?;
     let machine_end = machine_ticks()?;
     let (elapsed, last) = (start.elapsed().as_secs_f64(), scrape(port)?);
-    let rss = rss_bytes(server.0.id())?;
+    let after = resident(server.0.id())?;
     drop(publisher);
     let publishers = f64::from(count);
     let grown = |name: &str| last.sum(name) - first.sum(name);
@@ -205,7 +208,8 @@ fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
         kernel_percent: percent(kernel_end - kernel),
         generator_percent: percent(generator_end.0 + generator_end.1 - generator.0 - generator.1),
         busy_percent: 100.0 * (1.0 - (machine_end.0 - machine.0) / (machine_end.1 - machine.1).max(1.0)),
-        rss_mb: mb((rss - before) as f64 - media),
+        rss_mb: mb((after.bytes - before.bytes) as f64 - media),
+        code_mb: mb((after.of_files - before.of_files) as f64),
         media_mb: mb(media),
         added_ms: last.quantiles("ingest_frame_added_ms", &first),
         worked_ms: last.quantiles("ingest_frame_worked_ms", &first),
@@ -258,11 +262,21 @@ fn overruns() -> Result<u64> {
     found.context("no RcvbufErrors")
 }
 
-fn rss_bytes(pid: u32) -> Result<i64> {
+/// The process's resident memory in bytes, and how much of it is pages of files: the program's and its libraries' code,
+/// which the kernel shares between processes and takes back when it needs room.
+struct Resident {
+    bytes: i64,
+    of_files: i64,
+}
+
+fn resident(pid: u32) -> Result<Resident> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).context("shoal serve is gone")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kilobytes: i64 = line.trim().trim_end_matches(" kB").parse().context("VmRSS")?;
-    Ok(kilobytes * 1024)
+    let bytes = |name: &'static str| -> Result<i64> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).context(name)?;
+        let kilobytes: i64 = line.trim().trim_end_matches(" kB").parse().context(name)?;
+        Ok(kilobytes * 1024)
+    };
+    Ok(Resident { bytes: bytes("VmRSS:")?, of_files: bytes("RssFile:")? })
 }
 
 /// `/metrics` at one moment, by line.

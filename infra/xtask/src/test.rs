@@ -49,6 +49,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> Result<()> {
 /// Runs the simulator with the given arguments, optimised: it simulates thousands of viewers.
 pub(crate) fn simulate(workspace: &Workspace, arguments: &[String]) -> Result<()> {
     let mut cargo = workspace.cargo();
+    // Ten thousand viewers lie in gigabytes and are visited at random: with glibc's blocks in huge pages that takes a
+    // quarter less time. Other allocators ignore it.
+    cargo.env("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1");
     cargo.args(["run", "--quiet", "--locked", "--release", "--package", "shoal-sim", "--"]).args(arguments);
     let status = cargo.status()?;
     if !status.success() {

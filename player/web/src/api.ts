@@ -6,6 +6,9 @@ import type { Sample } from './meter.ts';
 export interface ShoalOptions {
   /** Whether to take part in the swarm from the start. Default true. */
   sharing?: boolean;
+  /** Whether parts are passed on to other viewers; if not, they are only taken. Default true, but never on a metered
+   * connection. */
+  upload?: boolean;
   /** A viewer token, where the stream wants one; or what gets one whenever it is needed, because tokens end. One that is
    * bound to this page names its `fingerprint()`. */
   token?: string | (() => Promise<string>);
@@ -59,7 +62,7 @@ export interface ShoalStats {
   /** Why the state is `origin`; null otherwise. */
   reason: ShoalErrorCode | null;
   isSharing: boolean;
-  /** Whether nothing is uploaded because the connection is metered. */
+  /** Whether nothing is uploaded because the connection is metered, or {@link ShoalOptions.upload} is false. */
   isMetered: boolean;
   /** Whether the operator wants the viewer's consent before others see this device's address: `Shoal.consent`. */
   needsConsent: boolean;

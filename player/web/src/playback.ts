@@ -53,12 +53,6 @@ export function connection(): Connection | null {
   return (navigator as { connection?: Connection }).connection ?? null;
 }
 
-/** Whether uploading would cost the viewer money, as far as the browser tells. */
-export function isMetered(): boolean {
-  const network = connection();
-  return network?.saveData === true || network?.type === 'cellular';
-}
-
 /** Bytes that the piece store may hold: 64 MB, and less on phones, which end pages that take too much. */
 export function defaultStoreBytesMax(): number {
   const { deviceMemory } = navigator as { deviceMemory?: number };

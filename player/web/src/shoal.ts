@@ -18,7 +18,6 @@ import {
   bufferedAhead,
   connection,
   defaultStoreBytesMax,
-  isMetered,
   isStallOver,
   playingUrls,
   programTimeAt,
@@ -88,7 +87,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     this.#hls = hls;
     this.#options = options;
     this.#isSharing = options.sharing ?? true;
-    this.#audit = options.audit === true ? import('./audit.ts').then(({ Audit }) => new Audit()) : null;
+    this.#audit = options.audit ? import('./audit.ts').then(({ Audit }) => new Audit()) : null;
     this.#ownFLoader = hls.config.fLoader;
     this.#plain = this.#ownFLoader ?? (hls.config.loader as unknown as FragmentLoaderConstructor);
     hls.config.fLoader = this.#makeLoader();
@@ -130,6 +129,12 @@ export class Shoal extends Emitter<ShoalEvents> {
     this.#tracker?.send({ type: 'consent' });
   }
 
+  /** Whether nothing is uploaded: uploading would cost the viewer money, as far as the browser tells, or is not wished. */
+  #isMetered(): boolean {
+    const network = connection();
+    return this.#options.upload === false || network?.saveData === true || network?.type === 'cellular';
+  }
+
   /** Measurements so far. */
   getStats(): ShoalStats {
     const totals = this.#totals();
@@ -141,7 +146,7 @@ export class Shoal extends Emitter<ShoalEvents> {
       state: this.#state,
       reason: this.#state === 'origin' ? this.#reason : null,
       isSharing: this.#isSharing,
-      isMetered: isMetered(),
+      isMetered: this.#isMetered(),
       needsConsent: this.#needsConsent,
       isTrackerJoined: this.#tracker?.isJoined === true,
       neighbors: this.#driver?.neighbors.length ?? 0,
@@ -254,8 +259,9 @@ export class Shoal extends Emitter<ShoalEvents> {
     if (hls.media) this.#watchMedia(hls.media);
     const network = connection();
     const onNetwork = (): void => {
-      this.#driver?.setMetered(isMetered());
-      this.#tracker?.send({ type: 'share', shares: !isMetered() });
+      const isMetered = this.#isMetered();
+      this.#driver?.setMetered(isMetered);
+      this.#tracker?.send({ type: 'share', shares: !isMetered });
     };
     network?.addEventListener('change', onNetwork);
     this.#cleanUps.push(() => network?.removeEventListener('change', onNetwork));
@@ -348,8 +354,8 @@ export class Shoal extends Emitter<ShoalEvents> {
       return;
     }
     this.#driver = driver;
-    if (this.#options.log === true) driver.startLog();
-    driver.setMetered(isMetered());
+    if (this.#options.log) driver.startLog();
+    driver.setMetered(this.#isMetered());
     this.#playing = [];
     this.#tellPlaying();
     this.#tellPlayhead();
@@ -359,7 +365,7 @@ export class Shoal extends Emitter<ShoalEvents> {
         url: info.trackerUrl,
         stream: info.stream,
         token: this.#options.token,
-        shares: () => !isMetered(),
+        shares: () => !this.#isMetered(),
         renditions: () => this.#playing,
       },
       {
@@ -391,7 +397,7 @@ export class Shoal extends Emitter<ShoalEvents> {
 
   /** The tracker is gone. With neighbors left the swarm goes on without it. */
   #handleAlone(code: ShoalErrorCode): void {
-    if (this.#driver?.neighbors.length === 0) this.#fail(code, 'no connection to the tracker, and no neighbors');
+    if (this.#driver?.neighbors.length === 0) this.#fail(code, 'neither tracker nor neighbors');
   }
 
   #stop(): void {

@@ -78,9 +78,9 @@ test('joins, and joins again with its secret after a lost connection', (context)
   assert.deepEqual(log, ['welcome', 'lost', 'resumed']);
 });
 
-test('delays double to their limit and start at nothing', () => {
+test('delays double to their limit, the first starts at nothing and the others at half', () => {
   assert.deepEqual([0, 1, 2, 3, 4, 9].map((attempt) => retryDelayMs(attempt, 1)), [1_000, 2_000, 4_000, 8_000, 15_000, 15_000]);
-  assert.equal(retryDelayMs(9, 0), 0);
+  assert.deepEqual([0, 1, 9].map((attempt) => retryDelayMs(attempt, 0)), [0, 1_000, 7_500]);
 });
 
 test('a tracker that does not answer is given up and tried again', (context) => {
@@ -91,7 +91,7 @@ test('a tracker that does not answer is given up and tried again', (context) => 
   assert.equal(FakeSocket.all.length, 2);
 });
 
-test('fatal error without a time to retry ends it; with one it comes back no earlier', (context) => {
+test('fatal error without a time to retry ends it; with one it comes back then', (context) => {
   const first = setUp(context);
   first.last().say({ type: 'error', code: 'refused', message: '', fatal: true });
   context.mock.timers.tick(60_000);
@@ -103,7 +103,7 @@ test('fatal error without a time to retry ends it; with one it comes back no ear
   second.last().say({ type: 'error', code: 'full', message: '', fatal: true, retry_after_ms: 3_000 });
   context.mock.timers.tick(2_999);
   assert.equal(FakeSocket.all.length, 1);
-  context.mock.timers.tick(3_001);
+  context.mock.timers.tick(1);
   assert.equal(FakeSocket.all.length, 2);
 });
 

@@ -6,13 +6,21 @@ use std::collections::BTreeMap;
 use tracing::{debug, info};
 
 use super::{
-    OpusTrack, Session, SessionError, audio_entry, cutter, opus_entry, publish_audio_part, sample_entry,
-    usable,
+    OpusTrack, Session, SessionError, VideoTrack, audio_entry, cutter, opus_entry, publish_audio_part,
+    sample_entry, usable,
 };
 use crate::audio::{self, AudioCutter, OpusClock, Transcoder};
-use crate::frame::{TrackFormat, TrackId};
+use crate::frame::{Frame, MediaTime, TrackFormat, TrackId};
 use crate::live::State;
 use crate::mux::Muxer;
+
+impl VideoTrack {
+    /// The last picture that can be shown by itself, as the first of what comes.
+    fn last_picture(&self) -> Option<Frame> {
+        let (track, data) = (self.track?, self.still.clone()?);
+        Some(Frame { track, pts: MediaTime(0), is_keyframe: true, data })
+    }
+}
 
 impl Session {
     /// Cuts everything at one point: the media stops here. Returns at once if it is paused already.
@@ -20,24 +28,33 @@ impl Session {
         if self.paused_at_us.is_some() {
             return Ok(());
         }
-        let lead_end_us = self.videos.get(self.leader).map(|video| video.cutter.natural_end_us());
+        self.cut(None)
+    }
+
+    /// Cuts everything at `end_us`, or behind what has come if that is later.
+    fn cut(&mut self, end_us: Option<i64>) -> Result<(), SessionError> {
+        // Where the one that came furthest ends, so that what comes next begins at one point for all.
+        let end_us = self.videos.iter().map(|video| video.cutter.natural_end_us()).chain(end_us).max();
+        self.even_out_segments()?;
         for index in 0..self.videos.len() {
-            let video = &mut self.videos[index];
-            let end_us = lead_end_us.unwrap_or(0).max(video.cutter.natural_end_us());
-            if let Some(part) = video.cutter.finish(end_us) {
-                self.publish_video(index, part)?;
-            }
+            self.end_layer(index, end_us.unwrap_or(0))?;
         }
-        let video_end_us = self.videos.iter().map(|video| video.cutter.part_start_us()).max();
+        let video_end_us = self.videos.iter().map(|video| video.cutter.part_start_us()).max().or(end_us);
+        if let (Some(audio), Some(at)) = (&mut self.audio, video_end_us.map(audio::samples)) {
+            // Neither shorter than the video nor longer: the next media begins for both at the same point.
+            let mut frames = Vec::new();
+            audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
+            frames.into_iter().for_each(|frame| audio.cutter.push(frame));
+            if let Some(opus) = &mut audio.opus {
+                opus.fill_to(at);
+            }
+            // In the segments that the video has had, before what is left is cut off.
+            self.publish_audio()?;
+        }
         if let Some(audio) = &mut self.audio {
             if let Some(at) = video_end_us.map(audio::samples) {
-                // Neither shorter than the video nor longer: the next media begins for both at the same point.
-                let mut frames = Vec::new();
-                audio.transcoder.fill_to(at + 2 * audio::FRAME_SAMPLES, &mut frames)?;
-                frames.into_iter().for_each(|frame| audio.cutter.push(frame));
                 audio.cutter.cut_off(at);
                 if let Some(opus) = &mut audio.opus {
-                    opus.fill_to(at);
                     opus.cutter.cut_off(at);
                 }
             }
@@ -58,7 +75,7 @@ impl Session {
         // A layer that had stopped may be a segment behind the others. Videos are numbered from 0.
         let ends_us: Vec<i64> = self.videos.iter().map(|video| video.cutter.part_start_us()).collect();
         let end_ms = |number: u8| self.zero_ms + ends_us.get(usize::from(number)).unwrap_or(&end_us) / 1000;
-        let msn = self.live.align(self.constants.part_us, end_ms);
+        let msn = self.live.align(self.constants.part_us, self.zero_ms + end_us / 1000, end_ms);
         if let Some(ladder) = &mut self.ladder {
             ladder.align(msn, self.zero_ms, self.constants.part_us);
         }
@@ -84,6 +101,25 @@ impl Session {
             }
             *at_us += self.constants.part_us;
         }
+    }
+
+    /// Makes sure, before the stream ends, that media is the last that there is: players come to a stream's end by playing
+    /// it, and stop for ever before gaps that nothing follows. Behind gaps each layer's last picture stands for one part,
+    /// with silence.
+    pub(super) fn close(&mut self, now_ms: i64) -> Result<(), SessionError> {
+        self.pause()?;
+        let Some(at_us) = self.paused_at_us.filter(|_| self.gap_parts > 0) else { return Ok(()) };
+        let pictures: Vec<Frame> = self.videos.iter().filter_map(VideoTrack::last_picture).collect();
+        if pictures.is_empty() && !self.videos.is_empty() {
+            return Ok(());
+        }
+        let videos = self.videos.iter().filter_map(|video| Some((video.track?, video.format.clone())));
+        let audio = self.audio.iter().map(|audio| (audio.track, TrackFormat::Opus { channels: 2 }));
+        self.resume(&videos.chain(audio).collect(), 0, now_ms)?;
+        for picture in pictures {
+            self.frame(picture)?;
+        }
+        self.cut(Some(at_us + self.constants.part_us))
     }
 
     /// Media comes again; the lead's first frame has the time `first_us` and arrived at `arrived_ms`.
@@ -114,10 +150,12 @@ impl Session {
             let (entry, new) = sample_entry(video.track.unwrap_or(TrackId(index as u8 + 1)), &format)?;
             let (muxer, init) = Muxer::open(&entry)?;
             video.muxer = muxer;
-            video.has_changed |= video.format != format;
+            if video.format != format {
+                (video.has_changed, video.still) = (true, None);
+            }
             video.format = format.clone();
             video.cutter = cutter(self.constants, at_us, index == 0);
-            video.needs_keyframe = true;
+            (video.needs_keyframe, video.stalled) = (true, None);
             video.rendition.describe(|description| {
                 description.codecs = new.codecs;
                 description.resolution = new.resolution;

@@ -355,6 +355,11 @@ impl Fake {
         self.with_video = with_video;
     }
 
+    /// How much has been pushed, in milliseconds.
+    pub(crate) fn pushed_ms(&self) -> u64 {
+        self.frame as u64 * 1000 / 30
+    }
+
     /// Pushes media of so many milliseconds: 30 frames per second, a keyframe every 2 s at first.
     pub(crate) fn push(&mut self, publication: &Publication, milliseconds: i64) {
         let until = self.frame + milliseconds * 30 / 1000;

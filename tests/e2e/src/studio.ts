@@ -86,6 +86,12 @@ window.studio = (() => {
       Object.assign(canvas, { width, height });
       draw();
     },
+    async setLayer(index, active) {
+      const sender = connection.getSenders().find(({ track }) => track?.kind === 'video');
+      const parameters = sender.getParameters();
+      parameters.encodings[index].active = active;
+      await sender.setParameters(parameters);
+    },
     /** For whoever asks why it does not connect. */
     candidates: () => [connection?.localDescription, connection?.remoteDescription]
       .map((description) => (description?.sdp ?? '').match(/a=candidate[^\\r\\n]*/g)?.join('; ')).join(' | '),
@@ -142,6 +148,11 @@ export class Studio {
   /** Changes the size of the picture. */
   async resize(width: number, height: number): Promise<void> {
     await this.tab.evaluate(`window.studio.resize(${width}, ${height})`);
+  }
+
+  /** Stops sending a layer (0 is the best), or sends it again. */
+  async setLayer(index: number, active: boolean): Promise<void> {
+    await this.tab.evaluate(`window.studio.setLayer(${index}, ${active})`);
   }
 
   async status(): Promise<SessionStatus> {

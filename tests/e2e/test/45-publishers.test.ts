@@ -111,6 +111,27 @@ describe('Chromium', () => {
       const conforms = assertConforms(server.url, stream);
       const [one, other] = await Promise.all([decode(high, SECONDS), decode(low, SECONDS), conforms]);
       for (const decoded of [one, other]) assertClockRuns(decoded, SECONDS);
+
+      // The best layer stops, as browsers do with a narrow uplink: the other goes on, and the best comes back.
+      const segments = async (url: string): Promise<{ first: number; gaps: boolean[] }> => {
+        const text = await (await fetch(url)).text();
+        // What stands before each segment's URL belongs to it; parts are no segments.
+        const heads = text.split(/^[^#\n].*\.m4s$/m).slice(0, -1);
+        const gaps = heads.map((head) => head.includes('#EXT-X-GAP'));
+        return { first: Number(/#EXT-X-MEDIA-SEQUENCE:(\d+)/.exec(text)?.[1]), gaps };
+      };
+      const isMedia = ({ gaps }: { gaps: boolean[] }, newest: number): boolean => gaps.slice(-newest).every((isGap) => !isGap);
+      const { first, gaps } = await segments(low);
+      const conformsOn = assertConforms(server.url, stream);
+      const stops = studio.setLayer(0, false).then(() => until('the best layer is a gap while the other goes on', async () => {
+        const [best, other] = [await segments(high), await segments(low)];
+        return best.gaps.at(-1) === true && isMedia(other, 20) && other.first + other.gaps.length > first + gaps.length + 2;
+      }, 30_000));
+      await Promise.all([stops, conformsOn]);
+      assertClockRuns(await decode(low, 4), 4);
+      await studio.setLayer(0, true);
+      await until('the best layer is back', async () => isMedia(await segments(high), 4), 30_000);
+      assertClockRuns(await decode(high, 4), 4);
     } finally {
       await studio.stop();
     }

@@ -12,7 +12,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-/// PROTOCOL.md, section 2: after a broken connection a random delay of up to this, doubled with each failure.
+/// PROTOCOL.md, section 2: after a broken connection a random delay of up to this, then of half to all of it, doubled with
+/// each failure.
 const RETRY: Duration = Duration::from_secs(1);
 /// The most that it doubles to.
 const RETRY_MAX: Duration = Duration::from_secs(15);
@@ -62,7 +63,9 @@ pub(crate) async fn faithful(address: SocketAddr, counts: &Counts) {
         let was_welcomed = place.is_welcomed && counts.welcomed.load(Ordering::Relaxed) > welcomed;
         failures = if was_welcomed { 0 } else { failures + 1 };
         let limit = RETRY.saturating_mul(1 << failures.min(4)).min(RETRY_MAX);
-        let wait = asked.unwrap_or_else(|| limit.mul_f64(rand::random()));
+        let random: f64 = rand::random();
+        let share = if failures == 0 { random } else { (1.0 + random) / 2.0 };
+        let wait = asked.unwrap_or_else(|| limit.mul_f64(share));
         tokio::time::sleep(wait).await;
     }
 }

@@ -35,6 +35,15 @@ pub(super) enum Link {
     Refused { until: Ms },
 }
 
+/// What is wrong with a viewer's neighbors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Crowd {
+    /// The foreign network of which there are too many.
+    pub(super) network: u32,
+    /// How many of other networks it should have more.
+    pub(super) wanted: usize,
+}
+
 /// One viewer's links.
 #[derive(Debug, Default)]
 struct Ends {
@@ -55,6 +64,8 @@ pub(super) struct Links {
     expiries: BTreeSet<(Ms, PeerId, PeerId)>,
     /// Viewers of whom something is known of where they are, those near each other side by side.
     places: BTreeSet<(Locality, PeerId)>,
+    /// Viewers by autonomous system; 0 where it is not known.
+    networks: BTreeMap<u32, BTreeSet<PeerId>>,
     /// Of each viewer that is away, the pairs that are not to be tried when it is back.
     parked: BTreeMap<PeerId, Vec<(PeerId, Ms)>>,
 }
@@ -62,7 +73,8 @@ pub(super) struct Links {
 impl Links {
     /// Takes a viewer in. What was known not to work before it was away, still does not.
     pub(super) fn add(&mut self, viewer: PeerId) {
-        self.ends.entry(viewer).or_default();
+        let network = self.ends.entry(viewer).or_default().locality.asn;
+        self.networks.entry(network).or_default().insert(viewer);
         for (other, until) in self.parked.remove(&viewer).unwrap_or_default() {
             if self.ends.contains_key(&other) {
                 self.set(viewer, other, Some(Link::Refused { until }));
@@ -94,6 +106,7 @@ impl Links {
     pub(super) fn remove(&mut self, viewer: PeerId) -> Vec<PeerId> {
         let Some(ends) = self.ends.remove(&viewer) else { return Vec::new() };
         self.places.remove(&(ends.locality, viewer));
+        self.leave_network(ends.locality.asn, viewer);
         let mut others = Vec::with_capacity(ends.links.len());
         for (other, link) in ends.links {
             self.unlist(viewer, other, link);
@@ -114,6 +127,17 @@ impl Links {
         self.places.remove(&(old, viewer));
         if locality.is_known() {
             self.places.insert((locality, viewer));
+        }
+        self.leave_network(old.asn, viewer);
+        self.networks.entry(locality.asn).or_default().insert(viewer);
+    }
+
+    fn leave_network(&mut self, network: u32, viewer: PeerId) {
+        if let Some(viewers) = self.networks.get_mut(&network) {
+            viewers.remove(&viewer);
+            if viewers.is_empty() {
+                self.networks.remove(&network);
+            }
         }
     }
 
@@ -201,7 +225,69 @@ impl Links {
             Some(Link::Refused { until }) => until > now,
             Some(Link::Introduced { .. } | Link::Connected { .. }) => true,
         };
-        a != b && room(a) && room(b) && !is_refused()
+        let is_kept = || self.keeps(a, b, settings) || self.keeps(b, a, settings);
+        a != b && room(a) && room(b) && !is_refused() && !is_kept()
+    }
+
+    fn network(&self, viewer: PeerId) -> u32 {
+        self.ends.get(&viewer).map_or(0, |ends| ends.locality.asn)
+    }
+
+    /// Those who are connected to a viewer or being introduced to it.
+    fn met(&self, viewer: PeerId) -> impl Iterator<Item = PeerId> + '_ {
+        let links = self.ends.get(&viewer).into_iter().flat_map(|ends| &ends.links);
+        links.filter(|(_, link)| !matches!(link, Link::Refused { .. })).map(|(other, _)| *other)
+    }
+
+    /// Whether all viewers are of one network, or nothing is known of where they are.
+    pub(super) fn is_one_network(&self) -> bool {
+        self.networks.len() < 2
+    }
+
+    /// Whether the places that `viewer` has left are kept for others than those of `other`'s network: one that owns
+    /// many addresses must not fill all of them. Nothing is kept from its own network, nor for more viewers than there
+    /// are who could be met.
+    fn keeps(&self, viewer: PeerId, other: PeerId, settings: &Settings) -> bool {
+        let (Some(mine), network) = (self.ends.get(&viewer), self.network(other)) else { return false };
+        let (max, taken) = (settings.neighbors_max as usize, mine.connected + mine.introduced);
+        let kept = max - settings.most_of_one(max);
+        // Nearly everybody has room for all, and nothing needs to be counted.
+        if network == 0 || network == mine.locality.asn || taken + kept < max {
+            return false;
+        }
+        let is_other = |other: &PeerId| self.network(*other) != network;
+        let others = self.met(viewer).filter(is_other).count();
+        let refused = mine.links.iter().filter(|(_, link)| matches!(link, Link::Refused { .. }));
+        let refused = refused.filter(|(other, _)| is_other(other)).count();
+        let of_network = self.networks.get(&network).map_or(0, BTreeSet::len);
+        let there_are = (self.ends.len() - of_network).saturating_sub(1 + refused);
+        taken - others + 1 + others.max(kept.min(there_are)) > max
+    }
+
+    /// The foreign network of which too large a part of a viewer's neighbors are, if there is one.
+    pub(super) fn crowd(&self, viewer: PeerId, settings: &Settings) -> Option<Crowd> {
+        let (network, count) = self.commonest(viewer)?;
+        let others = self.count(viewer) - count;
+        let wanted = settings.wanted_beside(count).saturating_sub(others);
+        let is_crowd = count > settings.mesh_min as usize / 2 && self.network(viewer) != network;
+        (is_crowd && wanted > 0).then_some(Crowd { network, wanted })
+    }
+
+    /// The network of most of a viewer's neighbors, and how many they are.
+    fn commonest(&self, viewer: PeerId) -> Option<(u32, usize)> {
+        let mut counts = BTreeMap::<u32, usize>::new();
+        for other in self.met(viewer) {
+            *counts.entry(self.network(other)).or_default() += 1;
+        }
+        counts.into_iter().filter(|(network, _)| *network != 0).max_by_key(|(_, count)| *count)
+    }
+
+    /// Somebody who is not of this network. Drawn by network first: many addresses in one make nobody likelier.
+    pub(super) fn stranger(&self, network: u32, random: u32, at: PeerId) -> Option<PeerId> {
+        let others = self.networks.len() - usize::from(self.networks.contains_key(&network));
+        let chosen = (random as usize).checked_rem(others)?;
+        let (_, viewers) = self.networks.iter().filter(|(known, _)| **known != network).nth(chosen)?;
+        viewers.range(at..).next().or_else(|| viewers.first()).copied()
     }
 
     pub(super) fn introduce(&mut self, now: Ms, a: PeerId, b: PeerId) {
@@ -279,18 +365,21 @@ impl Links {
     }
 
     /// The unused link of `viewer` that is best given up for a new one: the oldest that no tree uses and that the other
-    /// end can spare. None if all are needed.
+    /// end can spare, first of a foreign network that most neighbors are of. None if all are needed.
     pub(super) fn spare_link(&self, viewer: PeerId, settings: &Settings) -> Option<PeerId> {
         let ends = self.ends.get(&viewer)?;
+        let commonest = self.commonest(viewer).map(|(network, _)| network);
+        let foreign = commonest.filter(|network| *network != ends.locality.asn);
+        let is_rare = |other: PeerId| foreign.is_some_and(|network| self.network(other) != network);
         ends.links
             .iter()
             .filter_map(|(other, link)| match link {
-                Link::Connected { uses: 0, since, .. } => Some((*since, *other)),
+                Link::Connected { uses: 0, since, .. } => Some((is_rare(*other), *since, *other)),
                 _ => None,
             })
-            .filter(|(_, other)| self.count_connected(*other) > settings.mesh_min as usize)
+            .filter(|(.., other)| self.count_connected(*other) > settings.mesh_min as usize)
             .min()
-            .map(|(_, other)| other)
+            .map(|(.., other)| other)
     }
 
     fn set(&mut self, a: PeerId, b: PeerId, link: Option<Link>) {
@@ -353,6 +442,38 @@ mod tests {
         let mut links = Links::default();
         (1..=viewers).for_each(|viewer| links.add(viewer));
         (links, Settings::default())
+    }
+
+    #[test]
+    fn places_are_kept_for_other_networks_as_far_as_there_are_others() {
+        let (mut links, _) = links(24);
+        let settings = Settings { neighbors_max: 8, introductions_max: 8, ..Settings::default() };
+        for viewer in 1..=24 {
+            let asn = if viewer == 1 { 100 } else { 200 + u32::from(viewer > 21) };
+            links.locate(viewer, Locality { country: 1, asn, subnet: u64::from(viewer) });
+        }
+        let taken = (2..=21).filter(|other| {
+            let may = links.can_introduce(0, 1, *other, &settings);
+            if may {
+                links.open(0, 1, *other, 20);
+            }
+            may
+        });
+        assert_eq!(taken.count(), 5, "three of eight are for the three others");
+        assert_eq!(links.crowd(1, &settings), Some(Crowd { network: 200, wanted: 5 }));
+        links.introduce(0, 1, 22);
+        assert!(!links.can_introduce(0, 1, 10, &settings), "two more are there");
+        links.introduce(0, 1, 23);
+        links.close(0, 1, 23);
+        assert!(links.can_introduce(0, 1, 10, &settings), "one of them can't be reached");
+        let off = Settings { network_max_percent: 100, ..settings };
+        assert!(links.can_introduce(0, 1, 11, &off) && links.crowd(1, &off).is_none());
+        // Of one's own network there may be any number: they are near.
+        for other in 3..=9 {
+            assert!(links.can_introduce(0, 2, other, &settings));
+            links.open(0, 2, other, 20);
+        }
+        assert_eq!(links.crowd(2, &settings), None);
     }
 
     #[test]

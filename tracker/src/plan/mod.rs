@@ -22,7 +22,7 @@ mod locality;
 pub use locality::Locality;
 
 use forest::{Forest, Source};
-use links::Links;
+use links::{Crowd, Links};
 
 /// Milliseconds on the caller's monotonic clock.
 pub type Ms = u64;
@@ -41,6 +41,10 @@ const BLOCK_BYTES: RangeInclusive<u32> = 4 * 1024..=16 * 1024;
 const STRIPE_BYTES: u32 = 8 * 1024;
 /// Introductions made for the mesh in one tick. The trees come first; the mesh fills up over some seconds.
 const MESH_INTRODUCTIONS_MAX: usize = 400;
+/// Viewers in one tick that are looked at because one network might have too large a part of their neighbors, and
+/// introductions that are tried for each.
+const CROWDED_MAX: usize = 400;
+const STRANGERS_MAX: usize = 16;
 /// A full tour of looking for better places takes about this long.
 const TOUR_MS: Ms = 20_000;
 /// A tour goes no faster after a pause: everybody who moves misses what is on its way to the old place.
@@ -68,6 +72,9 @@ pub struct Settings {
     pub introductions_max: u32,
     /// Every viewer gets at least this many connections, to pull from when a parent fails.
     pub mesh_min: u32,
+    /// At most this part of a viewer's neighbors is of one foreign autonomous system, in percent, as long as there are
+    /// others to be met. 100 switches it off.
+    pub network_max_percent: u32,
     /// From this many viewers on each stripe has two roots.
     pub large_swarm: u32,
     /// What is planned on for a viewer whose uplink is not known yet, in percent of the rendition's rate.
@@ -89,11 +96,25 @@ impl Default for Settings {
             neighbors_max: 30,
             introductions_max: 16,
             mesh_min: 6,
+            network_max_percent: 50,
             large_swarm: 300,
             uplink_unknown_percent: 100,
             reserve_min_percent: 3,
             reserve_max_percent: 12,
         }
+    }
+}
+
+impl Settings {
+    /// Of so many neighbors, those that may be of one network.
+    fn most_of_one(&self, neighbors: usize) -> usize {
+        neighbors * self.network_max_percent.min(100) as usize / 100
+    }
+
+    /// Neighbors of other networks that a viewer should have beside so many of one.
+    fn wanted_beside(&self, count: usize) -> usize {
+        let percent = self.network_max_percent.clamp(1, 100) as usize;
+        (count * (100 - percent)).div_ceil(percent)
     }
 }
 
@@ -162,6 +183,8 @@ pub struct Planner {
     links: Links,
     /// Viewers that may have too few connections.
     lonely: BTreeSet<PeerId>,
+    /// Viewers of whose neighbors one network may have too large a part.
+    crowded: BTreeSet<PeerId>,
     outputs: Vec<Output>,
     random: u64,
     /// Where the tour of looking for better places stands.
@@ -181,6 +204,7 @@ impl Planner {
             forests: BTreeMap::new(),
             links: Links::default(),
             lonely: BTreeSet::new(),
+            crowded: BTreeSet::new(),
             outputs: Vec::new(),
             random: seed ^ 0x9e37_79b9_7f4a_7c15,
             tour_at: 0,
@@ -262,8 +286,10 @@ impl Planner {
             forest.remove(now, id, &mut self.links);
         }
         self.lonely.remove(&id);
+        self.crowded.remove(&id);
         for other in self.links.park(id) {
             self.lonely.insert(other);
+            self.crowded.insert(other);
         }
     }
 
@@ -322,6 +348,7 @@ impl Planner {
     pub fn link_connected(&mut self, now: Ms, a: PeerId, b: PeerId, rtt_ms: u32) {
         if self.links.open(now, a, b, rtt_ms) {
             self.forests.values_mut().for_each(|forest| forest.linked(now, a, b));
+            self.crowded.extend([a, b]);
         }
     }
 
@@ -333,8 +360,8 @@ impl Planner {
             }
         }
         if self.links.close(now, a, b) {
-            self.lonely.insert(a);
-            self.lonely.insert(b);
+            self.lonely.extend([a, b]);
+            self.crowded.extend([a, b]);
         }
     }
 
@@ -362,6 +389,7 @@ impl Planner {
                 }
             }
             self.lonely.extend([a, b]);
+            self.crowded.extend([a, b]);
         }
         let mut wishes = Vec::new();
         for forest in self.forests.values_mut() {
@@ -370,6 +398,7 @@ impl Planner {
         wishes.into_iter().for_each(|(a, b)| self.introduce(a, b));
         self.better_some(now);
         self.mend_mesh(now);
+        self.mend_variety(now);
         self.last_tick = now;
         for (rendition, forest) in &mut self.forests {
             for (viewer, places) in forest.take_places() {
@@ -487,6 +516,7 @@ impl Planner {
     fn introduce(&mut self, a: PeerId, b: PeerId) {
         // Who came later offers: the earlier one may be asked by many at once, and answering is cheaper.
         self.outputs.push(Output::Introduce { offers: a, answers: b });
+        self.crowded.extend([a, b]);
     }
 
     /// A slow tour over all viewers, some in each tick.
@@ -499,6 +529,7 @@ impl Planner {
             let next = self.viewers.range(self.tour_at..).next().or_else(|| self.viewers.first_key_value());
             let Some((&id, _)) = next else { return };
             self.tour_at = id.wrapping_add(1);
+            self.crowded.insert(id);
             for forest in self.forests.values_mut().filter(|forest| forest.nodes.contains_key(&id)) {
                 forest.better(now, id);
             }
@@ -543,6 +574,35 @@ impl Planner {
                 }
             }
             self.lonely.remove(&id);
+        }
+    }
+
+    /// Introduces viewers to some of other networks, where too large a part of their neighbors is of one. Takes nothing
+    /// from anybody: who owns one network must not be all that a viewer knows, but where nearly all are of one, it serves.
+    fn mend_variety(&mut self, now: Ms) {
+        if self.links.is_one_network() {
+            self.crowded.clear();
+            return;
+        }
+        // Above three quarters the tour gives connections up.
+        let count_max = self.settings.neighbors_max as usize * 3 / 4;
+        let crowded: Vec<PeerId> = self.crowded.iter().copied().take(CROWDED_MAX).collect();
+        for id in crowded {
+            self.crowded.remove(&id);
+            let Some(Crowd { network, mut wanted }) = self.links.crowd(id, &self.settings) else { continue };
+            for _ in 0..STRANGERS_MAX {
+                if wanted == 0 || self.links.count(id) >= count_max {
+                    break;
+                }
+                let (random, at) = (self.next_random(), self.next_random());
+                let Some(other) = self.links.stranger(network, random, at) else { break };
+                let is_free = self.links.count(other) < count_max;
+                if is_free && self.links.can_introduce(now, id, other, &self.settings) {
+                    self.links.introduce(now, id, other);
+                    self.introduce(id, other);
+                    wanted -= 1;
+                }
+            }
         }
     }
 

@@ -411,3 +411,42 @@ fn after_a_pause_viewers_are_looked_at_no_faster_than_before_it() {
     assert_eq!(looked_at(&mut world, 600), 3, "all in twenty seconds");
     assert_eq!(looked_at(&mut world, 60_000), 5);
 }
+
+/// A swarm of 200 of whom all but `others` are of one network, planned with and without a limit to networks: how many
+/// neighbors each has, and seats without a parent.
+fn crowded(others: u32, network_max_percent: u32) -> (Vec<usize>, u32) {
+    let mut world = World::new();
+    world.planner.settings.network_max_percent = network_max_percent;
+    for index in 1..=200 {
+        let asn = if index <= others { 7 } else { 1 };
+        world.join(id(index), uplink(index));
+        world.planner.viewer_is_at(id(index), Locality { country: 1, asn, subnet: u64::from(index) });
+        if index % 10 == 0 {
+            world.run(250);
+        }
+    }
+    world.run(40_000);
+    let neighbors = (1..=200).map(|index| world.planner.neighbors(id(index)).count());
+    (neighbors.collect(), world.planner.summary(0).unfed)
+}
+
+#[test]
+fn where_all_are_of_one_network_there_is_no_limit_to_it() {
+    assert_eq!(crowded(0, 50), crowded(0, 100));
+}
+
+#[test]
+fn where_few_are_of_other_networks_nobody_has_fewer_neighbors_for_it_and_they_are_not_overrun() {
+    for others in [1, 5] {
+        let ((limited, unfed), (free, _)) = (crowded(others, 50), crowded(others, 100));
+        assert_eq!(unfed, 0, "{others} others");
+        let [least, least_free] = [&limited, &free].map(|neighbors| *neighbors.iter().min().unwrap());
+        assert!(least >= 6 && least_free >= 6, "{others} others: {least} and {least_free}");
+        let sum = |neighbors: &[usize]| neighbors.iter().sum::<usize>();
+        assert!(sum(&limited) * 100 >= sum(&free) * 95, "{} of {}", sum(&limited), sum(&free));
+        let of_others = |neighbors: &[usize]| neighbors[..others as usize].iter().copied().max().unwrap();
+        let [limited, free] = [of_others(&limited), of_others(&free)];
+        // Three quarters of 30, and what the trees add until the tour has been round.
+        assert!(limited <= free.max(22) + 6, "{others} others: {limited} neighbors instead of {free}");
+    }
+}

@@ -20,6 +20,9 @@ use super::switches::Switches;
 use crate::PeerPolicy;
 use crate::swarm::Counters;
 
+/// Streams have no longer names.
+const NAME_CHARS_MAX: usize = 64;
+
 /// The tracker in numbers.
 #[derive(Debug, Serialize)]
 struct Overview {
@@ -162,11 +165,7 @@ async fn set_stream_sharing(
     if sharing.percent > 100 {
         return out_of_range();
     }
-    if shared.set_stream_sharing(&name, sharing.percent) {
-        StatusCode::NO_CONTENT.into_response()
-    } else {
-        unknown()
-    }
+    switch(&shared, &name, |switches| switches.percent = sharing.percent)
 }
 
 async fn set_stream_private(
@@ -178,11 +177,7 @@ async fn set_stream_private(
         let why = "no viewer_token_secret is set in [tracker]: nobody could join a private stream";
         return (StatusCode::CONFLICT, why).into_response();
     }
-    if shared.set_stream_private(&name, private.private) {
-        StatusCode::NO_CONTENT.into_response()
-    } else {
-        unknown()
-    }
+    switch(&shared, &name, |switches| switches.is_private = private.private)
 }
 
 async fn set_stream_policy(
@@ -190,13 +185,25 @@ async fn set_stream_policy(
     Path(name): Path<String>,
     Json(policy): Json<Policy>,
 ) -> Response {
-    if shared.set_stream_policy(&name, policy.policy) {
-        StatusCode::NO_CONTENT.into_response()
-    } else if shared.streams.contains_key(&name) {
+    if policy.policy == PeerPolicy::RelayOnly && !shared.has_relay() {
         let why = "neither turn nor turn_urls is set in [tracker]: nobody could reach anybody";
-        (StatusCode::CONFLICT, why).into_response()
+        return (StatusCode::CONFLICT, why).into_response();
+    }
+    switch(&shared, &name, |switches| switches.policy = policy.policy)
+}
+
+/// Changes a name's switches. They may be set before the stream is live: one that is to be private must not be open for
+/// its first seconds.
+fn switch(shared: &Shared, name: &str, change: impl FnOnce(&mut Switches)) -> Response {
+    let is_of_a_name = |letter: u8| letter.is_ascii_alphanumeric() || letter == b'_' || letter == b'-';
+    if !(1..=NAME_CHARS_MAX).contains(&name.len()) || !name.bytes().all(is_of_a_name) {
+        return (StatusCode::NOT_FOUND, "no stream can have this name").into_response();
+    }
+    if shared.switch_stream(name, change) {
+        StatusCode::NO_CONTENT.into_response()
     } else {
-        unknown()
+        let why = "no stream of this name is live: it counts as soon as one is";
+        (StatusCode::ACCEPTED, why).into_response()
     }
 }
 

@@ -21,13 +21,23 @@ use crate::{Config, Error};
 /// often, since looking through them costs as much when all are connected.
 const ADDRESSES_IDLE_MAX: usize = 16_384;
 const SWEEP_INTERVAL_MS: u64 = 10_000;
+/// Turns are promised so far ahead.
+const TURN_MAX_MS: u32 = 8_000;
+/// Those who have no turn, because their address joins too often or their stream is not live, come back after this time
+/// to twice this time: not all at once.
+const LATER_MS: u32 = 2_000;
+
+/// When somebody without a turn is to come back, in milliseconds.
+pub(super) fn later_ms() -> u32 {
+    LATER_MS + u32::from(rand::random::<u16>()) % LATER_MS
+}
 
 /// Counts connections and joins.
 #[derive(Debug)]
 pub(crate) struct Gate {
     viewers_max: u32,
     per_address_max: u32,
-    joins: Mutex<Bucket>,
+    joins: Mutex<Joins>,
     joins_rate: Rate,
     address_rate: Rate,
     origins_allowed: Vec<String>,
@@ -39,6 +49,14 @@ pub(crate) struct Gate {
     swept_ms: AtomicU64,
     closing: CancellationToken,
     has_warned: AtomicBool,
+}
+
+/// What may join now, and when those refused are to come back.
+#[derive(Debug)]
+struct Joins {
+    bucket: Bucket,
+    /// In microseconds: up to then each join that the rate allows has been promised to somebody.
+    promised_us: u64,
 }
 
 #[derive(Debug)]
@@ -75,7 +93,7 @@ impl Gate {
         Ok(Self {
             viewers_max: config.viewers_max,
             per_address_max: config.viewers_per_address_max,
-            joins: Mutex::new(Bucket::full(joins_rate, now_ms)),
+            joins: Mutex::new(Joins { bucket: Bucket::full(joins_rate, now_ms), promised_us: 0 }),
             joins_rate,
             address_rate: Rate { per_hour: u64::from(per_min) * 60, burst: per_min },
             origins_allowed: config.origins_allowed.clone(),
@@ -167,14 +185,28 @@ impl Gate {
         Ok(place)
     }
 
-    /// Whether one more may join now, of all and of this address.
-    pub(crate) fn may_join(&self, place: &Place, now_ms: u64) -> bool {
+    /// Lets one more join now, of all and of this address; or tells after how many milliseconds to come back.
+    ///
+    /// Who is refused because of all the others is given a turn of his own, as the rate allows them: an audience that
+    /// comes back at once, after a restart, is in again after `audience / rate`, and nobody has to try many times.
+    pub(crate) fn may_join(&self, place: &Place, now_ms: u64) -> Result<(), u32> {
         if let Some(mut address) = place.counted.and_then(|address| self.addresses.get_mut(&address))
             && !address.joins.take(self.address_rate, now_ms, 1)
         {
-            return false;
+            return Err(later_ms());
         }
-        self.joins.lock().take(self.joins_rate, now_ms, 1)
+        let mut joins = self.joins.lock();
+        if joins.bucket.take(self.joins_rate, now_ms, 1) {
+            return Ok(());
+        }
+        let turn_us = joins.promised_us.max(now_ms * 1_000) + 3_600_000_000 / self.joins_rate.per_hour.max(1);
+        let wait_ms = u32::try_from((turn_us / 1_000).saturating_sub(now_ms)).unwrap_or(u32::MAX);
+        if wait_ms > TURN_MAX_MS {
+            // More ask than are worth a list: a flood does not push everybody's turn out of sight.
+            return Err(TURN_MAX_MS + later_ms());
+        }
+        joins.promised_us = turn_us;
+        Err(wait_ms.max(1))
     }
 
     fn sweep(&self, now_ms: u64) {
@@ -364,12 +396,42 @@ mod tests {
             (0..20)
                 .filter(|_| {
                     let place = gate.enter(ip("5.6.7.8"), now_ms).unwrap();
-                    gate.may_join(&place, now_ms)
+                    gate.may_join(&place, now_ms).is_ok()
                 })
                 .count()
         };
         assert_eq!(joins(0), 5);
         assert_eq!(joins(12_000), 1);
+    }
+
+    #[test]
+    fn an_audience_that_comes_at_once_is_in_as_soon_as_the_rate_allows() {
+        let gate = gate(&Config { joins_per_s_max: 100, ..Config::default() });
+        let mut turns: std::collections::BTreeMap<u64, usize> = [(0, 500)].into();
+        let (mut tries, mut last_ms, mut joined) = (0, 0, 0);
+        while let Some((now_ms, count)) = turns.pop_first() {
+            for _ in 0..count {
+                let place = gate.enter(ip("127.0.0.1"), now_ms).unwrap();
+                tries += 1;
+                match gate.may_join(&place, now_ms) {
+                    Ok(()) => (joined, last_ms) = (joined + 1, now_ms),
+                    Err(wait_ms) => *turns.entry(now_ms + u64::from(wait_ms)).or_default() += 1,
+                }
+            }
+        }
+        assert_eq!(joined, 500);
+        assert!((4_000..5_500).contains(&last_ms), "500 viewers, 100 a second: {last_ms} ms");
+        assert!(tries <= 1_000, "each asks twice at most: {tries}");
+    }
+
+    #[test]
+    fn a_flood_of_joins_does_not_push_turns_out_of_sight() {
+        let gate = gate(&Config { joins_per_s_max: 1, ..Config::default() });
+        let waits: Vec<u32> = (0..1_000)
+            .filter_map(|_| gate.may_join(&gate.enter(ip("127.0.0.1"), 0).unwrap(), 0).err())
+            .collect();
+        let longest = waits.iter().max().copied().unwrap_or(0);
+        assert!((TURN_MAX_MS..TURN_MAX_MS + 2 * LATER_MS).contains(&longest), "{longest} ms");
     }
 
     #[test]

@@ -214,26 +214,30 @@ impl Tracker {
         self.shared.set_sharing(percent);
     }
 
-    /// The same for one stream; the smaller of the two counts. False if the stream is not live.
+    /// The same for one stream; the smaller of the two counts. False if no stream of this name is live: then it counts as
+    /// soon as one is.
     #[must_use]
     pub fn set_stream_sharing(&self, stream: &str, percent: u8) -> bool {
-        self.shared.set_stream_sharing(stream, percent)
+        self.shared.switch_stream(stream, |switches| switches.percent = percent.min(100))
     }
 
     /// Makes a stream private (viewers need a token) or open. A stream that turns private gets a new swarm: everybody
-    /// has to join anew, and the old swarm's id and places are worth nothing. False if the stream is not live, or if no
-    /// secret for tokens is set.
+    /// has to join anew, and the old swarm's id and places are worth nothing. False if no stream of this name is live, as
+    /// above; and, with nothing changed, if no secret for tokens is set.
     #[must_use]
     pub fn set_stream_private(&self, stream: &str, is_private: bool) -> bool {
-        self.shared.set_stream_private(stream, is_private)
+        self.shared.tokens.is_some()
+            && self.shared.switch_stream(stream, |switches| switches.is_private = is_private)
     }
 
     /// Sets how viewers of a stream connect to each other. [`PeerPolicy::Off`] and back are carried out at once; relays are
     /// told to those who join from now on; where addresses begin to be hidden (or end to be), everybody has to join
-    /// anew. False if the stream is not live, or if there is no relay for [`PeerPolicy::RelayOnly`].
+    /// anew. False if no stream of this name is live, as above; and, with nothing changed, if there is no relay for
+    /// [`PeerPolicy::RelayOnly`].
     #[must_use]
     pub fn set_stream_policy(&self, stream: &str, policy: PeerPolicy) -> bool {
-        self.shared.set_stream_policy(stream, policy)
+        (self.shared.has_relay() || policy != PeerPolicy::RelayOnly)
+            && self.shared.switch_stream(stream, |switches| switches.policy = policy)
     }
 
     /// Runs until `stop`; then tells the viewers to come back, gives them the time that the settings say, and closes
@@ -353,38 +357,38 @@ impl Shared {
         tokens.check(token, name, stream.is_some() && !is_return).map(Some)
     }
 
-    fn set_stream_private(&self, name: &str, is_private: bool) -> bool {
-        let Some(mut stream) = self.streams.get_mut(name).filter(|_| self.tokens.is_some()) else {
-            return false;
-        };
-        let was_private = std::mem::replace(&mut stream.switches.is_private, is_private);
-        self.remembered.set(name, stream.switches);
-        if is_private && !was_private {
-            self.renew(name, &mut stream);
-        }
-        drop(stream);
-        self.open_announces();
-        true
+    /// Whether viewers are told a relay.
+    fn has_relay(&self) -> bool {
+        self.config.turn || !self.config.turn_urls.is_empty()
     }
 
-    fn set_stream_policy(&self, name: &str, policy: PeerPolicy) -> bool {
-        let has_relay = self.config.turn || !self.config.turn_urls.is_empty();
-        let Some(mut stream) =
-            self.streams.get_mut(name).filter(|_| has_relay || policy != PeerPolicy::RelayOnly)
-        else {
-            return false;
+    /// Changes a name's switches; whether a stream of this name is live.
+    fn switch_stream(&self, name: &str, change: impl FnOnce(&mut Switches)) -> bool {
+        // Held, so that a stream that starts meanwhile is either found here or finds what is remembered.
+        let is_live = match self.streams.entry(name.to_owned()) {
+            Entry::Occupied(mut entry) => {
+                let stream = entry.get_mut();
+                let old = stream.switches;
+                change(&mut stream.switches);
+                let new = stream.switches;
+                self.remembered.set(name, new);
+                let hides = |switches: Switches| switches.policy == PeerPolicy::RelayOnly;
+                if hides(old) != hides(new) || (new.is_private && !old.is_private) {
+                    self.renew(name, stream);
+                } else {
+                    stream.room.tell(Control::Switch(self.switch(new)));
+                }
+                true
+            }
+            Entry::Vacant(_place) => {
+                let mut switches = self.remembered.of(name);
+                change(&mut switches);
+                self.remembered.set(name, switches);
+                false
+            }
         };
-        let old = std::mem::replace(&mut stream.switches.policy, policy);
-        self.remembered.set(name, stream.switches);
-        let hides = |policy| policy == PeerPolicy::RelayOnly;
-        if hides(old) != hides(policy) {
-            self.renew(name, &mut stream);
-        } else {
-            stream.room.tell(Control::Switch(self.switch(stream.switches)));
-        }
-        drop(stream);
         self.open_announces();
-        true
+        is_live
     }
 
     /// Our own relay has given out this address. Swarms hear of it before the viewer's candidate comes, which has the way
@@ -412,16 +416,6 @@ impl Shared {
             stream.room.tell(Control::Switch(self.switch(stream.switches)));
         }
         self.open_announces();
-    }
-
-    fn set_stream_sharing(&self, name: &str, percent: u8) -> bool {
-        let Some(mut stream) = self.streams.get_mut(name) else { return false };
-        stream.switches.percent = percent.min(100);
-        self.remembered.set(name, stream.switches);
-        stream.room.tell(Control::Switch(self.switch(stream.switches)));
-        drop(stream);
-        self.open_announces();
-        true
     }
 
     /// Says for how many WebTorrent clients their protocol is open. It knows neither streams nor tokens nor consent, so the

@@ -47,6 +47,9 @@ enum Event {
     Peer(u64, SocketAddr, Vec<u8>),
 }
 
+/// Ports of the system's choice that are tried.
+const CHOSEN_PORT_TRIES: usize = 16;
+
 /// A relay that is about to run.
 #[derive(Debug)]
 pub(super) struct Sockets {
@@ -58,6 +61,16 @@ pub(super) struct Sockets {
 impl Sockets {
     /// Opens the port before anything else runs, so that a port that is taken ends the program with a clear word.
     pub(super) fn bind(address: SocketAddr, with_tcp: bool) -> std::io::Result<Self> {
+        // A port that the system chose is free for UDP; for TCP it may be somebody's.
+        let tries = if address.port() == 0 { CHOSEN_PORT_TRIES } else { 1 };
+        let is_taken = |error: &std::io::Error| error.kind() == std::io::ErrorKind::AddrInUse;
+        (1..tries)
+            .map(|_| Self::bind_once(address, with_tcp))
+            .find(|bound| !bound.as_ref().is_err_and(is_taken))
+            .unwrap_or_else(|| Self::bind_once(address, with_tcp))
+    }
+
+    fn bind_once(address: SocketAddr, with_tcp: bool) -> std::io::Result<Self> {
         let udp = std::net::UdpSocket::bind(address)?;
         udp.set_nonblocking(true)?;
         let tcp = with_tcp.then(|| {

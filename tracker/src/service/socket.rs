@@ -14,7 +14,7 @@ use shoal_tracker_protocol::{ErrorCode, TrackerMessage, VERSION, ViewerMessage};
 use tokio::time::timeout;
 
 use super::Shared;
-use super::gate::Place;
+use super::gate::{Place, later_ms};
 use super::ice;
 use super::queue::{self, Frame, Frames, Goodbye};
 use super::room::{Event, Join, Room};
@@ -24,8 +24,6 @@ use crate::swarm::Session;
 const WRITE_BATCH_MAX: usize = 32;
 /// What is no message of the protocol, including WebSocket pings, before the viewer is refused.
 const STRIKES_MAX: u32 = 50;
-/// Viewers that joined too early, or whose stream is not live yet, try again after this time.
-const RETRY_MS: u32 = 2_000;
 
 /// A refusal to be told to the viewer.
 struct Refusal {
@@ -116,9 +114,7 @@ async fn join(
     if version != VERSION {
         return Err(Some(refusal(ErrorCode::Version, "this tracker speaks version 1", None)));
     }
-    if !shared.gate.may_join(place, shared.clock.now_ms()) {
-        // Spread over two seconds more, or those who were refused together come back together.
-        let retry_after_ms = RETRY_MS + u32::from(rand::random::<u16>()) % RETRY_MS;
+    if let Err(retry_after_ms) = shared.gate.may_join(place, shared.clock.now_ms()) {
         let refusal = refusal(ErrorCode::RateLimited, "too many joins, come back", Some(retry_after_ms));
         return Err(Some(refusal));
     }
@@ -130,7 +126,7 @@ async fn join(
         }
     };
     let Some((room, policy)) = shared.room(&stream) else {
-        let refusal = refusal(ErrorCode::UnknownStream, "no stream of this name is live", Some(RETRY_MS));
+        let refusal = refusal(ErrorCode::UnknownStream, "no stream of this name is live", Some(later_ms()));
         return Err(Some(refusal));
     };
     let (queue, frames) =
@@ -140,7 +136,7 @@ async fn join(
     let join = Join { address, locality, shares, renditions, resume, credential, ice_servers, queue };
     match room.joins.send(Box::new(join)).await {
         Ok(()) => Ok((room, frames)),
-        Err(_) => Err(Some(refusal(ErrorCode::UnknownStream, "the stream has just ended", Some(RETRY_MS)))),
+        Err(_) => Err(Some(refusal(ErrorCode::UnknownStream, "the stream has just ended", Some(later_ms())))),
     }
 }
 
@@ -152,7 +148,7 @@ struct Viewer {
 impl Viewer {
     async fn run(&mut self, room: &Room, mut frames: Frames) {
         let mut session = None;
-        let mut strikes = 0;
+        let mut strikes = 0_u32;
         let end = loop {
             tokio::select! {
                 frame = frames.recv() => {
@@ -173,7 +169,8 @@ impl Viewer {
                         drop(text);
                         match (parsed, session) {
                             (Ok(message), Some(session)) => {
-                                strikes = 0;
+                                // One good message makes up for one bad one: nonsense must not hide between them.
+                                strikes = strikes.saturating_sub(1);
                                 if room.inbox.send(Event::Message(session, Box::new(message))).await.is_err() {
                                     let _ = self.close(Goodbye::Away).await;
                                     break End::Broken;

@@ -190,6 +190,9 @@ mod tests {
             (home, home, "x.local", "host", false),       // 2
             (home, cafe, "224.0.0.1", "host", false),     // 5
             (home, home, "0.0.0.0", "host", false),       // 5
+            (lan, home, "224.0.0.1", "srflx", false),     // 5: also from inside, where 7 lets any address pass
+            (lan, home, "240.0.0.1", "srflx", false),     // 5
+            (lan, home, "ff02::1", "srflx", false),       // 5
             (home, cafe, "::ffff:192.168.1.2", "host", false), // 4: in IPv6 clothes
             (home, cafe, "::ffff:5.6.7.8", "host", true),
             ("2a01::1", "2a02::1", "2a01::99", "host", true),  // 7: another address in the sender's /64

@@ -55,6 +55,7 @@ pub(super) struct Seeding {
 impl Seeding {
     pub(super) fn new(mut plan: plan::Settings, settings: &Settings, seed: u64) -> Self {
         plan.neighbors_max = settings.neighbors_max;
+        plan.network_max_percent = settings.neighbors_per_asn_max_percent;
         Self {
             groups: Groups::new(plan, settings.group_viewers_max, seed),
             renditions: BTreeMap::new(),

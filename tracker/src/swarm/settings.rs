@@ -80,6 +80,9 @@ pub struct Settings {
     pub introductions_per_hour: u32,
     /// Neighbors of one viewer that may come from one foreign network, so that nobody is surrounded.
     pub neighbors_per_network_max: u32,
+    /// The part of a viewer's neighbors that may be of one foreign autonomous system, in percent, where others are to be
+    /// met; needs MMDB files. 100 switches it off.
+    pub neighbors_per_asn_max_percent: u32,
     /// Viewers of different networks that must accuse a peer before it is no longer introduced.
     pub accusers_min: u32,
     /// An accusation counts for this long, in milliseconds.
@@ -109,6 +112,7 @@ impl Default for Settings {
             introductions_burst: 120,
             introductions_per_hour: 240,
             neighbors_per_network_max: 4,
+            neighbors_per_asn_max_percent: 50,
             accusers_min: 3,
             accusation_ms: 600_000,
         }
@@ -132,6 +136,7 @@ impl Settings {
         check("messages_burst", self.messages_burst, 10, 1_000_000)?;
         check("description_bytes_max", self.description_bytes_max, 1_024, 65_536)?;
         check("accusers_min", self.accusers_min, 1, 1_000)?;
+        check("neighbors_per_asn_max_percent", self.neighbors_per_asn_max_percent, 25, 100)?;
         check("neighbors_per_network_max", self.neighbors_per_network_max, 1, 200)
     }
 

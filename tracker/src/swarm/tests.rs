@@ -270,6 +270,27 @@ fn a_joining_viewer_is_told_of_the_last_pieces() {
 }
 
 #[test]
+fn one_sides_word_makes_no_neighbors_and_no_parent() {
+    let mut world = World::new(Settings::default());
+    world.connects = false;
+    let (honest, liar) = (world.join_from("127.0.0.1"), world.join_from("127.0.0.1"));
+    world.report(liar, 50_000);
+    world.run_for(1_000);
+    assert!(world.swarm.pairs.contains(honest, liar), "they were introduced");
+    let parents = |world: &World| {
+        world.viewers[&honest].places.values().filter(|place| place.parent == Some(liar)).count()
+    };
+    world.say(liar, ViewerMessage::Connected { peer: honest, rtt_ms: 1 });
+    world.run_for(5_000);
+    assert_eq!((world.swarm.counters().connections, parents(&world)), (0, 0));
+    // Control: with the other side's word the stronger one feeds it.
+    world.say(honest, ViewerMessage::Connected { peer: liar, rtt_ms: 1 });
+    world.run_for(30_000);
+    assert_eq!(world.swarm.counters().connections, 1);
+    assert!(parents(&world) > 0);
+}
+
+#[test]
 fn a_viewer_that_comes_back_keeps_its_id_and_its_pairs() {
     let mut world = World::new(Settings::default());
     let (one, two) = (world.join_from("127.0.0.1"), world.join_from("127.0.0.1"));

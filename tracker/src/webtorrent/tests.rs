@@ -181,6 +181,8 @@ fn answers_to_offers_that_were_not_passed_on_reach_nobody() {
     world.now_ms += ANSWER_WITHIN_MS;
     assert!(failure(&world.say(1, &answer(1, 2, 100, "v=0"))).is_some(), "too late");
     world.say(2, &with_offers(2, 1, "v=0"));
+    world.say(3, &announce(3));
+    assert!(failure(&world.say(1, &answer(1, 3, 100, "v=0"))).is_some(), "it is another's offer");
     assert_eq!(failure(&world.say(1, &answer(1, 2, 100, "v=0"))), None);
     assert!(failure(&world.say(1, &answer(1, 2, 100, "v=0"))).is_some(), "once is enough");
 }

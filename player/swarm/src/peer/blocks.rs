@@ -59,7 +59,7 @@ impl Peer {
         }
         let Some(piece) = self.pieces.get_mut(&id) else { return false };
         let Some(record) = piece.record() else { return false };
-        let index = u32::from(block);
+        let (piece_length, index) = (record.length, u32::from(block));
         let is_true = record.block_length(index) == Some(length) && record.blocks[block as usize] == digest;
         #[cfg(test)]
         let is_true = is_true || (self.unsafe_mode.no_digests && record.block_length(index).is_some());
@@ -87,7 +87,7 @@ impl Peer {
         }
         if is_useless {
             if !is_answer {
-                self.note_push(peer, id, index);
+                self.note_push(peer, id, piece_length, index);
             }
             return false;
         }
@@ -165,7 +165,7 @@ impl Peer {
         }
         let pusher = if let Source::Peer { is_answer: false, .. } = source { sender } else { None };
         if let Some(pusher) = pusher {
-            self.note_push(pusher, id, block);
+            self.note_push(pusher, id, piece_length, block);
         }
         let mut parent = None;
         if let Some(plan) = self.plans.get_mut(&id.rendition) {
@@ -191,12 +191,11 @@ impl Peer {
     }
 
     /// A neighbor pushed a block: that says something of the stripe's parent, also where the block was there already.
-    fn note_push(&mut self, peer: PeerId, id: PieceId, block: u32) {
+    fn note_push(&mut self, peer: PeerId, id: PieceId, piece_length: u32, block: u32) {
         let now = self.now;
         let Some(plan) = self.plans.get_mut(&id.rendition) else { return };
-        let Some(record) = self.pieces.get(&id).and_then(Piece::record) else { return };
         let (rendition, stripes) = (id.rendition, plan.stripe_count());
-        let stripe = stripe_of(id, record.length, block, stripes);
+        let stripe = stripe_of(id, piece_length, block, stripes);
         let Some(foster) = plan.stripes[usize::from(stripe)].pushed_by(now, peer) else { return };
         if self.neighbors.contains_key(&foster) {
             self.send(foster, &Control::Subscribe { rendition, stripes, stripe, on: false });

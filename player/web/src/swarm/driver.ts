@@ -399,7 +399,7 @@ export class Driver {
           this.#report();
           break;
         default:
-          throw new Error(`the core asks for ${tag}, which this driver does not know`);
+          throw new Error(`unknown output ${tag} of the core`);
       }
     }
   }

@@ -45,10 +45,11 @@ export interface Membership {
   renditions: () => number[];
 }
 
-/** The delay before reconnection number `attempt` (from 0), for a random number between 0 and 1: from nothing, so
- * that a crowd that lost its tracker at once comes back spread evenly. */
+/** The delay before reconnection number `attempt` (from 0), for a random number between 0 and 1: the first
+ * from nothing, so that a crowd that lost its tracker at once comes back spread evenly; later ones from half, or short draws
+ * in a row would end in a long wait for a tracker that was away for a second. */
 export function retryDelayMs(attempt: number, random: number): number {
-  return Math.min(RETRY_DELAY_MAX_MS, RETRY_DELAY_MS * 2 ** attempt) * random;
+  return Math.min(RETRY_DELAY_MAX_MS, RETRY_DELAY_MS * 2 ** attempt) * (attempt ? (1 + random) / 2 : random);
 }
 
 /** One viewer's connection to the tracker, with reconnection. */
@@ -176,7 +177,7 @@ export class TrackerSocket {
           this.close();
           this.events.onLost(true);
         } else {
-          this.#lose(socket, message.retry_after_ms * (1 + this.random()));
+          this.#lose(socket, message.retry_after_ms);
         }
         return;
       default:

@@ -179,6 +179,54 @@ fn eclipse_control_without_the_cap_attackers_take_as_many_places_as_they_are() {
     assert!(attackers >= 8 && 3 * attackers >= honest, "{honest} honest, {attackers} attackers");
 }
 
+/// The same with 150 attackers who own one autonomous system, in which each has a /24 of his own. For the worst-off victim:
+/// its honest neighbors, and the attackers among its neighbors.
+fn surrounded_by_one_as(settings: Settings) -> (usize, usize) {
+    let mut world = World::new(settings);
+    let is_in = |world: &mut World, asn: u32, subnet: u64| {
+        world.locality = crate::plan::Locality { country: 1, asn, subnet };
+    };
+    for honest in 0..30 {
+        is_in(&mut world, 100 + honest % 10, honest.into());
+        let peer = world.join_from(&format!("5.6.{honest}.1"));
+        world.report(peer, 6_000);
+    }
+    for attacker in 0..150_u32 {
+        is_in(&mut world, 64_500, 1_000 + u64::from(attacker));
+        let peer = world.join_from(&format!("9.9.{attacker}.1"));
+        world.report(peer, 50_000);
+    }
+    world.run_for(5_000);
+    let victims = (0..20).map(|victim| {
+        is_in(&mut world, 3_320, 2_000 + victim);
+        let peer = world.join_from(&format!("77.1.{victim}.3"));
+        world.report(peer, 3_000);
+        peer
+    });
+    let victims: Vec<PeerId> = victims.collect();
+    world.run_for(60_000);
+    let is_attacker = |peer: &&PeerId| world.swarm.members[peer].address.to_string().starts_with("9.");
+    let neighbors = victims.iter().map(|victim| {
+        let peers = world.swarm.pairs.peers(*victim);
+        let attackers = peers.iter().filter(is_attacker).count();
+        (peers.len() - attackers, attackers)
+    });
+    neighbors.min_by_key(|(honest, attackers)| (*honest, std::cmp::Reverse(*attackers))).unwrap()
+}
+
+#[test]
+fn eclipse_by_sybils_of_one_autonomous_system_fails() {
+    let (honest, attackers) = surrounded_by_one_as(Settings::default());
+    assert!(honest >= 3 && attackers <= honest + 1, "{honest} honest, {attackers} attackers");
+}
+
+#[test]
+fn eclipse_control_without_the_limit_for_autonomous_systems_attackers_outnumber_the_others() {
+    let off = Settings { neighbors_per_asn_max_percent: 100, ..Settings::default() };
+    let (honest, attackers) = surrounded_by_one_as(off);
+    assert!(attackers >= 2 * honest + 2, "{honest} honest, {attackers} attackers");
+}
+
 /// Whether `colluders` of one network and `others` of further networks get an honest viewer shut out.
 fn slandered(accusers_min: u32, colluders: u8, others: u8) -> bool {
     let mut world =
@@ -249,6 +297,20 @@ fn who_was_shut_out_stays_out_when_he_joins_anew() {
     assert!(!out(&|world, _| world.join_from("44.1.2.3")));
     let short = Settings { accusation_ms: 5_000, ..Settings::default() };
     assert!(shut_out_and_back(short, |world, _| world.join_from("5.6.7.8"), 6_000));
+}
+
+#[test]
+fn who_is_shut_out_in_a_private_network_does_not_put_out_its_other_viewers() {
+    let settings = Settings { accusers_min: 1, ..Settings::default() };
+    let mut world = World::new(settings);
+    let (victim, accuser) = (world.join_from("192.168.1.2"), world.join_from("192.168.1.2"));
+    world.run_for(1_000);
+    let piece = Piece { rendition: 0, msn: 1, part: 0 };
+    world.say(accuser, ViewerMessage::Accuse { peer: victim, piece });
+    assert!(!world.viewers[&victim].sharing);
+    let other = world.join_from("192.168.1.2");
+    world.run_for(1_000);
+    assert_eq!(world.swarm.pairs.peers(other), [accuser], "behind one proxy all have one address");
 }
 
 #[test]
