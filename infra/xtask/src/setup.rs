@@ -251,20 +251,42 @@ fn has_nft() -> bool {
     !cfg!(target_os = "linux") || (has("ip") && has("nft"))
 }
 
+/// Whether a file is Clang's C interface, under one of the names that bindgen looks for. Its C++ interface, which LLVM's
+/// own packages bring along, is another library.
+fn is_libclang(name: &str) -> bool {
+    let is_named =
+        name.starts_with("libclang.so") || name.starts_with("libclang-") || name == "libclang.dylib";
+    is_named && !name.starts_with("libclang-cpp")
+}
+
 fn has_libclang() -> bool {
     if env::var_os("LIBCLANG_PATH").is_some() {
         return true;
     }
     let holds = |dir: &Path| {
         let names = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        names.into_iter().any(|name| {
-            let name = name.to_string_lossy().into_owned();
-            name.starts_with("libclang.so") || name.starts_with("libclang-") || name == "libclang.dylib"
-        })
+        names.into_iter().any(|name| is_libclang(&name.to_string_lossy()))
     };
     let versions = fs::read_dir("/usr/lib").into_iter().flatten().flatten();
     let llvm = versions.filter(|entry| entry.file_name().to_string_lossy().starts_with("llvm-"));
     let fixed = ["/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/opt/llvm/lib"];
     llvm.map(|entry| entry.path().join("lib")).any(|dir| holds(&dir))
         || fixed.iter().any(|dir| holds(Path::new(dir)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_libclang;
+
+    #[test]
+    fn clangs_other_interface_is_not_what_bindings_are_made_with() {
+        for name in
+            ["libclang.so", "libclang.so.1", "libclang-14.so.1", "libclang-14.so.14.0.6", "libclang.dylib"]
+        {
+            assert!(is_libclang(name), "{name}");
+        }
+        for name in ["libclang-cpp.so.14", "libclang-cpp.so", "libclangBasic.a", "libLLVM-14.so.1"] {
+            assert!(!is_libclang(name), "{name}");
+        }
+    }
 }
