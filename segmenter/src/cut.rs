@@ -211,6 +211,18 @@ impl<T> Cutter<T> {
         self.part_index = 0;
     }
 
+    /// Whether nothing has come of the part in the making.
+    pub(crate) fn is_between_parts(&self) -> bool {
+        self.pending.is_empty()
+    }
+
+    /// Goes on in the same segment behind `parts` parts of which others have said that there is nothing in them.
+    pub(crate) fn pass_over(&mut self, parts: usize) {
+        debug_assert!(self.pending.is_empty());
+        self.part_start_us += self.constants.part_us * parts as i64;
+        self.part_index += parts;
+    }
+
     /// Where the media would end if nothing more came.
     pub(crate) fn natural_end_us(&self) -> i64 {
         self.pending.last().map_or(self.part_start_us, |last| last.start_us + self.interval.estimate_us())

@@ -352,6 +352,7 @@ impl Session {
             count_dropped("awaiting_keyframe", 1);
             return self.bridge_stalled_video(at_us);
         }
+        self.bridge_late_picture(index, at_us);
         let video = &mut self.videos[index];
         (video.needs_keyframe, video.stalled) = (false, None);
         if frame.is_keyframe {

@@ -132,6 +132,30 @@ async fn the_best_layer_may_come_late_and_takes_the_best_place() {
 }
 
 #[tokio::test]
+async fn a_layer_whose_first_picture_is_late_has_no_part_that_is_too_long() {
+    // In frames: less than a part, and two parts and more.
+    for late in [14, 16, 20, 31, 40, 58] {
+        let world = World::new(config()).await;
+        let publication = world.streams.publish("show").unwrap();
+        let mut fake = two_layers();
+        fake.second_late = late;
+        fake.begin(&publication);
+        // Nobody looks before there is something to be seen of both.
+        fake.push(&publication, 3_000);
+        let seen = Seen::of(&world, &publication).await;
+        let segments = seen.playlists[1].segments.iter().flat_map(|segment| &segment.parts);
+        let parts = segments.chain(seen.playlists[1].open.iter().flat_map(|open| &open.parts));
+        let longest = parts.map(|part| part.duration).max().unwrap_or(0);
+        // The target, and what clocks jitter by. Other rules are lint's, which looks at each playlist.
+        assert!(longest <= 550_000, "{late} frames late: {longest} us");
+        let seen = push_and_look(&world, &publication, &mut fake, 6_000).await;
+        assert!(seen.goes_on(0) && seen.goes_on(1));
+        assert!(seen.newest(0).abs_diff(seen.newest(1)) <= 1, "{late} frames late");
+        assert!(seen.end_ms(0).abs_diff(seen.end_ms(1)) < 2_600, "{late} frames late");
+    }
+}
+
+#[tokio::test]
 async fn a_publisher_may_return_with_fewer_layers_and_the_missing_one_later() {
     for is_best_missing in [false, true] {
         let world = World::new(config()).await;

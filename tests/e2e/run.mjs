@@ -2,6 +2,8 @@
 // SHOAL_TEST_FILE=part-of-a-name runs only the files whose names contain it.
 import { spawnSync } from 'node:child_process';
 import { readdirSync } from 'node:fs';
+import { cpus } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 
 const wanted = process.env.SHOAL_TEST_FILE ?? '';
 const files = readdirSync(new URL('test', import.meta.url))
@@ -17,12 +19,25 @@ const runner = ['--import', 'tsx', '--test', '--test-timeout=240000', '--test-re
 const passes = (file) =>
   spawnSync(process.execPath, [...runner, file], { cwd: new URL('.', import.meta.url), stdio: 'inherit' }).status === 0;
 
+/** Waits until the processors were idle for half of five seconds, for two minutes at most. */
+const untilCalm = async () => {
+  const times = () => cpus().map(({ times: { idle, ...busy } }) => [idle, Object.values(busy).reduce((sum, time) => sum + time, 0)]);
+  const total = (of) => of.reduce(([idle, busy], core) => [idle + core[0], busy + core[1]], [0, 0]);
+  for (let tries = 0; tries < 24; tries++) {
+    const [idleThen, busyThen] = total(times());
+    await sleep(5_000);
+    const [idle, busy] = total(times());
+    if (idle - idleThen >= busy - busyThen) return;
+  }
+};
+
 // Browsers and video in real time: on a machine that others use too, a file that fails gets a second try, and says so.
 const failed = [];
 const flaky = [];
 for (const file of files) {
   console.log(`\n${file}`);
   if (passes(file)) continue;
+  await untilCalm();
   console.log(`\n${file}: once more`);
   (passes(file) ? flaky : failed).push(file);
 }

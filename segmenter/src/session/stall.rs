@@ -167,20 +167,40 @@ impl Session {
         Ok(Some(due_us))
     }
 
-    /// Says that there is nothing in a segment that would begin now, and ends at `end_us`.
+    /// Says that there is nothing in the rest of a segment, which ends at `end_us`.
     fn publish_gaps(&mut self, index: usize, end_us: i64) {
-        let video = &mut self.videos[index];
-        let from_us = video.cutter.part_start_us();
+        let from_us = self.videos[index].cutter.part_start_us();
         for start_us in (from_us..end_us).step_by(self.constants.part_us.unsigned_abs() as usize) {
             let duration_us = self.constants.part_us.min(end_us - start_us);
-            let is_last = start_us + duration_us >= end_us;
-            let start_ms = self.zero_ms + start_us / 1000;
-            self.live.publish_gap(&video.rendition, start_ms, duration_us, is_last);
-            if let (Some(ladder), 0) = (&mut self.ladder, index) {
-                ladder.gap(start_ms, duration_us, is_last);
-            }
+            self.publish_gap(index, start_us, duration_us, start_us + duration_us >= end_us);
         }
-        video.cutter.skip_to(end_us);
+        self.videos[index].cutter.skip_to(end_us);
+    }
+
+    fn publish_gap(&mut self, index: usize, start_us: i64, duration_us: i64, is_last: bool) {
+        let start_ms = self.zero_ms + start_us / 1000;
+        self.live.publish_gap(&self.videos[index].rendition, start_ms, duration_us, is_last);
+        if let (Some(ladder), 0) = (&mut self.ladder, index) {
+            ladder.gap(start_ms, duration_us, is_last);
+        }
+    }
+
+    /// A layer that follows has its next picture at `at_us`. Where that is parts later than the last one ended, as with layers
+    /// that first come when the lead has begun, says that there is nothing in those parts: shown from their beginning, it
+    /// would last longer than a part may.
+    pub(super) fn bridge_late_picture(&mut self, index: usize, at_us: i64) {
+        let Constants { part_us, .. } = self.constants;
+        let cutter = &self.videos[index].cutter;
+        if index == self.leader || !cutter.is_between_parts() {
+            return;
+        }
+        let from_us = cutter.part_start_us();
+        let latest_us = cutter.segment_start_us() + self.constants.segment_max_us() - part_us;
+        let parts = (at_us.min(latest_us) - from_us).div_euclid(part_us).max(0);
+        for part in 0..parts {
+            self.publish_gap(index, from_us + part * part_us, part_us, false);
+        }
+        self.videos[index].cutter.pass_over(parts.unsigned_abs() as usize);
     }
 
     /// A picture has come of a layer that had stalled: says that there was nothing before it. False if it is of no use, for

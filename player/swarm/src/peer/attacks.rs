@@ -10,7 +10,7 @@ use shoal_digest::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Epoch, PieceId};
 use super::Unsafe;
 use super::world::{Manner, World, config, record, sign, truth};
 use crate::{
-    BlockDigest, DisconnectReason, Input, Output, Peer, Span, Time,
+    BlockDigest, DisconnectReason, Input, Output, Peer, Place, Span, Time,
     bits::Bits,
     wire::{BlockHeader, Control, SetsBuilder, VERSION},
 };
@@ -402,6 +402,51 @@ fn who_asks_for_everything_takes_nothing_from_those_who_ask_for_little() {
 fn without_shares_a_greedy_neighbor_crowds_out_an_honest_one() {
     let (attacker, honest) = drained(Unsafe { no_fair_answers: true, ..Unsafe::default() });
     assert!(honest < 8, "attacker {attacker}, honest {honest}");
+}
+
+#[test]
+fn what_children_are_pushed_leaves_before_what_neighbors_ask_for() {
+    const CHILD: u32 = 7;
+    let mut peer = victim(Unsafe::default());
+    greet(&mut peer, CHILD);
+    (10..18).for_each(|neighbor| greet(&mut peer, neighbor));
+    let place = Place { stripe: 0, is_root: true, parent: None, expected: Span::ZERO, children: &[CHILD] };
+    let (ms, load) = (Time::from_ms, |peer: &mut Peer, at: Time, id: PieceId| {
+        teach(peer, id);
+        let digests: Vec<BlockDigest> = (0..4).map(|block| truth(id, block)).collect();
+        let input =
+            Input::Loaded { piece: id, length: 4 * BLOCK_BYTES_MIN, digests: &digests, took: Span::ZERO };
+        peer.handle_input(at, input);
+    });
+    (0..8).for_each(|part| load(&mut peer, ms(60), piece(part)));
+    drain(&mut peer);
+    peer.handle_input(ms(70), Input::Plan { rendition: 0, stripes: 1, places: &[place] });
+    // Eight neighbors ask for a piece each, more than the line sends at once; a tenth of a second later a new one is there.
+    for (neighbor, id) in (10..18).zip((0..8).map(piece)) {
+        let mut sets = SetsBuilder::default();
+        sets.add(id, Some(&Bits::below(4)));
+        let bytes = Control::Request(sets.sets().expect("some")).to_bytes();
+        peer.handle_input(ms(100), Input::Message { peer: neighbor, bytes: &bytes });
+    }
+    let mut sent = Vec::new();
+    for at in 100..3_000 {
+        if at == 200 {
+            load(&mut peer, ms(at), piece(8));
+        }
+        peer.handle_input(ms(at), Input::Wake);
+        for output in drain(&mut peer) {
+            if let Output::SendBlock { peer: to, .. } = output {
+                sent.push((at, to));
+                peer.handle_input(ms(at), Input::SendQueue { peer: to, buffered: 0 });
+            }
+        }
+    }
+    let asked = sent.iter().filter(|(_, to)| *to != CHILD).count();
+    let late = sent.iter().filter(|(at, to)| *at >= 200 && *to != CHILD).count();
+    let waited = sent.iter().position(|(at, to)| *at >= 200 && *to != CHILD);
+    let pushed = sent.iter().rposition(|(_, to)| *to == CHILD);
+    assert!(late > 0 && asked > late, "the line is busy with {late} of {asked} answers when the piece comes");
+    assert!(pushed < waited, "{sent:?}");
 }
 
 // Identity and garbage.

@@ -20,6 +20,10 @@ use crate::{
 const ANSWERS_MAX: u16 = 16;
 /// With this much waiting in the upload queue, whoever asks is better served elsewhere.
 const BACKLOG_MAX: Span = Span::from_ms(600);
+/// Where the line is busy, answers leave behind what is pushed within this time: a push feeds all below the child, an answer
+/// one viewer, who has the origin too. With uplinks that carry less than the stream, answers that went before made pushes
+/// late, late pushes made questions, and a tenth of all bytes came twice.
+const BEHIND_PUSHES: Span = Span::from_ms(600);
 /// Who said that it has too much to send is left alone for this long: it sends a few blocks in that time.
 const BUSY: Span = Span::from_ms(150);
 /// A new neighbor that has no tracker is told the records of so many pieces: what a player has before it.
@@ -257,16 +261,17 @@ impl Peer {
         // Who asks for much at a time goes behind the others, as if half of the rate were its own; where nobody else
         // wants anything it has all of it.
         let share = Span::of_bytes(u64::from(bytes) * 2, rate.max(1));
-        let rank = neighbor.answer_rank.clamp(self.now, self.now + BACKLOG_MAX);
+        let turn = neighbor.answer_rank.clamp(self.now, self.now + BACKLOG_MAX);
         #[cfg(test)]
-        let rank = if self.unsafe_mode.no_fair_answers { self.now } else { rank };
+        let turn = if self.unsafe_mode.no_fair_answers { self.now } else { turn };
+        let rank = turn + BEHIND_PUSHES;
         let is_full = self.uploads.len() >= self.config.upload_queue_max
             || self.uploads.backlog_before(rank) > BACKLOG_MAX
             || neighbor.answers_queued >= ANSWERS_MAX;
         if is_full {
             return false;
         }
-        neighbor.answer_rank = rank + share;
+        neighbor.answer_rank = turn + share;
         neighbor.answers_queued += 1;
         self.uploads
             .push(rank, Upload { peer, piece: id, block: index, hops, is_answer: true, bytes, until });
