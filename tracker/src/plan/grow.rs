@@ -114,6 +114,12 @@ impl Forest {
                     seat.moving = Move::Stay;
                     return;
                 }
+                if let (Source::Peer(parent), Move::Silent) = (seat.source, seat.moving) {
+                    // It may well have sent this child away, and then would never push to it again, whatever the plan says.
+                    // Who has children of its own fetches from the origin until there is somebody.
+                    self.cut(now, viewer, parent, stripe, links);
+                    return;
+                }
                 seat.tries = (seat.tries + 1).min(8);
                 let wait = (RETRY_MS << (seat.tries - 1)).min(RETRY_MAX_MS);
                 // The seats of one viewer need not all try in the same tick.
@@ -164,7 +170,10 @@ impl Forest {
         let is_edge = self.nodes.contains_key(&child)
             && stripe < self.stripes
             && self.seat(child, stripe).source == Source::Peer(parent);
-        if is_edge && !self.is_explained(now, parent, stripe) {
+        if is_edge && self.is_explained(now, parent, stripe) {
+            // Should it have sent the child away, it is to feed it again.
+            self.tell(parent, stripe);
+        } else if is_edge {
             let seat = self.seat_mut(child, stripe);
             if seat.avoid.is_some_and(|(_, until)| now + AVOID_MS < until + COMPLAINT_MS) {
                 return;

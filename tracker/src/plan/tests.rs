@@ -270,6 +270,50 @@ fn silent_parent_is_replaced() {
     assert!(world.places[&(child, stripe)].parent.is_some_and(|now| now != parent));
 }
 
+/// Seen in a swarm of a thousand: a root sent its only child away, all others were below that child, and a stripe had no source
+/// for as long as both stayed.
+#[test]
+fn who_feeds_others_is_fed_by_the_origin_where_nobody_can_take_its_silent_parents_place() {
+    let mut world = World::new();
+    // The first and the third reach each other by the second only.
+    world.is_blocked = |a, b| a.max(b) == id(1).max(id(3)) && a.min(b) == id(1).min(id(3));
+    (1..=3).for_each(|index| world.join(id(index), 6_000));
+    world.run(20_000);
+    let feeds = |place: &Place| place.parent.is_some() && !place.children.is_empty();
+    let (&(child, stripe), place) = world.places.iter().find(|(_, place)| feeds(place)).unwrap();
+    let parent = place.parent.unwrap();
+    world.planner.parent_silent(world.now, child, parent, 0, stripe);
+    world.run(1_000);
+    assert!(world.places[&(child, stripe)].root);
+    assert!(!world.places[&(parent, stripe)].children.contains(&child));
+    // Later the two try again.
+    world.run(60_000);
+    assert_eq!(world.roots_and_unfed(), (1.0, 0.0));
+}
+
+#[test]
+fn whose_complaint_is_explained_by_another_is_still_its_parents_child() {
+    let mut world = World::new();
+    (1..=60).for_each(|index| world.join(id(index), 6_000));
+    world.run(20_000);
+    let is_middle = |place: &Place| place.parent.is_some() && !place.children.is_empty();
+    let (&(top, stripe), place) = world.places.iter().find(|(_, place)| is_middle(place)).unwrap();
+    let (parent, child) = (place.parent.unwrap(), place.children[0]);
+    world.planner.parent_silent(world.now, top, parent, 0, stripe);
+    world.planner.tick(world.now);
+    // It has sent its child away, which complains at the same time.
+    world.planner.parent_silent(world.now, child, top, 0, stripe);
+    let told = world.planner.tick(world.now);
+    let is_told = |output: &Output| match output {
+        Output::Plan { viewer, places, .. } => {
+            *viewer == top
+                && places.iter().any(|place| place.stripe == stripe && place.children.contains(&child))
+        }
+        _ => false,
+    };
+    assert!(told.iter().any(is_told), "{told:?}");
+}
+
 /// A subtree of which all complain at once, because its top gets nothing: only the top is moved.
 #[test]
 fn those_below_a_complainer_wait_for_its_new_parent() {
