@@ -217,17 +217,18 @@ impl Forest {
 
     fn find(&self, now: Ms, viewer: PeerId, stripe: u8, links: &Links) -> Found {
         let is_top = self.nodes[&viewer].has_home(stripe);
-        let offer = |other: PeerId| self.offer(now, viewer, other, stripe, is_top);
+        let offer = |other: PeerId| self.offer(now, viewer, other, stripe, (is_top, false));
         let can_meet = |other: PeerId| links.can_introduce(now, viewer, other, &self.settings);
         // Helping out in one stripe more is fine, in many not: see `Forest::homes_max`.
         let is_at_ease = |other: PeerId| {
             self.nodes.get(&other).is_some_and(|node| node.has_home(stripe) || self.excess(node) == 0)
         };
+        let offer_now = |other: PeerId| self.offer(now, viewer, other, stripe, (is_top, true));
         // Whoever offers nothing needs no closer look: this is where a rush of joiners spends its time.
         let linked = |at_ease: bool| {
             let linked = links
                 .connected(viewer)
-                .filter_map(|(other, rtt_ms)| Some((offer(other)? + rtt_ms / 2, other)));
+                .filter_map(|(other, rtt_ms)| Some((offer_now(other)? + rtt_ms / 2, other)));
             linked.filter(|(_, other)| !at_ease || is_at_ease(*other)).min()
         };
         if let Some((arrival, parent)) = linked(true) {
@@ -269,7 +270,14 @@ impl Forest {
 
     /// When a block would reach `viewer` under `other`, as far as one can tell before they are connected; none if that
     /// place is not to be had.
-    fn offer(&self, now: Ms, viewer: PeerId, other: PeerId, stripe: u8, is_top: bool) -> Option<u32> {
+    fn offer(
+        &self,
+        now: Ms,
+        viewer: PeerId,
+        other: PeerId,
+        stripe: u8,
+        (is_top, is_linked): (bool, bool),
+    ) -> Option<u32> {
         let node = self.nodes.get(&other)?;
         let seat = &node.seats[usize::from(stripe)];
         let mine = self.seat(viewer, stripe);
@@ -282,7 +290,9 @@ impl Forest {
             return None;
         }
         let has_home = node.has_home(stripe);
-        let has_room = node.free() > 0;
+        // Where the stripe ends here, what is reserved for those who are still to be connected, and may never be, is there for
+        // those who are.
+        let has_room = node.free() > 0 || is_linked && seat.children.is_empty() && node.used < node.slots;
         let strength = self.nodes[&viewer].uplink_kbps;
         // Only who comes to feed others asks how many such are there already.
         let interior = || seat.children.iter().filter(|child| self.nodes[child].has_home(stripe)).count();

@@ -270,6 +270,25 @@ fn silent_parent_is_replaced() {
     assert!(world.places[&(child, stripe)].parent.is_some_and(|now| now != parent));
 }
 
+/// The first viewer is the root of everything, carries little, and most can't connect to it: those who wait for that in vain
+/// must not keep its places from the one who is connected.
+#[test]
+fn places_are_not_kept_for_those_who_cannot_come() {
+    let mut world = World::new();
+    world.is_blocked = |a, b| a == id(1) || b == id(1);
+    world.join(id(1), 1_700);
+    world.run(1_000);
+    world.planner.viewer_joined(id(2), true);
+    world.planner.link_connected(world.now, id(1), id(2), 20);
+    (3..=150).for_each(|index| world.join(id(index), 6_000));
+    world.run(1_000);
+    world.join(id(2), 6_000);
+    world.run(1_000);
+    let fed =
+        world.places.iter().filter(|((viewer, _), place)| *viewer == id(2) && place.parent == Some(id(1)));
+    assert!(fed.count() >= 4);
+}
+
 /// Seen in a swarm of a thousand: a root sent its only child away, all others were below that child, and a stripe had no source
 /// for as long as both stayed.
 #[test]
