@@ -1,7 +1,6 @@
 /** Small helpers of the three pages: finding elements, copying, numbers in words. */
 
 /** The element with this id; the page's HTML is ours, so a missing one, or one of another kind, is a bug. */
-// eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- shorter than a cast at each call
 export function byId<T extends HTMLElement = HTMLElement>(id: string): T {
   const element = document.getElementById(id);
   if (!element) throw new Error(`the page has no #${id}`);
@@ -78,7 +77,6 @@ export interface StreamEntry {
 }
 
 /** A list of the server's, such as what is live now; null when it can't be reached or answers nonsense. */
-// eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- shorter than a cast at each call
 export async function fetchList<T>(path: string): Promise<T[] | null> {
   try {
     const response = await fetch(path, { signal: AbortSignal.timeout(5_000), cache: 'no-store' });
