@@ -1,6 +1,7 @@
 /** Small helpers of the three pages: finding elements, copying, numbers in words. */
 
 /** The element with this id; the page's HTML is ours, so a missing one, or one of another kind, is a bug. */
+// eslint-disable-next-line @typescript-eslint/no-unnecessary-type-parameters -- shorter than a cast at each call
 export function byId<T extends HTMLElement = HTMLElement>(id: string): T {
   const element = document.getElementById(id);
   if (!element) throw new Error(`the page has no #${id}`);
