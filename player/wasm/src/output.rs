@@ -2,24 +2,28 @@
 
 use shoal_swarm::{Output, PieceId, Stats};
 
+/// The most numbers that an output has.
+const NUMBERS_MAX: usize = 9;
+
 /// One output.
 #[derive(Debug)]
 pub struct Fields {
     /// What is to be done; 0 for nothing.
     pub tag: u8,
     /// What `field()` gives, −1 where there is nothing.
-    pub numbers: [f64; 8],
+    pub numbers: [f64; NUMBERS_MAX],
     /// What `bytes()` gives.
     pub bytes: Vec<u8>,
 }
 
 impl Fields {
     /// Nothing is to be done.
-    pub const NOTHING: Self = Self { tag: 0, numbers: [-1.0; 8], bytes: Vec::new() };
+    pub const NOTHING: Self = Self { tag: 0, numbers: [-1.0; NUMBERS_MAX], bytes: Vec::new() };
 
     fn of(tag: u8, values: &[u64]) -> Self {
         let mut fields = Self { tag, ..Self::NOTHING };
-        fields.numbers.iter_mut().zip(values).for_each(|(number, value)| *number = *value as f64);
+        // One too many traps at once: without its last number an output would still look like one.
+        values.iter().enumerate().for_each(|(at, value)| fields.numbers[at] = *value as f64);
         fields
     }
 

@@ -133,6 +133,33 @@ test('a piece is cut into blocks as the module cuts it', () => {
   assert.deepEqual([core.stats()[18], core.stats()[19]], [lengths.length, 0]);
 });
 
+test('a piece of any length that is fetched as the module asks for it is delivered, block by block', () => {
+  for (const length of [1, 4096, 65_536, 65_537, 131_072, 131_073, 200_000]) {
+    const core = makeCore(1);
+    start(core);
+    const bytes = Uint8Array.from({ length }, (_, at) => (at * 7919) >> 5);
+    core.record(2, recordOf(5, bytes));
+    // The player is where the segment begins, so that there is no time to ask anybody else.
+    core.playhead(3, 1_700_000_000_000, 1_700_000_000_000, 100, false);
+    core.wantPiece(3, 1, 0, 5, 0, 4);
+    const stored: number[] = [];
+    let isDelivered = false;
+    for (let tag = core.poll(); tag !== Tag.None; tag = core.poll()) {
+      const field = (index: number): number => core.field(index);
+      isDelivered ||= tag === Tag.Deliver;
+      if (tag === Tag.Store) stored.push(field(4));
+      if (tag !== Tag.Fetch) continue;
+      const [fetch, offset, end, step] = [field(0), field(4), field(4) + field(5), blockBytes(field(8))];
+      for (let at = offset; at < end; at += step) {
+        core.fetchBlock(4, fetch, at / step, bytes.slice(at, Math.min(at + step, end)));
+      }
+    }
+    assert.ok(isDelivered, `${length} bytes are delivered`);
+    assert.deepEqual(stored, stored.map(() => length), 'the store is told the length of the piece');
+    assert.equal(core.stats()[5], 0, `nothing of ${length} bytes is rejected`);
+  }
+});
+
 test('bytes that make the memory grow are taken in whole, and each instance is a viewer of its own', () => {
   const [core, other] = [makeCore(1), makeCore(1)];
   const bytes = Uint8Array.from({ length: 6_000_000 }, (_, at) => at % 251);

@@ -17,8 +17,9 @@ let chromium: Browser;
 let firefox: Browser;
 
 before(async () => {
-  server = await Server.start();
-  publisher = await server.publish('mixed', ['--size', '640x360', '--bitrate', '1000k']);
+  // Parts of half a second whose pictures need blocks of every length.
+  server = await Server.start({ SEGMENTER_PART_MS: '500' });
+  publisher = await server.publish('mixed', ['--size', '640x360', '--bitrate', '2000k']);
   chromium = await startChromium();
   firefox = await startFirefox();
 });
@@ -49,7 +50,10 @@ test('Chromium and Firefox take parts from each other', async () => {
     assert.ok(audit.some((entry) => entry.peerBytes > 0), 'bytes from the other viewer were played');
     await assertVerified(audit);
     const { rejectedBytes } = await viewer.stats();
-    assert.equal(rejectedBytes, 0);
+    assert.equal(rejectedBytes, 0, 'blocks are cut as the origin cut them');
+    for (const [from, to] of [[1, 0x1_0000], [0x1_0001, 0x2_0000], [0x2_0001, 0x10_0000]] as const) {
+      assert.ok(audit.some(({ length }) => length >= from && length <= to), `a part of ${from} to ${to} bytes was played`);
+    }
     assert.ok((await viewer.framesIn(2_000)) > 20, 'pictures move');
   }
   for (const viewer of viewers) await viewer.close();
