@@ -129,6 +129,10 @@ impl Server {
             .map_err(|error| Error::service("storage", error))?;
         let tracker =
             Tracker::new(settings.tracker.clone()).map_err(|error| Error::service("tracker", error))?;
+        tracker.watch_recordings({
+            let streams = streams.clone();
+            move |stream, epoch| streams.has_recording(stream, &hex::encode(epoch))
+        });
         // Before there can be a publisher: an event that nobody hears is lost.
         let events = streams.subscribe();
         let ingest = Ingest::bind(settings.ingest.clone(), Arc::new(streams.clone()))

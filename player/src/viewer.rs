@@ -299,7 +299,7 @@ impl Viewer {
                     task.abort();
                 }
             }
-            Output::FetchRecord { piece } => match self.url(piece) {
+            Output::FetchRecord { piece, .. } => match self.url(piece) {
                 Some(url) => {
                     let work = origin::record(self.client.clone(), piece, url, self.inbox.origin.clone());
                     tokio::spawn(work);

@@ -18,11 +18,21 @@ if (!existsSync(wasm)) {
 rmSync(dist, { recursive: true, force: true });
 mkdirSync(join(dist, 'assets'), { recursive: true });
 
+/** What a page takes from files that others load, too, so that it changes nothing about how those are cut into chunks. */
+const built = {
+  name: 'built',
+  setup({ onResolve }) {
+    const files = { 'hls.js': './hls.js', '../index.ts': './shoal-player.js' };
+    onResolve({ filter: /./ }, ({ path }) => path in files ? { path: files[path], external: true } : undefined);
+  },
+};
+
 /** Scripts with what they share in chunks of their own. */
-async function bundle(entryPoints) {
+async function bundle(entryPoints, plugins = []) {
   const { metafile } = await build({
     absWorkingDir: root,
     entryPoints,
+    plugins,
     outdir: join(dist, 'assets'),
     entryNames: '[name]',
     chunkNames: '[name]-[hash]',
@@ -49,8 +59,12 @@ const entries = {
   hls: 'src/hls.ts',
 };
 // Apart, so that a viewer does not download what the pages' helpers are for elsewhere.
-const { home, publish, ...player } = entries;
-const outputs = { ...(await bundle({ home, publish })), ...(await bundle(player)) };
+const { home, publish, recording, ...player } = entries;
+const outputs = {
+  ...(await bundle({ home, publish })),
+  ...(await bundle({ recording }, [built])),
+  ...(await bundle(player)),
+};
 
 const styles = await build({
   absWorkingDir: root,
@@ -66,8 +80,8 @@ const style = Object.keys(styles.metafile.outputs).map((path) => basename(path))
 function imports(entry) {
   const found = new Set();
   const visit = (path) => {
-    for (const { path: next, kind } of outputs[path].imports) {
-      if (kind !== 'import-statement' || found.has(next)) continue;
+    for (const { path: next, kind, external } of outputs[path].imports) {
+      if (kind !== 'import-statement' || found.has(next) || external) continue;
       found.add(next);
       visit(next);
     }

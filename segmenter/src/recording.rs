@@ -86,6 +86,8 @@ pub(crate) struct Recordings {
     storage: Arc<Storage>,
     /// In base64: recordings of other origins in a shared store are left alone.
     origin_key: String,
+    /// Where viewers of recordings find each other.
+    tracker_url: String,
     is_kept: bool,
     queue_bytes_max: usize,
     limits: Limits,
@@ -111,6 +113,7 @@ impl Recordings {
         let recordings = Arc::new(Self {
             storage: storage.clone(),
             origin_key,
+            tracker_url: config.tracker_url.clone(),
             is_kept: config.recording,
             queue_bytes_max: config.storage_queue_bytes_max,
             limits: Limits {
@@ -206,7 +209,7 @@ impl Recordings {
             return self.storage.delete_folder(&folder, HEADER).await;
         }
         let now_ms = u64::try_from(unix_ms()).unwrap_or(0);
-        if let Some(header) = close::close(&self.storage, header, now_ms).await? {
+        if let Some(header) = close::close(&self.storage, header, &self.tracker_url, now_ms).await? {
             info!(folder, duration_ms = header.duration_ms, bytes = header.bytes, "recording closed");
             self.closed.lock().insert(folder, Arc::new(header));
         }

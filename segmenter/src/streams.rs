@@ -163,6 +163,12 @@ impl Streams {
         self.0.shared.recordings.as_ref().map_or_else(Vec::new, |recordings| recordings.list())
     }
 
+    /// Whether there is a recording of this stream that can be played; `epoch` in hexadecimal, as in its URL.
+    #[must_use]
+    pub fn has_recording(&self, stream: &str, epoch: &str) -> bool {
+        self.recording_registry().is_some_and(|recordings| recordings.find(stream, epoch).is_some())
+    }
+
     pub(crate) fn recording_registry(&self) -> Option<&Arc<Recordings>> {
         self.0.shared.recordings.as_ref()
     }

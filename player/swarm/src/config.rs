@@ -48,6 +48,8 @@ pub struct Config {
     pub held_max: usize,
     /// At most this many fetches from the origin run at a time.
     pub fetches_max: usize,
+    /// Whether a recording is watched: nothing is published any more, and each viewer is somewhere else.
+    pub is_recording: bool,
     /// Whether blocks are pushed to children. Off only to show what pushing gains.
     pub push: bool,
 }
@@ -80,6 +82,7 @@ impl Config {
             upload_queue_max: 128,
             held_max: 64,
             fetches_max: 6,
+            is_recording: false,
             push: true,
         }
     }

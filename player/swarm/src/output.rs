@@ -58,6 +58,9 @@ pub enum Output {
     FetchRecord {
         /// The piece.
         piece: PieceId,
+        /// The other parts of its segment are wanted, too: the segment's URL + `.digest` gives all their records, each behind
+        /// its length in four bytes.
+        of_segment: bool,
     },
 
     /// Put verified bytes into the piece store: those of the `Block` or `FetchBlock` input just handled, or those held.

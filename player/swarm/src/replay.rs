@@ -12,7 +12,7 @@ use shoal_digest::{BlockDigest, Epoch, OriginKey, PieceId};
 
 use crate::{Config, Input, Peer, Place, Span, Target, Time};
 
-const MAGIC: &[u8; 8] = b"shoalog2";
+const MAGIC: &[u8; 8] = b"shoalog3";
 /// A recorder stops here: an hour of a viewer with a dozen neighbors.
 const LOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -232,7 +232,7 @@ impl Writer {
 }
 
 /// The configuration's numbers in the order in which they are written.
-fn numbers(config: &Config) -> [u64; 17] {
+fn numbers(config: &Config) -> [u64; 18] {
     [
         config.store_bytes_max,
         config.pieces_max as u64,
@@ -250,6 +250,7 @@ fn numbers(config: &Config) -> [u64; 17] {
         config.upload_queue_max as u64,
         config.held_max as u64,
         config.fetches_max as u64,
+        u64::from(config.is_recording),
         u64::from(config.push),
     ]
 }
@@ -328,6 +329,7 @@ impl<'a> Reader<'a> {
             upload_queue_max: self.small()?,
             held_max: self.small()?,
             fetches_max: self.small()?,
+            is_recording: self.number()? != 0,
             push: self.number()? != 0,
         };
         Ok(config)

@@ -74,12 +74,14 @@ extern "C" fn allocate(length: usize) -> *const u8 {
     shell.bytes.as_ptr()
 }
 
-/// Makes the viewer; bytes: the origin's key, then the epoch. Says no to bytes that are no key.
+/// Makes the viewer, of a recording or of a live stream; bytes: the origin's key, then the epoch. Says no to bytes that are
+/// no key.
 #[unsafe(no_mangle)]
-extern "C" fn create(seed: f64) -> bool {
+extern "C" fn create(seed: f64, is_recording: bool) -> bool {
     let mut shell = shell();
     let config = shell.bytes.split_first_chunk().and_then(|(key, epoch)| {
-        Some(Config::new(OriginKey::from_bytes(key).ok()?, Epoch(epoch.try_into().ok()?)))
+        let config = Config::new(OriginKey::from_bytes(key).ok()?, Epoch(epoch.try_into().ok()?));
+        Some(Config { is_recording, ..config })
     });
     shell.peer = config.map(|config| Peer::new(config, seed as u64));
     shell.peer.is_some()

@@ -55,7 +55,10 @@ impl From<Output> for Fields {
                 Self::of(3, &values)
             }
             Output::CancelFetch { fetch } => Self::of(4, &[fetch.into()]),
-            Output::FetchRecord { piece } => Self::of_piece(5, piece),
+            Output::FetchRecord { piece, of_segment } => {
+                let (rendition, msn, part) = three(piece);
+                Self::of(5, &[rendition, msn, part, of_segment.into()])
+            }
             Output::Store { piece, block, piece_length, held } => {
                 let (rendition, msn, part) = three(piece);
                 let values =

@@ -56,8 +56,9 @@ export class LiveFollower {
     private readonly hls: Hls,
     private readonly video: HTMLVideoElement,
   ) {
-    // Not among hls.js's first settings: there it is taken only together with a distance that overrides the playlist's.
-    hls.config.liveMaxLatencyDurationCount = LATENCY_MAX_TARGET_DURATIONS;
+    // Sets what is not among hls.js's first settings: there it is taken only together with a distance that overrides the
+    // playlist's.
+    this.#follow(true);
     const { signal } = this.#abort;
     video.addEventListener('timeupdate', () => {
       if (!video.seeking) this.#time = video.currentTime;
@@ -119,6 +120,8 @@ export class LiveFollower {
 
   #follow(on: boolean): void {
     this.#isFollowing = on;
+    // Who wants to be further back must not be brought here by hls.js either.
+    this.hls.config.liveMaxLatencyDurationCount = on ? LATENCY_MAX_TARGET_DURATIONS : Infinity;
     this.onChange();
   }
 

@@ -302,7 +302,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     }
     const videos = data.levels.map(({ url }) => url);
     const audios = data.audioTracks.map(({ url }) => url);
-    this.#source = { info, catalog: new Catalog(data.url, videos, audios) };
+    this.#source = { info, catalog: new Catalog(data.url, videos, audios, info.stream.includes('/')) };
     if (this.#isSharing) this.#start();
     else this.#setState('off');
   }
@@ -338,7 +338,7 @@ export class Shoal extends Emitter<ShoalEvents> {
   #join({ info, catalog }: Source, factory: CoreFactory): void {
     let driver: Driver;
     try {
-      const core = factory(info.key, info.epoch, randomSeed());
+      const core = factory(info.key, info.epoch, randomSeed(), catalog.isRecording);
       driver = new Driver(core, catalog, this.#options.storeBytesMax ?? defaultStoreBytesMax(), {
         send: (message) => this.#tracker?.send(message),
         onNeighbors: () => {

@@ -23,6 +23,12 @@ test('URL of a piece that nobody named is made by the scheme', () => {
   assert.equal(urls.urlOf({ rendition: 9, msn: 7, part: 3 }), null);
 });
 
+test('segments of a recording have parts, and records of their own', () => {
+  const urls = new Catalog(base, [`${folder}/v0/playlist.m3u8`], [], true);
+  assert.equal(urls.urlOf({ rendition: 0, msn: 7, part: 0 }), `${folder}/v0/part-7-0.m4s`);
+  assert.equal(urls.segmentUrlOf({ rendition: 0, msn: 7, part: 0 }), `${folder}/v0/seg-7.m4s`);
+});
+
 test('tracker can name only URLs of the stream, and of the right rendition', () => {
   const urls = catalog();
   const piece = { rendition: 0, msn: 12, part: 3 };

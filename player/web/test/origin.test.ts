@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import type { RequestListener } from 'node:http';
 import { test } from 'node:test';
 
-import { BlockAssembler, fetchRange, fetchRecord } from '../src/swarm/origin.ts';
+import { BlockAssembler, fetchRange, fetchRecords } from '../src/swarm/origin.ts';
 
 const BLOCK_BYTES = 4096;
 const bytes = Uint8Array.from({ length: 3 * BLOCK_BYTES + 100 }, (_, index) => (index * 31) % 251);
@@ -135,13 +135,27 @@ test('record is fetched beside its piece, and refused when it is too long', asyn
       response.end('record');
     },
     async (url) => {
-      assert.equal(Buffer.from((await fetchRecord(`${url}?token=x`)) ?? []).toString(), 'record');
+      const records = await fetchRecords(`${url}?token=x`, false);
+      assert.deepEqual(records.map((record) => Buffer.from(record).toString()), ['record']);
+    },
+  );
+  await withServer(
+    (_, response) => response.end(Buffer.from('\0\0\0\x03one\0\0\0\x05three', 'latin1')),
+    async (url) => {
+      const records = await fetchRecords(url, true);
+      assert.deepEqual(records.map((record) => Buffer.from(record).toString()), ['one', 'three']);
+    },
+  );
+  await withServer(
+    (_, response) => response.end(Buffer.from('\0\0\0\x03one\0\0', 'latin1')),
+    async (url) => {
+      assert.deepEqual(await fetchRecords(url, true), [], 'cut off');
     },
   );
   await withServer(
     (_, response) => response.end(new Uint8Array(200 * 1024)),
     async (url) => {
-      assert.equal(await fetchRecord(url), null);
+      assert.deepEqual(await fetchRecords(url, false), []);
     },
   );
 });

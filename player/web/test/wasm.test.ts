@@ -13,7 +13,7 @@ const KEY = Buffer.from('7UkoxijRwsbq6QM4kFmVYSlZJzpcY/k2NsFGFKyHN9E=', 'base64'
 const EPOCH = Uint8Array.from({ length: 16 }, (_, at) => at);
 
 function makeCore(seed: number): Core {
-  return factoryOf(new WebAssembly.Instance(MODULE))(KEY, EPOCH, seed);
+  return factoryOf(new WebAssembly.Instance(MODULE))(KEY, EPOCH, seed, false);
 }
 
 /** A signed record of a whole segment, as `segmenter/digest/README.md` says. */
@@ -185,14 +185,14 @@ test('what a neighbor is told comes out byte for byte, and the log holds what we
   assert.deepEqual([...core.bytes().subarray(0, 2)], [1, 1], 'hello, version 1');
   assert.deepEqual([...core.bytes().subarray(4, 20)], [...EPOCH]);
   const log = core.takeLog();
-  assert.equal(Buffer.from(log.subarray(0, 8)).toString(), 'shoalog2');
+  assert.equal(Buffer.from(log.subarray(0, 8)).toString(), 'shoalog3');
   assert.deepEqual([...log.subarray(8, 40)], [...KEY]);
 });
 
 test('what is no key is refused', () => {
   const make = factoryOf(new WebAssembly.Instance(MODULE));
   // No point has this y, and the others have the wrong length.
-  assert.throws(() => make(Uint8Array.from({ length: 32 }, (_, at) => (at === 0 ? 2 : 0)), EPOCH, 1));
-  assert.throws(() => make(KEY.subarray(1), EPOCH, 1));
-  assert.throws(() => make(KEY, EPOCH.subarray(1), 1));
+  assert.throws(() => make(Uint8Array.from({ length: 32 }, (_, at) => (at === 0 ? 2 : 0)), EPOCH, 1, false));
+  assert.throws(() => make(KEY.subarray(1), EPOCH, 1, false));
+  assert.throws(() => make(KEY, EPOCH.subarray(1), 1, false));
 });

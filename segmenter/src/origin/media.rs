@@ -11,16 +11,15 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::stream;
 use tokio::time::Instant;
-use tracing::warn;
 
 use super::answer::{self, SLICE_BYTES};
 use super::headers::{Cache, error};
 use super::playlists::{find, wait_until};
+use super::recordings::{Found, stored, unavailable};
 use super::request::{MediaFile, MediaKind};
 use crate::counters::Class;
 use crate::live::{Live, Rendition};
 use crate::recording::join_records;
-use crate::recording::layout::segment_name;
 use crate::streams::Streams;
 use crate::window::Progress;
 
@@ -53,28 +52,23 @@ pub(super) async fn file(
     let tag = format!("\"{epoch}-{name}\"");
     match content(&rendition, file) {
         None => not_found(),
-        Some(Content::Stored { msn, length }) => {
+        Some(Content::Stored) => {
             let Some(recordings) = streams.recording_registry() else { return not_found() };
-            let folder = format!("{stream}/{epoch}");
-            if file.is_digest {
-                match recordings.records(&folder, &rendition.name, msn).await {
-                    Ok(Some(records)) => {
-                        respond(&live, &rendition, class, Content::Bytes(records), &headers, &tag)
-                    }
-                    Ok(None) => not_found(),
-                    Err(cause) => {
-                        warn!(%cause, "stored records could not be read");
-                        error(StatusCode::SERVICE_UNAVAILABLE, "the storage does not answer", Cache::None)
-                    }
+            match stored(recordings, &format!("{stream}/{epoch}"), &rendition.name, file).await {
+                Ok(Some(Found::Bytes(bytes))) => {
+                    respond(&live, &rendition, class, Content::Bytes(bytes), &headers, &tag)
                 }
-            } else {
-                let is_video = rendition.description().is_video();
-                let file = immutable(&tag, usize::try_from(length).unwrap_or(usize::MAX), class, is_video);
-                answer::file(file, &headers, |range| {
-                    let name = segment_name(&folder, &rendition.name, msn);
-                    let chunks = recordings.storage().read(&name, range.start as u64..range.end as u64);
-                    answer::counted_stream(chunks, move |sent| live.counters.add_sent(class, sent))
-                })
+                Ok(Some(Found::Stored(object, place))) => {
+                    let is_video = rendition.description().is_video();
+                    let length = usize::try_from(place.end - place.start).unwrap_or(usize::MAX);
+                    answer::file(immutable(&tag, length, class, is_video), &headers, |range| {
+                        let range = place.start + range.start as u64..place.start + range.end as u64;
+                        let chunks = recordings.storage().read(&object, range);
+                        answer::counted_stream(chunks, move |sent| live.counters.add_sent(class, sent))
+                    })
+                }
+                Ok(None) => not_found(),
+                Err(cause) => unavailable(&cause),
             }
         }
         Some(content) => respond(&live, &rendition, class, content, &headers, &tag),
@@ -119,19 +113,16 @@ enum Content {
     Bytes(Bytes),
     /// The lengths of a segment's parts.
     Segment(u64, Vec<usize>),
-    /// A segment that is not in memory any more.
-    Stored {
-        msn: u64,
-        length: u64,
-    },
+    /// Of a segment that is not in memory any more.
+    Stored,
 }
 
 fn content(rendition: &Rendition, file: MediaFile) -> Option<Content> {
     rendition.with_window(|window| {
-        if let MediaKind::Segment(msn) = file.kind
-            && let Some(length) = window.segment(msn)?.stored_bytes()
+        if let MediaKind::Segment(msn) | MediaKind::Part(msn, _) = file.kind
+            && let Some(length) = window.segment(msn).and_then(|segment| segment.stored_bytes())
         {
-            return (length > 0).then_some(Content::Stored { msn, length });
+            return (length > 0).then_some(Content::Stored);
         }
         let content = match (file.kind, file.is_digest) {
             (MediaKind::Init(number), _) => Content::Bytes(window.init(number)?.clone()),
@@ -149,7 +140,7 @@ fn content(rendition: &Rendition, file: MediaFile) -> Option<Content> {
         let is_empty = match &content {
             Content::Bytes(bytes) => bytes.is_empty(),
             Content::Segment(_, lengths) => lengths.iter().sum::<usize>() == 0,
-            Content::Stored { length, .. } => *length == 0,
+            Content::Stored => false,
         };
         (!is_empty).then_some(content)
     })
@@ -166,7 +157,7 @@ fn respond(
     let length = match &content {
         Content::Bytes(bytes) => bytes.len(),
         Content::Segment(_, lengths) => lengths.iter().sum(),
-        Content::Stored { length, .. } => usize::try_from(*length).unwrap_or(usize::MAX),
+        Content::Stored => 0,
     };
     let file = immutable(tag, length, class, rendition.description().is_video());
     let live = live.clone();
@@ -175,7 +166,7 @@ fn respond(
             answer::counted(bytes.slice(range), move |sent| live.counters.add_sent(class, sent))
         }
         Content::Segment(msn, lengths) => segment_body(live, rendition.clone(), msn, &lengths, range),
-        Content::Stored { .. } => Body::empty(),
+        Content::Stored => Body::empty(),
     })
 }
 

@@ -173,7 +173,7 @@ pub(super) async fn file(
     }
     let Some(wanted) = MediaFile::parse(&file) else { return not_found() };
     let is_video = found.description.is_video();
-    match media(&recordings, &recording.folder(), &rendition, wanted).await {
+    match stored(&recordings, &recording.folder(), &rendition, wanted).await {
         Ok(None) => not_found(),
         Err(cause) => unavailable(&cause),
         Ok(Some(Found::Bytes(bytes))) => {
@@ -194,13 +194,15 @@ pub(super) async fn file(
     }
 }
 
-enum Found {
+/// Media in the storage.
+pub(super) enum Found {
     Bytes(Bytes),
     /// Bytes of an object.
     Stored(String, Range<u64>),
 }
 
-async fn media(
+/// Media or digest records, of a recording or of what a live stream's viewers can go back to.
+pub(super) async fn stored(
     recordings: &Recordings,
     folder: &str,
     rendition: &str,

@@ -22,6 +22,7 @@ use crate::storage::{Storage, StorageError};
 pub(super) async fn close(
     storage: &Storage,
     mut header: Header,
+    tracker_url: &str,
     now_ms: u64,
 ) -> Result<Option<Header>, StorageError> {
     let folder = header.folder();
@@ -45,11 +46,11 @@ pub(super) async fn close(
     let named: Vec<_> =
         named.map(|(rendition, _)| (rendition.name.clone(), rendition.description.clone())).collect();
     let text = multivariant::playlist(&Source {
-        stream: &header.stream,
+        // Those who watch the recording are a swarm of their own.
+        stream: &folder,
         epoch: &header.epoch,
         origin_key: &header.origin_key,
-        // There is no swarm of a recording.
-        tracker_url: "",
+        tracker_url,
         folder: "",
         has_pictures: header.has_pictures,
         renditions: &named,

@@ -119,6 +119,11 @@ export class Viewer {
     return new Viewer(tab);
   }
 
+  /** A page that plays already, such as a recording's. */
+  static in(tab: Tab): Viewer {
+    return new Viewer(tab);
+  }
+
   /** Waits until frames are being shown. */
   async untilPlaying(timeoutMs = 30_000): Promise<void> {
     await until('the viewer shows moving pictures', () => this.tab.evaluate<boolean>(`${SHOWN_FRAMES} > 10`), timeoutMs)

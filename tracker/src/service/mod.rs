@@ -18,7 +18,7 @@ mod token;
 mod visitor;
 
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
@@ -51,6 +51,8 @@ pub(crate) use gate::Proxies;
 
 /// The longest announce: ten offers of 3 KiB and what belongs to them.
 const ANNOUNCE_BYTES_MAX: usize = 64 * 1024;
+/// The swarm of a recording that nobody watches is kept this long: somebody may be on the way.
+const RECORDING_LINGER: Duration = Duration::from_secs(60);
 /// The gauges are set this often.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -83,6 +85,8 @@ struct Shared {
     clock: Clock,
     gate: Arc<Gate>,
     streams: DashMap<String, Stream>,
+    /// Which recordings can be watched.
+    recordings: OnceLock<Recordings>,
     /// The operator's switch for all streams, in percent.
     percent: AtomicU8,
     /// His switches for single streams, by name.
@@ -100,6 +104,15 @@ struct Shared {
     stop: CancellationToken,
 }
 
+/// Says whether there is a recording of a stream with this epoch.
+struct Recordings(Box<dyn Fn(&str, [u8; 16]) -> bool + Send + Sync>);
+
+impl std::fmt::Debug for Recordings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Recordings")
+    }
+}
+
 #[derive(Debug)]
 struct Stream {
     epoch: [u8; 16],
@@ -107,6 +120,8 @@ struct Stream {
     switches: Switches,
     /// Counted up when the stream turns private or hides addresses; in the swarm's id.
     generation: u32,
+    /// Since when nobody watches, of a recording.
+    left_at: Option<Instant>,
 }
 
 impl Tracker {
@@ -144,6 +159,7 @@ impl Tracker {
             clock,
             gate,
             streams: DashMap::new(),
+            recordings: OnceLock::new(),
             percent,
             remembered,
             tokens,
@@ -176,7 +192,7 @@ impl Tracker {
         let entry = shared.streams.entry(name.to_owned());
         let switches = shared.remembered.of(name);
         let room = shared.start_room(name, &epoch, 0, switches);
-        let stream = Stream { epoch, room, switches, generation: 0 };
+        let stream = Stream { epoch, room, switches, generation: 0, left_at: None };
         match entry {
             Entry::Occupied(mut old) => old.insert(stream).room.tell(Control::Ended),
             Entry::Vacant(place) => drop(place.insert(stream)),
@@ -201,6 +217,13 @@ impl Tracker {
             self.shared.open_announces();
             info!(stream = name, "swarm closed");
         }
+    }
+
+    /// Opens a swarm for each recording that somebody watches: it is joined as `NAME/EPOCH` (in hexadecimal) and gone when all have
+    /// left. `exists` is asked at each join that would open one, and must answer at once. The switches are those of the stream
+    /// that was recorded. To be called once, before there are viewers; later calls change nothing.
+    pub fn watch_recordings(&self, exists: impl Fn(&str, [u8; 16]) -> bool + Send + Sync + 'static) {
+        let _ = self.shared.recordings.set(Recordings(Box::new(exists)));
     }
 
     /// Viewers of a stream that are connected to the tracker.
@@ -256,6 +279,7 @@ impl Tracker {
                 () = stop.cancelled() => break,
                 Some(address) = learned.recv() => shared.learn_relay(address),
                 _ = gauges.tick() => {
+                    shared.close_recordings(Instant::now());
                     gauge!("tracker_viewers").set(shared.gate.viewers());
                     gauge!("tracker_announce_clients").set(shared.gate.announcing());
                     gauge!("tracker_swarms").set(u32::try_from(shared.streams.len()).unwrap_or(u32::MAX));
@@ -316,7 +340,7 @@ impl Shared {
         std::mem::replace(&mut stream.room, room).tell(Control::Stop);
     }
 
-    /// The room of a live stream. One that is gone because of a bug is replaced: its viewers come back by themselves.
+    /// The room of a live stream or a recording. One that is gone because of a bug is replaced: its viewers come back by themselves.
     fn room(&self, name: &str) -> Option<(Room, PeerPolicy)> {
         {
             let stream = self.streams.get(name)?;
@@ -333,6 +357,43 @@ impl Shared {
         Some((stream.room.clone(), stream.switches.policy))
     }
 
+    /// Opens the swarm of a recording, if the name is one's and there is none yet.
+    fn open_recording(&self, name: &str) {
+        let Some((stream, epoch)) = name.split_once('/') else { return };
+        let Some(recordings) = self.recordings.get() else { return };
+        let mut bytes = [0; 16];
+        if self.streams.contains_key(name)
+            || hex::decode_to_slice(epoch, &mut bytes).is_err()
+            // Names are compared as they are: two spellings of one would be two swarms.
+            || hex::encode(bytes) != epoch
+            || !(recordings.0)(stream, bytes)
+        {
+            return;
+        }
+        self.streams.entry(name.to_owned()).or_insert_with(|| {
+            let switches = self.remembered.of(stream);
+            let room = self.start_room(name, &bytes, 0, switches);
+            Stream { epoch: bytes, room, switches, generation: 0, left_at: None }
+        });
+        info!(recording = name, "swarm opened");
+    }
+
+    /// Closes the swarms of recordings that nobody watches any more.
+    fn close_recordings(&self, now: Instant) {
+        self.streams.retain(|name, stream| {
+            if stream_of(name) == name || stream.room.viewers() > 0 {
+                stream.left_at = None;
+                return true;
+            }
+            let is_kept = now - *stream.left_at.get_or_insert(now) < RECORDING_LINGER;
+            if !is_kept {
+                stream.room.tell(Control::Stop);
+                info!(recording = name, "swarm closed");
+            }
+            is_kept
+        });
+    }
+
     /// What a viewer's token allows; none for an open stream. Of a stream that is not live the same is asked, so that the
     /// answer tells nobody which names exist, but no use of the token is counted.
     fn check_token(
@@ -345,8 +406,10 @@ impl Shared {
             .streams
             .get(name)
             .map(|stream| (stream.switches.is_private, stream.epoch, stream.generation));
+        // Who may watch a stream may watch its recording.
+        let recorded = stream_of(name);
         let is_private =
-            stream.map_or_else(|| self.remembered.of(name).is_private, |(is_private, ..)| is_private);
+            stream.map_or_else(|| self.remembered.of(recorded).is_private, |(is_private, ..)| is_private);
         let Some(tokens) = self.tokens.as_ref().filter(|_| is_private) else {
             return if is_private { Err(Refused::Missing) } else { Ok(None) };
         };
@@ -354,7 +417,7 @@ impl Shared {
             let id = self.secret.swarm_id(name, &epoch, generation);
             resume.is_some_and(|resume| self.secret.resumed_peer(&id, resume).is_some())
         });
-        tokens.check(token, name, stream.is_some() && !is_return).map(Some)
+        tokens.check(token, recorded, stream.is_some() && !is_return).map(Some)
     }
 
     /// Whether viewers are told a relay.
@@ -387,6 +450,14 @@ impl Shared {
                 false
             }
         };
+        // Viewers of its recordings join anew, by what counts now.
+        self.streams.retain(|other, stream| {
+            let is_of = other != name && stream_of(other) == name;
+            if is_of {
+                stream.room.tell(Control::Stop);
+            }
+            !is_of
+        });
         self.open_announces();
         is_live
     }
@@ -436,6 +507,11 @@ impl Shared {
     }
 }
 
+/// The stream that a name is of: its own, or that of the recording.
+fn stream_of(name: &str) -> &str {
+    name.split_once('/').map_or(name, |(stream, _)| stream)
+}
+
 /// `GET /tracker` with an upgrade to WebSocket.
 async fn join(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Response {
     let Visitor { upgrade, address, place, host } = visitor;
@@ -451,4 +527,27 @@ async fn announce(State(shared): State<Arc<Shared>>, visitor: Visitor) -> Respon
         .max_message_size(ANNOUNCE_BYTES_MAX)
         .max_frame_size(ANNOUNCE_BYTES_MAX)
         .on_upgrade(move |socket| announces.serve(socket, clock, address, place))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_swarm_of_a_recording_goes_when_nobody_has_watched_for_a_minute() {
+        let tracker = Tracker::new(Config::default()).unwrap();
+        tracker.watch_recordings(|stream, epoch| stream == "demo" && epoch == [0xab; 16]);
+        let (shared, name) = (&tracker.shared, format!("demo/{}", "ab".repeat(16)));
+        for other in ["demo", "demo/", "else/x", &name.to_uppercase(), &format!("demo/{}", "cd".repeat(16))] {
+            shared.open_recording(other);
+            assert!(shared.streams.is_empty(), "{other}");
+        }
+        tracker.stream_started("demo", [1; 16]);
+        shared.open_recording(&name);
+        let now = Instant::now();
+        shared.close_recordings(now);
+        assert!(shared.streams.contains_key(&name));
+        shared.close_recordings(now + RECORDING_LINGER);
+        assert!(!shared.streams.contains_key(&name) && shared.streams.contains_key("demo"));
+    }
 }

@@ -118,6 +118,7 @@ async fn join(
         let refusal = refusal(ErrorCode::RateLimited, "too many joins, come back", Some(retry_after_ms));
         return Err(Some(refusal));
     }
+    shared.open_recording(&stream);
     let credential = match shared.check_token(&stream, token.as_deref(), resume.as_deref()) {
         Ok(credential) => credential,
         Err(refused) => {

@@ -2,7 +2,7 @@
 
 use shoal_digest::PieceId;
 
-use super::{BANNED_MAX, Peer};
+use super::{BANNED_MAX, Peer, records::KNOWN_PIECES};
 use crate::{
     Output, Span, Time,
     bits::Bits,
@@ -410,19 +410,27 @@ impl Peer {
         }
     }
 
-    /// Tells a neighbor what is stored, newest pieces first.
+    /// Tells a neighbor what is stored: of a live stream what may still be asked for, of a recording all.
     fn announce_all(&mut self, peer: PeerId) {
-        let mut sets = SetsBuilder::default();
-        for (id, piece) in self.pieces.iter().rev() {
-            if sets.is_full() {
-                break;
+        let mut messages = vec![SetsBuilder::default()];
+        let (mut rendition, mut count) = (None, 0);
+        for (id, piece) in self.pieces.iter().rev().filter(|(_, piece)| !piece.stored.is_empty()) {
+            count = if rendition == Some(id.rendition) { count + 1 } else { 0 };
+            rendition = Some(id.rendition);
+            if count >= KNOWN_PIECES && !self.config.is_recording {
+                continue;
             }
-            if !piece.stored.is_empty() {
+            if messages.last().is_some_and(SetsBuilder::is_full) {
+                messages.push(SetsBuilder::default());
+            }
+            if let Some(sets) = messages.last_mut() {
                 sets.add(*id, if piece.is_complete { None } else { Some(&piece.stored) });
             }
         }
-        if let Some(sets) = sets.sets() {
-            self.send(peer, &Control::Have(sets));
+        for sets in &messages {
+            if let Some(sets) = sets.sets() {
+                self.send(peer, &Control::Have(sets));
+            }
         }
     }
 

@@ -19,7 +19,7 @@ const LOADED_MAX: usize = 32;
 /// A piece that ends this long before the newest one is asked for by those who watch from further back.
 const PAST_MS: u64 = 10_000;
 /// Who has which blocks is remembered for so many pieces of a rendition: ten seconds and more.
-const KNOWN_PIECES: usize = 24;
+pub(super) const KNOWN_PIECES: usize = 24;
 /// Without a tracker, a record is asked for this long before it can be expected.
 const HUNT_LEAD: Span = Span::from_ms(60);
 /// Where it is not there yet it is asked for again after this time, doubled each time.
@@ -73,7 +73,7 @@ impl Peer {
         self.stats.records += 1;
         self.learn_rate(record);
         let end_ms = record.start_ms + u64::from(record.duration_ms);
-        let is_past = end_ms + PAST_MS < self.newest_end_ms;
+        let is_past = self.config.is_recording || end_ms + PAST_MS < self.newest_end_ms;
         self.newest_end_ms = self.newest_end_ms.max(end_ms);
 
         let (turn, is_first) = self.turn(id);
@@ -139,7 +139,7 @@ impl Peer {
             hunt.at = self.now + HUNT_PATIENCE;
             let piece = hunt.piece;
             if self.seeds_without_tracker(piece) {
-                self.outputs.push_back(Output::FetchRecord { piece });
+                self.outputs.push_back(Output::FetchRecord { piece, of_segment: false });
             }
         }
     }

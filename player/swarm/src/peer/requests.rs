@@ -174,11 +174,14 @@ impl Peer {
     /// the others when half of the time has passed without a relayed one.
     fn fetch_record_for(&mut self, at: usize) {
         let request = &self.requests[at];
-        let missing = (0..=u16::MAX)
-            .map(|part| PieceId { part, ..request.first() })
-            .find(|id| self.pieces.get(id).is_none_or(|piece| piece.record.is_none()));
-        let Some(piece) = missing.filter(|piece| request.covers(*piece)) else { return };
-        if request.record_fetched == Some(piece) {
+        let mut piece = request.first();
+        while let Some(record) = self.pieces.get(&piece).and_then(Piece::record) {
+            if record.is_last_in_segment || piece.part == u16::MAX {
+                return;
+            }
+            piece.part += 1;
+        }
+        if !request.covers(piece) || request.record_fetched >= Some(piece) {
             return;
         }
         // The tracker sends records at publication: those of the past have to be asked for, with or without it.
@@ -190,17 +193,19 @@ impl Peer {
         // What is hunted for anyway is asked for there.
         let is_hunted = self.hunts.get(&piece.rendition).is_some_and(|hunt| hunt.piece <= piece);
         if is_past || (!is_hunted && self.seeds_without_tracker(piece)) || self.now >= half {
-            self.requests[at].record_fetched = Some(piece);
-            self.outputs.push_back(Output::FetchRecord { piece });
+            let of_segment = matches!(request.target, Target::Segment { .. }) && piece.part == 0;
+            let last = if of_segment { u16::MAX } else { piece.part };
+            self.requests[at].record_fetched = Some(PieceId { part: last, ..piece });
+            self.outputs.push_back(Output::FetchRecord { piece, of_segment });
         }
     }
 
-    /// Whether a piece was published before others whose records have long come.
+    /// Whether a piece was published before others whose records have long come, or is of a recording.
     fn is_past(&self, id: PieceId) -> bool {
         let newest = self.pieces.iter().rev().find(|(other, piece)| {
             other.rendition == id.rendition && piece.record.is_some() && !piece.is_past
         });
-        newest.is_some_and(|(other, _)| other.msn > id.msn.saturating_add(1))
+        self.config.is_recording || newest.is_some_and(|(other, _)| other.msn > id.msn.saturating_add(1))
     }
 
     fn fall_back(&mut self, request: RequestId, reason: FallbackReason) {

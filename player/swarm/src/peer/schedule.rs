@@ -46,6 +46,11 @@ const LAST_RESORT_SPREAD: Span = Span::from_secs(30);
 const RECOVERED_MS: u64 = 2_000;
 /// The last of them may be late by this much before all is as usual.
 const CATCH_UP_GRACE: Span = Span::from_secs(3);
+/// Of what was published long ago a player can have this much before it. With less nobody is waited for: neighbors are
+/// busy with places of their own, and a thin buffer would gain nothing.
+const PAST_RESERVE: Span = Span::from_secs(8);
+/// With more, neighbors get so long for a piece. Players ask for one segment after the other, and give up after 4 s.
+const PAST_WAIT_MAX: Span = Span::from_secs(3);
 /// The origin's bytes may contradict the record this often before the player is sent to plain HTTP.
 pub(super) const ORIGIN_LIES_MAX: u8 = 3;
 
@@ -99,7 +104,10 @@ impl Peer {
                 asked = asked.min(request.deadline.unwrap_or(Time::NEVER));
             }
         }
-        let played = self.player.reaches(self.now, start_ms).before(self.config.append_margin);
+        let mut played = self.player.reaches(self.now, start_ms).before(self.config.append_margin);
+        if piece.is_past {
+            played = played.before(PAST_RESERVE).min(piece.since + PAST_WAIT_MAX);
+        }
         let deadline = if is_needed { asked.min(played) } else { Time::NEVER };
         if deadline == Time::NEVER {
             return Moments { turn: Time::NEVER, last_call: Time::NEVER, is_needed };
@@ -148,7 +156,7 @@ impl Peer {
             if !moments.is_needed {
                 continue;
             }
-            let call_at = self.call_at(piece, moments, late_at);
+            let call_at = self.call_at(piece, block, moments, late_at);
             if call_at <= self.now {
                 calls.insert(block);
                 continue;
@@ -251,9 +259,11 @@ impl Peer {
     }
 
     /// When a block that is late is to be fetched, where the local peer is not its root.
-    fn call_at(&self, piece: &Piece, moments: Moments, late_at: Time) -> Time {
+    fn call_at(&self, piece: &Piece, block: u32, moments: Moments, late_at: Time) -> Time {
         // Nobody's turn comes before a block is late and somebody was asked for it: it may well be on its way.
         let ready_at = late_at + PULL_LEAD;
+        let wait = self.config.fallback_spread.as_us() * u64::from(u16::MAX - piece.turn) / 65_535;
+        let in_turn = ready_at + Span::from_us(wait);
         let call_at = if self.origin.is_down() {
             // Roots go on asking, and one among neighbors in case the roots can't. Everybody else would only be part of
             // the storm when the origin returns; what it sends then comes along the trees.
@@ -267,8 +277,12 @@ impl Peer {
         } else if self.now < self.origin.recovering_until && self.player.buffer_ms(self.now) < RECOVERED_MS {
             // Everybody waits for the same pieces, and all deadlines are over. Who is fed gets them sooner from the swarm
             // than from an origin that everybody asks.
-            let wait = self.config.fallback_spread.as_us() * u64::from(u16::MAX - piece.turn) / 65_535;
-            ready_at + Span::from_us(wait)
+            in_turn
+        } else if piece.is_past && !piece.known.iter().any(|known| known.has.contains(block)) {
+            // No tree brings it and nobody has said that he has it: to wait for the last call would gain nothing and keep the
+            // player's buffer thin. One after the other, so that who watches the same place can take it from the first.
+            let at = if piece.is_first { ready_at } else { in_turn };
+            at.min(moments.last_call)
         } else {
             moments.turn.max(ready_at).min(moments.last_call)
         };

@@ -564,7 +564,7 @@ impl World {
             Output::CancelFetch { fetch } => {
                 v.cancelled.insert(fetch);
             }
-            Output::FetchRecord { piece } => {
+            Output::FetchRecord { piece, .. } => {
                 if let Some(record) = self.records.get(&piece).cloned() {
                     let input = Input::Record { record: &record };
                     self.input(viewer, input);

@@ -1,10 +1,14 @@
 /**
- * The page of a recording: plays it, and offers it as a file. Apart from the watch page, which is about what is live: nobody
- * who watches that downloads this, and helpers that both used would be a file more for both.
+ * The page of a recording: plays it, with what others who watch it have, and offers it as a file. Apart from the watch page,
+ * which is about what is live: nobody who watches that downloads this, and helpers that both used would be a file more for
+ * both.
  */
 
 import Hls from 'hls.js';
 
+import { attach } from '../index.ts';
+
+const parameters = new URLSearchParams(location.search);
 const [, , stream = '', epoch = ''] = location.pathname.split('/').map(decodeURIComponent);
 const folder = `/vod/${encodeURIComponent(stream)}/${encodeURIComponent(epoch)}/`;
 const video = document.querySelector('video');
@@ -15,6 +19,25 @@ function say(title: string, text: string): void {
   cover.hidden = title === '';
   cover.children[0]?.replaceChildren(title);
   cover.children[1]?.replaceChildren(text);
+}
+
+/** Joins those who watch the same recording, and says what comes of it. */
+function share(hls: Hls, element: HTMLVideoElement): void {
+  const sharing = document.querySelector<HTMLInputElement>('#sharing');
+  const consent = document.getElementById('consent');
+  if (sharing && parameters.get('sharing') === 'off') sharing.checked = false;
+  const shoal = attach(hls, { sharing: sharing?.checked ?? true, audit: parameters.has('audit') });
+  sharing?.addEventListener('change', () => { shoal.setSharing(sharing.checked); });
+  document.getElementById('allow')?.addEventListener('click', () => { shoal.consent(); });
+  shoal.on('stats', ({ peerShare, neighbors, needsConsent }) => {
+    document.getElementById('share')?.replaceChildren(peerShare === null ? '–' : `${Math.round(100 * peerShare)} %`);
+    document.getElementById('neighbors')?.replaceChildren(String(neighbors));
+    if (consent) consent.hidden = !needsConsent;
+  });
+  // As on the watch page, for tests and the curious.
+  Object.assign(window, {
+    shoal: { player: hls, plugin: shoal, video: element, getStats: () => shoal.getStats(), getAudit: () => shoal.getAudit() },
+  });
 }
 
 function play(element: HTMLVideoElement): void {
@@ -28,6 +51,7 @@ function play(element: HTMLVideoElement): void {
     return;
   }
   const hls = new Hls({ workerPath: '/assets/hls-worker.js' });
+  share(hls, element);
   let recoveredAt = -Infinity;
   hls.on(Hls.Events.ERROR, (_, data) => {
     if (!data.fatal) return;

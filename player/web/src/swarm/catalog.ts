@@ -18,7 +18,7 @@ export interface StreamInfo {
   key: Uint8Array;
   /** Which publication of the stream, 16 bytes. */
   epoch: Uint8Array;
-  /** The stream's name. */
+  /** The stream's name; of a recording, its name and epoch with a slash between. */
   stream: string;
   /** The tracker's WebSocket URL. */
   trackerUrl: string;
@@ -76,11 +76,13 @@ export class Catalog {
   /** Renditions that were seen to have parts. */
   #hasParts = new Set<number>();
 
-  /** `videoUrls` and `audioUrls` are the media playlists' URLs in the order of the multivariant playlist. */
+  /** `videoUrls` and `audioUrls` are the media playlists' URLs in the order of the multivariant playlist. A recording's
+   * segments have parts, which its playlists do not list. */
   constructor(
     readonly multivariantUrl: string,
     videoUrls: string[],
     audioUrls: string[],
+    readonly isRecording = false,
   ) {
     for (const url of [...videoUrls, ...audioUrls]) {
       const folder = folderOf(url);
@@ -97,7 +99,7 @@ export class Catalog {
 
   /** Whether the rendition is published in parts, as far as is known. */
   hasParts(rendition: number): boolean {
-    return this.#hasParts.has(rendition);
+    return this.isRecording || this.#hasParts.has(rendition);
   }
 
   /** Remembers a piece's URL. `isPart` where it is known to be a part and not a whole segment. */
@@ -129,9 +131,17 @@ export class Catalog {
   urlOf(piece: Piece): string | null {
     const known = this.#urls.get(keyOf(piece));
     if (known !== undefined) return known;
-    const folder = this.#folders[piece.rendition];
-    if (folder === undefined) return null;
-    const isPart = piece.part > 0 || this.#hasParts.has(piece.rendition);
-    return `${folder}${isPart ? `part-${piece.msn}-${piece.part}` : `seg-${piece.msn}`}.m4s`;
+    const isPart = piece.part > 0 || this.hasParts(piece.rendition);
+    return this.#made(piece, isPart ? `part-${piece.msn}-${piece.part}` : `seg-${piece.msn}`);
+  }
+
+  /** The URL of the segment that the piece is of. */
+  segmentUrlOf(piece: Piece): string | null {
+    return this.#made(piece, `seg-${piece.msn}`);
+  }
+
+  #made({ rendition }: Piece, name: string): string | null {
+    const folder = this.#folders[rendition];
+    return folder === undefined ? null : `${folder}${name}.m4s`;
   }
 }

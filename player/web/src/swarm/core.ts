@@ -86,14 +86,15 @@ export interface Core {
   takeLog(): Uint8Array;
 }
 
-/** What makes a core, once: origin's key (32 bytes), epoch (16 bytes), any number below 2^53. Throws on a bad key. */
-export type CoreFactory = (key: Uint8Array, epoch: Uint8Array, seed: number) => Core;
+/** What makes a core, once: origin's key (32 bytes), epoch (16 bytes), any number below 2^53, whether a recording is watched.
+ * Throws on a bad key. */
+export type CoreFactory = (key: Uint8Array, epoch: Uint8Array, seed: number, isRecording: boolean) => Core;
 
 /** What the module exports: the core's methods, but for those that take or give bytes or lists. */
 type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts' | 'takeLog'> & {
   memory: WebAssembly.Memory;
   allocate: (length: number) => number;
-  create: (seed: number) => number;
+  create: (seed: number, isRecording: boolean) => number;
   message: (now: number, peer: number) => void;
   record: (now: number) => void;
   block: (now: number, peer: number) => void;
@@ -138,10 +139,10 @@ export function factoryOf(instance: WebAssembly.Instance): CoreFactory {
   const numbers = (count: number): Float64Array =>
     new Float64Array(exports.memory.buffer, exports.numbers(), count).slice();
   const bytes = (): Uint8Array => new Uint8Array(exports.memory.buffer, exports.bytes(), exports.length()).slice();
-  return (key, epoch, seed) => {
+  return (key, epoch, seed, isRecording) => {
     if (key.length !== 32 || epoch.length !== 16) throw new Error('a key has 32 bytes, an epoch 16');
     give(Uint8Array.of(...key, ...epoch));
-    if (!exports.create(seed)) throw new Error('not an Ed25519 key');
+    if (!exports.create(seed, isRecording)) throw new Error('not an Ed25519 key');
     return {
       ...exports,
       record(now, record) {

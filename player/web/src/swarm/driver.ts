@@ -14,7 +14,7 @@ import type { Core } from './core.ts';
 import { bytesFromBase64 } from './catalog.ts';
 import type { Catalog } from './catalog.ts';
 import { Neighbors } from './neighbors.ts';
-import { fetchRange, fetchRecord } from './origin.ts';
+import { fetchRange, fetchRecords } from './origin.ts';
 import { Requests } from './requests.ts';
 import type { Request, Target } from './requests.ts';
 import { PieceStore, keyOf } from './store.ts';
@@ -358,7 +358,7 @@ export class Driver {
           this.#fetches.delete(field(0));
           break;
         case Tag.FetchRecord:
-          this.#fetchRecord(pieceAt(0));
+          this.#fetchRecord(pieceAt(0), field(3) === 1);
           break;
         case Tag.Store:
           this.#storeBlock(pieceAt(0), field(3), field(4), field(5));
@@ -444,14 +444,13 @@ export class Driver {
     this.#fetches.set(id, controller);
   }
 
-  #fetchRecord(piece: Piece): void {
+  /** Fetches a piece's record, or those of all pieces of its segment. */
+  #fetchRecord(piece: Piece, isOfSegment: boolean): void {
     const { rendition, msn, part } = piece;
-    const url = this.catalog.urlOf(piece);
-    void (url === null ? Promise.resolve(null) : fetchRecord(url)).then((bytes) => {
-      this.#input((now) => {
-        if (bytes) this.core.record(now, bytes);
-        else this.core.recordFailed(now, rendition, msn, part);
-      });
+    const url = isOfSegment ? this.catalog.segmentUrlOf(piece) : this.catalog.urlOf(piece);
+    void (url === null ? Promise.resolve([]) : fetchRecords(url, isOfSegment)).then((records) => {
+      for (const record of records) this.#input((now) => { this.core.record(now, record); });
+      if (records.length === 0) this.#input((now) => { this.core.recordFailed(now, rendition, msn, part); });
     });
   }
 

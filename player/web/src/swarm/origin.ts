@@ -135,16 +135,24 @@ export class BlockAssembler {
   }
 }
 
-/** Fetches a signed record; null when there is none to be had. */
-export async function fetchRecord(pieceUrl: string): Promise<Uint8Array<ArrayBuffer> | null> {
+/** Fetches the signed record of a piece, or those of a segment's pieces; none when there are none to be had. */
+export async function fetchRecords(mediaUrl: string, isOfSegment: boolean): Promise<Uint8Array[]> {
   try {
-    const url = new URL(pieceUrl);
+    const url = new URL(mediaUrl);
     url.pathname += '.digest';
     const response = await fetch(url, { signal: AbortSignal.timeout(SILENCE_MAX_MS) });
-    if (!response.ok || Number(response.headers.get('Content-Length') ?? 0) > RECORD_BYTES_MAX) return null;
+    if (!response.ok || Number(response.headers.get('Content-Length') ?? 0) > RECORD_BYTES_MAX) return [];
     const bytes = new Uint8Array(await response.arrayBuffer());
-    return bytes.length <= RECORD_BYTES_MAX ? bytes : null;
+    if (bytes.length > RECORD_BYTES_MAX) return [];
+    if (!isOfSegment) return [bytes];
+    const records: Uint8Array[] = [];
+    for (let at = 0; at < bytes.length; ) {
+      const from = at + 4;
+      at = from + new DataView(bytes.buffer).getUint32(at);
+      records.push(bytes.subarray(from, at));
+    }
+    return records;
   } catch {
-    return null;
+    return [];
   }
 }

@@ -116,7 +116,7 @@ impl World<'_> {
                     fetch.cancelled_us.get_or_insert(self.now_us);
                 }
             }
-            Output::FetchRecord { piece } => {
+            Output::FetchRecord { piece, .. } => {
                 let Some(number) = self.stream.number(piece) else {
                     let rtt_us = self.network.server_rtt_us(viewer as usize);
                     self.queue.push(self.now_us + rtt_us + 1_000, Event::RecordFailed { viewer, piece });
