@@ -52,7 +52,9 @@ async fn who_watches_the_same_recording_is_introduced_and_nobody_else() {
         let TrackerMessage::Introduce { peer, .. } = met else { unreachable!() };
         assert_eq!(peer, peers[1 - at]);
     }
-    for unknown in [format!("demo/{}", "03".repeat(16)), "demo/".to_owned(), recording().replace("demo", "else")] {
+    for unknown in
+        [format!("demo/{}", "03".repeat(16)), "demo/".to_owned(), recording().replace("demo", "else")]
+    {
         assert!(is_error(&try_join(&server, &unknown).await, ErrorCode::UnknownStream), "{unknown}");
     }
 }

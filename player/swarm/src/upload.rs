@@ -19,6 +19,9 @@ pub(crate) const CHANNEL_BYTES_MAX: u32 = 4 * BLOCK_BYTES_MAX;
 const SAMPLE_BYTES_MIN: u64 = 2 * BLOCK_BYTES_MAX as u64;
 /// A line that is busy for longer than this is measured before it rests.
 const SAMPLE_MAX: Span = Span::from_ms(1000);
+/// What waits in all channels together may take the line so long. What is handed over can't be cancelled: viewers with lines of
+/// 64 kbit/s had given 46 s of blocks to their neighbors' channels, and nobody heard from them any more.
+const CHANNELS_MAX: Span = Span::from_ms(1000);
 /// The send queue of a line slower than this is not worth measuring further.
 const UPLINK_MIN_BPS: u64 = 50_000;
 
@@ -111,10 +114,22 @@ impl Uploads {
         before - self.queue.len()
     }
 
-    /// A neighbor is gone: its uploads are dropped, and what waited in its channel says nothing about the line.
-    pub(crate) fn forget(&mut self, peer: PeerId) {
+    /// A neighbor is gone: its uploads are dropped, and what waited in its channel was never sent. In the others there wait so
+    /// many bytes.
+    pub(crate) fn forget(&mut self, peer: PeerId, buffered: u64) {
         self.remove(&mut |upload| upload.peer == peer);
-        self.busy = None;
+        self.sent_total -= self.buffered.saturating_sub(buffered);
+        self.buffered = self.buffered.min(buffered);
+    }
+
+    /// Whether the line has enough to do with what waits in the channels: before it is measured that is what measures it. A
+    /// line that need not be measured gets a block at a time anyway.
+    fn is_full(&self) -> bool {
+        if self.uplink_bps == 0 {
+            return self.burst_min == BURST_BYTES_MIN && self.buffered >= BURST_BYTES_MIN;
+        }
+        self.buffered >= u64::from(BLOCK_BYTES_MAX)
+            && Span::of_bytes(self.buffered, self.uplink_bps) > CHANNELS_MAX
     }
 
     pub(crate) fn contains(&self, peer: PeerId, piece: PieceId, block: u16) -> bool {
@@ -172,13 +187,14 @@ impl Uploads {
         if self.queue.is_empty() {
             return None;
         }
+        let is_full = self.is_full();
         self.refill(now);
         let at = self.queue.iter().position(|(_, upload)| is_open(upload.peer))?;
         let upload = self.queue[at].1;
         // Past their time ones leave whatever the rate; the caller drops them.
         if upload.until > now {
             let (needed, cost) = self.cost(upload.bytes);
-            if self.tokens < needed {
+            if self.tokens < needed || is_full {
                 return None;
             }
             self.tokens -= cost;
@@ -191,7 +207,7 @@ impl Uploads {
     /// When [`Uploads::next`] has something next, as far as the rate is concerned.
     pub(crate) fn next_at(&self, is_open: impl Fn(PeerId) -> bool) -> Option<Time> {
         let (_, upload) = self.queue.iter().find(|(_, upload)| is_open(upload.peer))?;
-        if self.rate_bps == 0 {
+        if self.rate_bps == 0 || self.is_full() {
             return Some(upload.until);
         }
         let missing = self.cost(upload.bytes).0.saturating_sub(self.tokens).max(0) as u64;
@@ -330,5 +346,47 @@ mod tests {
         }
         let error = uploads.uplink_bps().abs_diff(8_000_000);
         assert!(error < 100_000, "{}", uploads.uplink_bps());
+    }
+    /// Blocks for twenty neighbors on a line that carries this much; gives what waits in their channels at the most, in bytes.
+    fn most_in_channels(line_bps: u64, seconds: u64) -> u64 {
+        let mut uploads = Uploads::new(Span::from_ms(350));
+        uploads.set_rate(Time::ZERO, 1_000_000);
+        (0..400).for_each(|block| uploads.push(Time::ZERO, upload(u32::from(block) % 20, block)));
+        let (mut waits, mut most) = (0, 0);
+        for ms in 0..seconds * 1000 {
+            let now = Time::from_ms(ms);
+            while let Some(upload) = uploads.next(now, |_| true) {
+                waits += u64::from(upload.bytes) * 8000;
+                uploads.sent(now, upload.bytes);
+            }
+            most = most.max(waits / 8000);
+            waits -= line_bps.min(waits);
+            if waits % (u64::from(BLOCK_BYTES_MAX) * 8000) < line_bps {
+                uploads.drained(now, waits / 8000);
+                uploads.set_rate(
+                    now,
+                    if uploads.uplink_bps() > 0 { uploads.uplink_bps() / 2 } else { 1_000_000 },
+                );
+            }
+        }
+        most
+    }
+
+    #[test]
+    fn a_slow_line_is_not_buried_under_what_many_neighbors_channels_would_take() {
+        assert_eq!(most_in_channels(64_000, 9), BURST_BYTES_MIN, "what it takes to measure it");
+        assert!(most_in_channels(64_000_000, 2) <= BURST_BYTES_MIN, "a fast one needs no more");
+    }
+
+    #[test]
+    fn a_neighbor_that_leaves_does_not_hide_how_slow_the_line_is() {
+        let block = u64::from(BLOCK_BYTES_MAX);
+        let mut uploads = Uploads::new(Span::from_ms(350));
+        (0..4).for_each(|_| uploads.sent(Time::from_ms(5), BLOCK_BYTES_MAX));
+        // A line of 64 kbit/s has sent two blocks when the neighbor goes that another was for.
+        let now = Time::from_ms(5) + Span::of_bytes(2 * block, 64_000);
+        uploads.forget(7, 3 * block);
+        uploads.drained(now, block);
+        assert!(uploads.uplink_bps().abs_diff(64_000) < 1_000, "{}", uploads.uplink_bps());
     }
 }

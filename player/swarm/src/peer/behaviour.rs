@@ -288,7 +288,7 @@ mod from_the_past {
     use crate::{
         BLOCK_BYTES_MAX, Config, Input, Output, Peer, PieceId, Place, Span, Target, Time,
         bits::Bits,
-        wire::{Control, Flags, SetsBuilder, VERSION},
+        wire::{Control, Flags, RefuseReason, SetsBuilder, VERSION},
     };
 
     const OLD: PieceId = PieceId { rendition: 0, msn: 4, part: 0 };
@@ -397,6 +397,28 @@ mod from_the_past {
     }
 
     #[test]
+    fn who_is_too_busy_to_answer_is_known_to_have_it() {
+        for (reason, has_it) in [(RefuseReason::Busy, true), (RefuseReason::Absent, false)] {
+            let mut peer = viewer();
+            want(&mut peer, OLD);
+            let record = sign(&record(OLD, 4_000, 1_000_000, 500, true));
+            peer.handle_input(Time::from_ms(4), Input::Record { record: &record });
+            let asked = drain(&mut peer).into_iter().find_map(|output| match output {
+                Output::SendControl { peer, bytes } => {
+                    matches!(Control::parse(&bytes), Ok(Control::Request(_))).then_some(peer)
+                }
+                _ => None,
+            });
+            let asked = asked.expect("somebody is asked");
+            let mut sets = SetsBuilder::default();
+            sets.add(OLD, Some(&Bits::below(1)));
+            let refuse = Control::Refuse { reason, sets: sets.sets().expect("one") }.to_bytes();
+            peer.handle_input(Time::from_ms(5), Input::Message { peer: asked, bytes: &refuse });
+            assert_eq!(peer.pieces.get(&OLD).map(|piece| piece.has(asked, 0)), Some(has_it), "{reason:?}");
+        }
+    }
+
+    #[test]
     fn a_newcomer_is_told_of_all_renditions_and_of_a_recording_of_everything() {
         assert_eq!(told_of(false), [24, 24]);
         assert_eq!(told_of(true), [100, 100]);
@@ -412,7 +434,10 @@ mod from_the_past {
         let record = sign(&record(OLD, BLOCKS * BLOCK_BYTES_MAX, 1_000_000, 500, true));
         peer.handle_input(Time::from_ms(4), Input::Record { record: &record });
         let at = first_fetch_ms(&mut peer);
-        assert!(at.is_some_and(|at| at < 1_000), "the last call is in half a minute, and is not waited for: {at:?}");
+        assert!(
+            at.is_some_and(|at| at < 1_000),
+            "the last call is in half a minute, and is not waited for: {at:?}"
+        );
     }
 
     /// Asks for what the neighbor has; says whether it was asked, and when the origin.

@@ -400,7 +400,11 @@ impl Peer {
     pub(super) fn accept_send_queue(&mut self, peer: PeerId, buffered: u32) {
         let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
         neighbor.buffered = buffered;
-        let total = self.neighbors.values().map(|neighbor| u64::from(neighbor.buffered)).sum();
-        self.uploads.drained(self.now, total);
+        self.uploads.drained(self.now, self.buffered());
+    }
+
+    /// What waits in all neighbors' channels, in bytes.
+    pub(super) fn buffered(&self) -> u64 {
+        self.neighbors.values().map(|neighbor| u64::from(neighbor.buffered)).sum()
     }
 }

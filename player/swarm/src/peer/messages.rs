@@ -75,7 +75,7 @@ impl Peer {
         if self.neighbors.remove(&peer).is_none() {
             return;
         }
-        self.uploads.forget(peer);
+        self.uploads.forget(peer, self.buffered());
         self.drop_held(Some(peer));
         for (id, _) in &self.active {
             let Some(piece) = self.pieces.get_mut(id) else { continue };
@@ -311,10 +311,17 @@ impl Peer {
                 if state.pull.take_if(|pull| pull.from == peer).is_none() {
                     continue;
                 }
-                if reason == RefuseReason::Absent {
-                    let known = piece.known_mut(peer);
-                    known.refused.insert(block);
-                    known.has.remove(block);
+                let known = piece.known_mut(peer);
+                match reason {
+                    RefuseReason::Absent => {
+                        known.refused.insert(block);
+                        known.has.remove(block);
+                    }
+                    // Who has too much to send for it has it, and may be asked again.
+                    RefuseReason::Busy => {
+                        known.has.insert(block);
+                    }
+                    RefuseReason::NotSharing => {}
                 }
                 self.stats.pulls_refused += 1;
                 if let Some(neighbor) = self.neighbors.get_mut(&peer) {

@@ -449,8 +449,10 @@ impl Peer {
         let plan = self.plans.get(&id.rendition);
         let stripe =
             plan.map(|plan| &plan.stripes[usize::from(stripe_of(id, length, block, plan.stripe_count()))]);
-        // While nothing leaves the origin, nobody is likely to have what did not announce it.
-        let stripe = stripe.filter(|_| !self.origin.is_down() && pulls < GUESSES_MAX);
+        // While nothing leaves the origin, nobody is likely to have what did not announce it, but for what left it before. Whom
+        // nobody feeds would not hear when something does: the neighbors that he asks tell him.
+        let has_left = !self.origin.is_down() || !piece.stored.is_empty();
+        let stripe = stripe.filter(|stripe| (has_left || stripe.source().is_none()) && pulls < GUESSES_MAX);
         let mut best = None;
         for (peer, neighbor) in self.neighbors.iter() {
             if !neighbor.gives() || neighbor.asked >= ASKED_MAX || neighbor.busy_until > self.now {
