@@ -90,13 +90,17 @@ fn memory_descriptors_and_tasks_stay_flat_while_viewers_and_publishers_come_and_
     let table: String = samples.iter().step_by(5).map(|sample| format!("{sample:?}\n")).collect();
     eprintln!("{table}");
     // How many descriptors and tasks there are goes up and down with the viewers of the moment; what leaks is there also in the
-    // moment with the fewest.
-    let least = |samples: &[Sample], of: fn(&Sample) -> u64| samples.iter().map(of).min().unwrap_or(0);
+    // moments with few. A tenth may be lower: the fewest of all is luck.
+    let few = |samples: &[Sample], of: fn(&Sample) -> u64| {
+        let mut all: Vec<u64> = samples.iter().map(of).collect();
+        all.sort_unstable();
+        all.get(all.len() / 10).copied().unwrap_or(0)
+    };
     // Ten per cent and a little: allocators and crowds breathe, leaks do not stop.
     for (name, before, after, slack) in [
         ("memory, kB", median(first, |s| s.memory_kb), median(last, |s| s.memory_kb), 6_000),
-        ("file descriptors", least(first, |s| s.descriptors), least(last, |s| s.descriptors), 8),
-        ("tasks", least(first, |s| s.tasks), least(last, |s| s.tasks), 12),
+        ("file descriptors", few(first, |s| s.descriptors), few(last, |s| s.descriptors), 8),
+        ("tasks", few(first, |s| s.tasks), few(last, |s| s.tasks), 12),
     ] {
         eprintln!("{name}: {before}, then {after}");
         assert!(after <= before + before / 10 + slack, "{name} grew from {before} to {after}\n{table}");

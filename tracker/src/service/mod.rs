@@ -105,7 +105,9 @@ struct Shared {
 }
 
 /// Says whether there is a recording of a stream with this epoch.
-struct Recordings(Box<dyn Fn(&str, [u8; 16]) -> bool + Send + Sync>);
+type Exists = dyn Fn(&str, [u8; 16]) -> bool + Send + Sync;
+
+struct Recordings(Box<Exists>);
 
 impl std::fmt::Debug for Recordings {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
