@@ -18,6 +18,8 @@ mod behaviour;
 #[cfg(test)]
 mod newcomers;
 #[cfg(test)]
+mod past;
+#[cfg(test)]
 mod world;
 
 use std::collections::VecDeque;
