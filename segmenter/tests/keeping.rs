@@ -125,7 +125,11 @@ async fn check(world: &World, recording: &RecordingInfo, frames_min: u64) {
 async fn check_lists(world: &World, recording: &RecordingInfo) {
     let folder = format!("/vod/{}/{}", recording.stream, recording.epoch);
     assert_eq!(recording.url.as_deref().unwrap(), format!("{folder}/index.m3u8"));
-    assert_eq!(lint_multivariant(&world.text(&format!("{folder}/index.m3u8")).await), []);
+    let text = world.text(&format!("{folder}/index.m3u8")).await;
+    assert_eq!(lint_multivariant(&text), []);
+    let (stream, epoch) = (&recording.stream, &recording.epoch);
+    assert!(text.contains(&format!(r#""live.shoal.stream",VALUE="{stream}/{epoch}""#)), "{text}");
+    assert!(text.contains(r#""live.shoal.tracker",VALUE="/tracker""#), "its viewers find each other: {text}");
     let mut texts = Vec::new();
     for rendition in &recording.renditions {
         let text = world.text(&format!("{folder}/{rendition}/playlist.m3u8")).await;
@@ -517,6 +521,17 @@ async fn rewind(world: &World) -> Publication {
             let path = format!("{base}/{rendition}/{}", segment.uri);
             let (status, range) = world.ask(&path, Some("bytes=100-199")).await;
             assert!(status == 206 && range == media.slice(100..200));
+            // Viewers swap parts, also of what playlists list as whole segments.
+            let (name, mut parts) = (segment.uri.replace("seg-", "part-"), Vec::new());
+            for part in 0..4 {
+                let name = format!("{base}/{rendition}/{}", name.replace(".m4s", &format!("-{part}.m4s")));
+                let bytes = world.get(&name).await;
+                let record = world.get(&format!("{name}.digest")).await;
+                let record = Record::verify(&record, &world.streams.origin_key()).expect("signed");
+                assert_eq!((record.piece.part, record.length as usize), (part, bytes.len()));
+                parts.extend_from_slice(&bytes);
+            }
+            assert!(parts == media, "the parts of {}", segment.uri);
         }
         let delta = world.text(&format!("{base}/{rendition}/playlist.m3u8?_HLS_skip=YES")).await;
         assert!(delta.contains("#EXT-X-SKIP:SKIPPED-SEGMENTS=2"), "{delta}");
