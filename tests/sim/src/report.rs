@@ -1,34 +1,53 @@
-//! Scenarios against what they shall show, over several seeds, as a table; and ablations side by side.
+//! Scenarios against what they shall show, over several seeds, as a table; and ablations side by side. Both end with one JSON
+//! object of the same figures.
 //!
 //! The goals are those of the project's list; the table in `tests/README.md` is this one's output.
 
+use serde_json::{Value, json};
 use shoal_sim::{Figures, Knobs, Policy, run, scenario::Scenario};
 
 /// One thing to reach.
 struct Goal {
     what: &'static str,
-    goal: String,
-    measured: String,
-    is_met: bool,
+    measured: f64,
+    /// None for what nobody asks for but everybody wants to know.
+    goal: Option<f64>,
+    more_is_better: bool,
+    percent: bool,
 }
 
 impl Goal {
     fn at_least(what: &'static str, measured: f64, goal: f64, percent: bool) -> Self {
-        Self {
-            what,
-            goal: format!("≥ {}", show(goal, percent)),
-            measured: show(measured, percent),
-            is_met: measured >= goal,
-        }
+        Self { what, measured, goal: Some(goal), more_is_better: true, percent }
     }
 
     fn at_most(what: &'static str, measured: f64, goal: f64, percent: bool) -> Self {
-        Self {
-            what,
-            goal: format!("≤ {}", show(goal, percent)),
-            measured: show(measured, percent),
-            is_met: measured <= goal,
-        }
+        Self { what, measured, goal: Some(goal), more_is_better: false, percent }
+    }
+
+    fn is_met(&self) -> bool {
+        let reaches = |goal| if self.more_is_better { self.measured >= goal } else { self.measured <= goal };
+        self.goal.is_none_or(reaches)
+    }
+
+    fn row(&self, name: &str, viewers: usize, bound: f64) -> String {
+        let sign = if self.more_is_better { '≥' } else { '≤' };
+        let goal = self.goal.map_or(String::new(), |goal| format!("{sign} {}", show(goal, self.percent)));
+        let met = match (self.goal, self.is_met()) {
+            (None, _) => "",
+            (_, true) => "yes",
+            (_, false) => "**no**",
+        };
+        let (what, measured) = (self.what, show(self.measured, self.percent));
+        format!("| {name} | {viewers} | {what} | {goal} | {measured} | {:.1} % | {met} |", 100.0 * bound)
+    }
+
+    fn json(&self, name: &str, viewers: usize, bound: f64) -> Value {
+        let Self { what, measured, goal, .. } = self;
+        json!({
+            "scenario": name, "viewers": viewers, "what": what, "measured": measured, "goal": goal, "bound": bound,
+            "met": self.is_met(),
+        })
     }
 }
 
@@ -118,30 +137,25 @@ fn play(scenario: &Scenario, viewers: usize, seeds: &[u64], policy: Policy, knob
 pub(crate) fn table(names: &[String], viewers: Option<usize>, seeds: &[u64]) -> Result<bool, String> {
     println!("| scenario | viewers | what | goal | worst of {} | bound | met |", seeds.len());
     println!("|---|---|---|---|---|---|---|");
-    let mut all_met = true;
+    let (mut all_met, mut figures) = (true, Vec::new());
     for name in names {
         let scenario = Scenario::named(name).map_err(|error| error.to_string())?;
         let viewers = viewers.unwrap_or(scenario.viewers);
         let ours = play(&scenario, viewers, seeds, Policy::Shoal, Knobs::default());
         let plain = play(&scenario, viewers, seeds, Policy::Cdn, Knobs::default());
-        let bound = 100.0 * worst(&ours, |f| f.bound, true);
-        let mut rows = goals(name, viewers, &ours, &plain);
-        // What nobody asks for but everybody wants to know.
-        let offload = worst(&ours, |f| f.offload, true);
-        if !rows.iter().any(|row| row.what == "offload") {
-            let measured = show(offload, true);
-            rows.push(Goal { what: "offload", goal: String::new(), measured, is_met: true });
+        let bound = worst(&ours, |f| f.bound, true);
+        let mut goals = goals(name, viewers, &ours, &plain);
+        if !goals.iter().any(|goal| goal.what == "offload") {
+            let measured = worst(&ours, |f| f.offload, true);
+            goals.push(Goal { what: "offload", measured, goal: None, more_is_better: true, percent: true });
         }
-        for Goal { what, goal, measured, is_met } in rows {
-            let met = match (goal.is_empty(), is_met) {
-                (true, _) => "",
-                (false, true) => "yes",
-                (false, false) => "**no**",
-            };
-            println!("| {name} | {viewers} | {what} | {goal} | {measured} | {bound:.1} % | {met} |");
-            all_met &= is_met;
+        for goal in goals {
+            println!("{}", goal.row(name, viewers, bound));
+            figures.push(goal.json(name, viewers, bound));
+            all_met &= goal.is_met();
         }
     }
+    println!("{}", json!({ "seeds": seeds, "goals": figures }));
     Ok(all_met)
 }
 
@@ -172,17 +186,23 @@ pub(crate) fn ablations(name: &str, scenario: &Scenario, viewers: usize, seeds: 
     println!("{name}, {viewers} viewers, mean of {} seeds\n", seeds.len());
     println!("| | offload | copies | complete p50 / p95 | rebuffering | waste |");
     println!("|---|---|---|---|---|---|");
+    let mut figures = Vec::new();
     for (what, knobs) in rows {
         let all = play(scenario, viewers, seeds, Policy::Shoal, knobs);
         let mean = |figure: fn(&Figures) -> f64| all.iter().map(figure).sum::<f64>() / all.len() as f64;
+        let (offload, copies) = (mean(|f| f.offload), mean(|f| f.copies_per_piece));
+        let (p50, p95) = (mean(|f| f.arrival_p50_ms as f64), mean(|f| f.arrival_p95_ms as f64));
+        let (rebuffer, waste) = (mean(|f| f.rebuffer_ratio), mean(|f| f.waste_ratio));
         println!(
-            "| {what} | {:.2} % | {:.2} | {:.0} / {:.0} ms | {:.3} % | {:.2} % |",
-            100.0 * mean(|f| f.offload),
-            mean(|f| f.copies_per_piece),
-            mean(|f| f.arrival_p50_ms as f64),
-            mean(|f| f.arrival_p95_ms as f64),
-            100.0 * mean(|f| f.rebuffer_ratio),
-            100.0 * mean(|f| f.waste_ratio),
+            "| {what} | {:.2} % | {copies:.2} | {p50:.0} / {p95:.0} ms | {:.3} % | {:.2} % |",
+            100.0 * offload,
+            100.0 * rebuffer,
+            100.0 * waste,
         );
+        figures.push(json!({
+            "what": what, "offload": offload, "copies_per_piece": copies, "arrival_p50_ms": p50, "arrival_p95_ms": p95,
+            "rebuffer_ratio": rebuffer, "waste_ratio": waste,
+        }));
     }
+    println!("{}", json!({ "scenario": name, "viewers": viewers, "seeds": seeds, "ablations": figures }));
 }
