@@ -377,11 +377,13 @@ impl Shared {
             let room = self.start_room(name, &bytes, 0, switches);
             Stream { epoch: bytes, room, switches, generation: 0, left_at: None }
         });
+        self.open_announces();
         info!(recording = name, "swarm opened");
     }
 
     /// Closes the swarms of recordings that nobody watches any more.
     fn close_recordings(&self, now: Instant) {
+        let before = self.streams.len();
         self.streams.retain(|name, stream| {
             if stream_of(name) == name || stream.room.viewers() > 0 {
                 stream.left_at = None;
@@ -394,6 +396,9 @@ impl Shared {
             }
             is_kept
         });
+        if self.streams.len() < before {
+            self.open_announces();
+        }
     }
 
     /// What a viewer's token allows; none for an open stream. Of a stream that is not live the same is asked, so that the

@@ -150,13 +150,13 @@ impl Peer {
                     self.part_from(peer, DisconnectReason::Incompatible, false);
                 } else {
                     neighbor.has_greeted = true;
-                    self.accept_state(peer, flags, uplink_class, RECORDS_FOR_NEW);
+                    self.accept_state(peer, flags, uplink_class, true);
                     // Also to one whose hello came before ours was sent with the present flags.
                     self.wake_pieces();
                 }
             }
             Control::State { flags, uplink_class } => {
-                self.accept_state(peer, flags, uplink_class, RECORDS_FOR_KNOWN);
+                self.accept_state(peer, flags, uplink_class, false);
             }
             Control::Have(sets) => self.accept_have(peer, sets),
             Control::Request(sets) => self.accept_request(peer, sets),
@@ -177,14 +177,15 @@ impl Peer {
         }
     }
 
-    fn accept_state(&mut self, peer: PeerId, flags: Flags, uplink_class: u8, records: usize) {
+    fn accept_state(&mut self, peer: PeerId, flags: Flags, uplink_class: u8, is_new: bool) {
         let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
         let before = std::mem::replace(&mut neighbor.flags, flags);
         neighbor.uplink_class = uplink_class;
         if flags.wants_haves && !before.wants_haves {
-            self.announce_all(peer);
+            self.announce_all(peer, is_new);
         }
         if flags.wants_records && !before.wants_records {
+            let records = if is_new { RECORDS_FOR_NEW } else { RECORDS_FOR_KNOWN };
             let mut newest = Vec::new();
             for piece in self.pieces.values().rev() {
                 if newest.len() >= records {
@@ -417,14 +418,15 @@ impl Peer {
         }
     }
 
-    /// Tells a neighbor what is stored: of a live stream what may still be asked for, of a recording all.
-    fn announce_all(&mut self, peer: PeerId) {
+    /// Tells a neighbor what is stored: of a live stream what may still be asked for, of a recording all. All only once: who
+    /// says again and again that he wants to know must not cost the line several messages for each of his.
+    fn announce_all(&mut self, peer: PeerId, is_new: bool) {
         let mut messages = vec![SetsBuilder::default()];
         let (mut rendition, mut count) = (None, 0);
         for (id, piece) in self.pieces.iter().rev().filter(|(_, piece)| !piece.stored.is_empty()) {
             count = if rendition == Some(id.rendition) { count + 1 } else { 0 };
             rendition = Some(id.rendition);
-            if count >= KNOWN_PIECES && !self.config.is_recording {
+            if count >= KNOWN_PIECES && !(self.config.is_recording && is_new) {
                 continue;
             }
             if messages.last().is_some_and(SetsBuilder::is_full) {

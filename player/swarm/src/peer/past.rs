@@ -69,8 +69,9 @@ fn first_fetch_ms(peer: &mut Peer) -> Option<u64> {
     })
 }
 
-/// How many pieces of each rendition a newcomer is told of by a viewer that has 100 of video and of audio.
-fn told_of(is_recording: bool) -> [usize; 2] {
+/// How many pieces of each rendition a newcomer is told of by a viewer that has 100 of video and of audio; and of how many
+/// when he says anew that he wants to know.
+fn told_of(is_recording: bool) -> [[usize; 2]; 2] {
     let mut peer = welcomed(is_recording);
     for (rendition, msn) in (0..200).map(|at| (at % 2, u64::from(at) / 2)) {
         let id = PieceId { rendition, msn, part: 0 };
@@ -81,16 +82,25 @@ fn told_of(is_recording: bool) -> [usize; 2] {
         peer.handle_input(Time::from_ms(2), loaded);
     }
     drain(&mut peer);
-    meet(&mut peer, 11, true);
-    let mut told = [0; 2];
-    for output in drain(&mut peer) {
-        if let Output::SendControl { bytes, .. } = output
-            && let Ok(Control::Have(sets)) = Control::parse(&bytes)
-        {
-            sets.iter().for_each(|set| told[usize::from(set.piece.rendition)] += 1);
+    let told = |peer: &mut Peer| {
+        let mut told = [0; 2];
+        for output in drain(peer) {
+            if let Output::SendControl { bytes, .. } = output
+                && let Ok(Control::Have(sets)) = Control::parse(&bytes)
+            {
+                sets.iter().for_each(|set| told[usize::from(set.piece.rendition)] += 1);
+            }
         }
+        told
+    };
+    meet(&mut peer, 11, true);
+    let first = told(&mut peer);
+    for wants_haves in [false, true] {
+        let flags = Flags { shares: true, wants_haves, ..Default::default() };
+        let state = Control::State { flags, uplink_class: 12 }.to_bytes();
+        peer.handle_input(Time::from_ms(3), Input::Message { peer: 11, bytes: &state });
     }
-    told
+    [first, told(&mut peer)]
 }
 
 #[test]
@@ -117,8 +127,8 @@ fn who_is_too_busy_to_answer_is_known_to_have_it() {
 
 #[test]
 fn a_newcomer_is_told_of_all_renditions_and_of_a_recording_of_everything() {
-    assert_eq!(told_of(false), [24, 24]);
-    assert_eq!(told_of(true), [100, 100]);
+    assert_eq!(told_of(false), [[24, 24]; 2]);
+    assert_eq!(told_of(true), [[100, 100], [24, 24]], "and of everything once");
 }
 
 #[test]
