@@ -116,6 +116,7 @@ impl Server {
     pub async fn start(settings: &Settings) -> Result<Self, Error> {
         // First, so that counters which services look up at their start are the exported ones.
         let metrics = telemetry::metrics();
+        shoal_segmenter::check_ffmpeg().map_err(|error| Error::service("FFmpeg", error))?;
         let key = SigningKey::from_bytes(&keys::load(&settings.keys)?);
         let certificates = Certificates::load(&settings.http)?;
         let clear = port::bind("HTTP", settings.http.address()?, None).await?;

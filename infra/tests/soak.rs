@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::fmt;
 use std::fs;
 use std::process::Stdio;
 use std::thread;
@@ -18,6 +19,17 @@ struct Sample {
     memory_kb: u64,
     descriptors: u64,
     tasks: u64,
+}
+
+impl Sample {
+    const HEADER: &str = "second  memory kB  file descriptors  tasks";
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { second, memory_kb, descriptors, tasks } = self;
+        write!(f, "{second:>6}  {memory_kb:>9}  {descriptors:>16}  {tasks:>5}")
+    }
 }
 
 fn sample(serving: &Serving, began: Instant) -> Sample {
@@ -52,7 +64,10 @@ fn memory_descriptors_and_tasks_stay_flat_while_viewers_and_publishers_come_and_
     let began = Instant::now();
     let (mut restarted, mut restarts, mut round) = (began, 0_u64, 0_u64);
     let mut viewers: Vec<(Running, Instant)> = Vec::new();
-    let mut samples = Vec::new();
+    let mut samples: Vec<Sample> = Vec::new();
+    // Seen where output is not captured: as progress, and as the bench's table.
+    let shown_every = if is_long { 30 } else { 5 };
+    eprintln!("{}", Sample::HEADER);
     while began.elapsed() < Duration::from_secs(seconds) {
         // Two groups of viewers at a time, each of another stream and for another time.
         viewers.retain(|(_, until)| Instant::now() < *until);
@@ -79,7 +94,11 @@ fn memory_descriptors_and_tasks_stay_flat_while_viewers_and_publishers_come_and_
         if publishers[0].has_ended() {
             publishers[0] = serving.start_publisher("s0", &["--fps", "15"]);
         }
-        samples.push(sample(&serving, began));
+        let sample = sample(&serving, began);
+        if samples.last().is_none_or(|last| last.second / shown_every < sample.second / shown_every) {
+            eprintln!("{sample}");
+        }
+        samples.push(sample);
         thread::sleep(Duration::from_secs(1));
     }
     drop((viewers, publishers));
@@ -87,8 +106,6 @@ fn memory_descriptors_and_tasks_stay_flat_while_viewers_and_publishers_come_and_
     let measured: Vec<Sample> = samples.iter().copied().filter(|sample| sample.second >= warm_up).collect();
     let third = measured.len() / 3;
     let (first, last) = (&measured[..third], &measured[measured.len() - third..]);
-    let table: String = samples.iter().step_by(5).map(|sample| format!("{sample:?}\n")).collect();
-    eprintln!("{table}");
     // How many descriptors and tasks there are goes up and down with the viewers of the moment; what leaks is there also in the
     // moments with few. A tenth may be lower: the fewest of all is luck.
     let few = |samples: &[Sample], of: fn(&Sample) -> u64| {
@@ -96,16 +113,19 @@ fn memory_descriptors_and_tasks_stay_flat_while_viewers_and_publishers_come_and_
         all.sort_unstable();
         all.get(all.len() / 10).copied().unwrap_or(0)
     };
-    // Ten per cent and a little: allocators and crowds breathe, leaks do not stop.
-    for (name, before, after, slack) in [
-        ("memory, kB", median(first, |s| s.memory_kb), median(last, |s| s.memory_kb), 6_000),
-        ("file descriptors", few(first, |s| s.descriptors), few(last, |s| s.descriptors), 8),
+    let figures = [
+        ("memory_kb", median(first, |s| s.memory_kb), median(last, |s| s.memory_kb), 6_000),
+        ("descriptors", few(first, |s| s.descriptors), few(last, |s| s.descriptors), 8),
         ("tasks", few(first, |s| s.tasks), few(last, |s| s.tasks), 12),
-    ] {
-        eprintln!("{name}: {before}, then {after}");
-        assert!(after <= before + before / 10 + slack, "{name} grew from {before} to {after}\n{table}");
+    ];
+    let object = figures.map(|(name, before, after, _)| format!("\"{name}\":[{before},{after}]")).join(",");
+    // `cargo xtask bench soak` looks for this line, and ends with it.
+    println!("\nsoak: {{\"seconds\":{seconds},\"restarts\":{restarts},\"viewers\":{},{object}}}", round * 3);
+    // Ten per cent and a little: allocators and crowds breathe, leaks do not stop.
+    for (name, before, after, slack) in figures {
+        assert!(after <= before + before / 10 + slack, "{name} grew from {before} to {after}");
     }
     // It was a soak: media flowed until the end.
-    assert!(measured.iter().all(|sample| sample.tasks > 10), "{table}");
+    assert!(measured.iter().all(|sample| sample.tasks > 10));
     assert!(serving.metric("segmenter_media_bytes_total", "") > 1e6);
 }

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
-use tokio::io::Interest;
-use tokio::net::UdpSocket;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +34,9 @@ const BATCH: usize = 8;
 
 /// No datagram lies in the socket for longer; if it seems so, somebody has set the clock.
 const WAITED_MAX: Duration = Duration::from_secs(1);
+
+/// So often the thread that reads the socket looks whether it is to end.
+const CANCELLED_WITHIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 200_000_000 };
 
 /// A datagram for a session.
 #[derive(Debug)]
@@ -129,27 +132,21 @@ impl Network {
     }
 
     fn read(&self, cancelled: &CancellationToken) -> io::Result<()> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        runtime.block_on(async {
-            let socket = UdpSocket::from_std(self.socket.try_clone()?)?;
-            tokio::select! {
-                result = self.read_from(&socket) => result,
-                () = cancelled.cancelled() => Ok(()),
-            }
-        })
-    }
-
-    async fn read_from(&self, socket: &UdpSocket) -> io::Result<()> {
         let mut buffers = vec![[0u8; BUFFER_BYTES]; BATCH];
         let mut metas = [RecvMeta::default(); BATCH];
-        loop {
-            socket.readable().await?;
-            let received = socket.try_io(Interest::READABLE, || {
+        while !cancelled.is_cancelled() {
+            // Not by the runtime, which would listen for room to write too: whatever a session sends would wake this thread.
+            match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&CANCELLED_WITHIN)) {
+                Ok(0) | Err(Errno::INTR) => continue,
+                Ok(_) => {}
+                Err(error) => return Err(error.into()),
+            }
+            let received = {
                 let mut slices = buffers.iter_mut().map(|buffer| io::IoSliceMut::new(buffer));
                 let mut slices: [io::IoSliceMut<'_>; BATCH] =
                     std::array::from_fn(|_| slices.next().expect("there are as many buffers"));
-                self.state.recv(socket.into(), &mut slices, &mut metas)
-            });
+                self.state.recv((&self.socket).into(), &mut slices, &mut metas)
+            };
             let count = match received {
                 Ok(count) => count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
@@ -170,6 +167,7 @@ impl Network {
                 }
             }
         }
+        Ok(())
     }
 
     /// Gives a datagram to the session that it belongs to; false when it belongs to none.

@@ -201,6 +201,7 @@ impl Session {
         let mut heard_at = started;
         let mut status_at = started + STATUS_INTERVAL;
         let mut batch = Vec::with_capacity(BATCH);
+        let mut timer = std::pin::pin!(tokio::time::sleep_until(started.into()));
         loop {
             let give_up = if self.is_connected {
                 heard_at + self.timeouts.silence
@@ -208,7 +209,12 @@ impl Session {
                 started + self.timeouts.connect
             };
             let deadlines = [self.transport.poll_timeout(), self.receiver.poll_timeout()];
-            let wake = deadlines.into_iter().flatten().fold(give_up.min(status_at), Instant::min);
+            let wake = deadlines.into_iter().flatten().fold(give_up.min(status_at), Instant::min).into();
+            // Deadlines move on with every datagram. A timer that is early is let go off rather than set anew each time,
+            // which wakes the thread that waits for all timers.
+            if timer.is_elapsed() || wake < timer.deadline() {
+                timer.as_mut().reset(wake);
+            }
             tokio::select! {
                 biased;
                 () = self.cancelled.cancelled() => return End::Shutdown,
@@ -226,7 +232,7 @@ impl Session {
                     }
                 }
                 Some(_) = next_wish(&mut wishes) => self.receiver.want_keyframes(Instant::now()),
-                () = tokio::time::sleep_until(wake.into()) => {}
+                () = &mut timer => {}
             }
             let now = Instant::now();
             if self.transport.poll_timeout().is_some_and(|at| at <= now) {

@@ -24,6 +24,7 @@ mod pictures;
 pub mod pull;
 mod recording;
 mod rendered;
+mod self_test;
 mod session;
 mod storage;
 mod streams;
@@ -40,6 +41,7 @@ pub use live::{RecordingStatus, State};
 pub use origin::Origin;
 pub use recording::RecordingInfo;
 pub use recording::layout::RecordingState;
+pub use self_test::{FfmpegError, check_ffmpeg};
 pub use storage::StorageError;
 pub use streams::{
     KeyframeRequest, Overflow, Publication, PublishError, StreamInfo, Streams, is_stream_name,

@@ -87,6 +87,12 @@ impl Studio {
     }
 }
 
+/// Whether this FFmpeg can make pictures of what it has decoded.
+pub(crate) fn check() -> Result<(), impl std::error::Error> {
+    let picture = jpeg::black(2 * CELL.0, 2 * CELL.1);
+    scale(&picture, CELL).and_then(|scaled| encode(&scaled)).map(drop)
+}
+
 /// Makes pictures, one at a time, for as long as there are streams.
 fn work(inbox: &mpsc::Receiver<Job>) {
     // On Linux this is about the thread, elsewhere it would be about the process.

@@ -1,8 +1,9 @@
 //! `cargo xtask bench origin` and `cargo xtask bench soak`.
 
-use std::process::Command;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, ensure};
 
 use crate::process;
 use crate::setup::{self, Purpose};
@@ -30,7 +31,11 @@ pub(crate) fn run(workspace: &Workspace, clients: u32, only: &[String]) -> Resul
     process::run("bench origin", &mut shell)
 }
 
-/// The soak of the tests, for longer.
+/// What the test begins the line of its figures with.
+const SOAK_FIGURES: &str = "soak: ";
+
+/// The soak of the tests, for longer. Its figures are the median of memory and the lowest tenth of descriptors and tasks,
+/// of the first and of the last third.
 pub(crate) fn soak(workspace: &Workspace, minutes: u32) -> Result<()> {
     setup::system_packages(workspace, Purpose::Build)?;
     let mut cargo = workspace.cargo();
@@ -46,5 +51,19 @@ pub(crate) fn soak(workspace: &Workspace, minutes: u32) -> Result<()> {
         "--nocapture",
     ]);
     cargo.env("SHOAL_SOAK_SECONDS", (u64::from(minutes) * 60).to_string());
-    process::run("bench soak", &mut cargo)
+    process::say("bench soak");
+    let mut child = cargo.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().context("start cargo")?;
+    let mut figures = None;
+    for line in BufReader::new(child.stdout.take().context("its output is piped")?).lines() {
+        let line = line.context("read the test's output")?;
+        match line.strip_prefix(SOAK_FIGURES) {
+            Some(object) => figures = Some(object.to_owned()),
+            None => println!("{line}"),
+        }
+    }
+    let status = child.wait().context("wait for cargo")?;
+    let figures = figures.context("the soak ended without figures")?;
+    println!("{figures}");
+    ensure!(status.success(), "something grew ({status})");
+    Ok(())
 }
