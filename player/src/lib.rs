@@ -76,7 +76,7 @@ impl Options {
             token: None,
             identity: None,
             seed: 1,
-            connect_timeout: Duration::from_secs(15),
+            connect_timeout: Duration::from_secs(10),
         }
     }
 }

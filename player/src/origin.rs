@@ -12,6 +12,8 @@ use tokio::sync::mpsc;
 const SILENCE_MAX: Duration = Duration::from_secs(5);
 /// The longest `.digest` answer that is read: the records of the largest segment.
 const RECORDS_BYTES_MAX: usize = 1024 * 1024;
+/// Before each record of a segment.
+const LENGTH_BYTES: usize = 4;
 
 /// What a fetch brings.
 #[derive(Debug)]
@@ -110,11 +112,21 @@ pub(crate) async fn load(client: Client, piece: PieceId, url: Url, events: mpsc:
 
 /// Gets the signed record beside a piece.
 pub(crate) async fn record(client: Client, piece: PieceId, url: Url, events: mpsc::Sender<OriginEvent>) {
-    let mut digest = url;
-    let path = format!("{}.digest", digest.path());
-    digest.set_path(&path);
+    let mut digest = url.clone();
+    digest.set_path(&format!("{}.digest", url.path()));
     let bytes = get(&client, digest, RECORDS_BYTES_MAX).await;
+    let bytes = bytes.and_then(|bytes| first_record(&url, bytes));
     let _ = events.send(OriginEvent::Record { piece, bytes }).await;
+}
+
+/// The records of a segment stand behind their lengths, also where the segment is one piece.
+fn first_record(media: &Url, records: Bytes) -> Option<Bytes> {
+    let file = media.path_segments().and_then(|mut path| path.next_back()).unwrap_or("");
+    if !file.starts_with("seg-") {
+        return Some(records);
+    }
+    let length = u32::from_be_bytes(*records.first_chunk()?) as usize;
+    (records.len() - LENGTH_BYTES >= length).then(|| records.slice(LENGTH_BYTES..LENGTH_BYTES + length))
 }
 
 async fn get(client: &Client, url: Url, bytes_max: usize) -> Option<Bytes> {
@@ -137,5 +149,22 @@ async fn within<T>(work: impl Future<Output = reqwest::Result<T>>) -> Result<T, 
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(error.status().map_or(0, |status| status.as_u16())),
         Err(_) => Err(0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_is_one_piece_has_its_record_behind_a_length() {
+        let of = |file: &str, records: &'static [u8]| {
+            let url = Url::parse(&format!("http://live.example/live/s/v0/{file}?token=x")).expect("a URL");
+            first_record(&url, Bytes::from_static(records))
+        };
+        assert_eq!(of("part-4-1.m4s", b"record").as_deref(), Some(&b"record"[..]));
+        assert_eq!(of("seg-4.m4s", b"\0\0\0\x03one\0\0\0\x03two").as_deref(), Some(&b"one"[..]));
+        assert_eq!(of("seg-4.m4s", b"\0\0\0\x04one"), None);
+        assert_eq!(of("seg-4.m4s", b"\0"), None);
     }
 }

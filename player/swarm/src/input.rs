@@ -77,7 +77,8 @@ pub enum Input<'a> {
         /// One record as `shoal-digest` encodes it.
         bytes: &'a [u8],
     },
-    /// The record asked for with [`Output::FetchRecord`](crate::Output::FetchRecord) could not be had.
+    /// The record asked for with [`Output::FetchRecord`](crate::Output::FetchRecord) could not be had; or where those of a
+    /// segment were asked for: these were all.
     RecordFailed {
         /// Whose record.
         piece: PieceId,

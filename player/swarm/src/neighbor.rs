@@ -1,9 +1,15 @@
 //! What is known of a neighbor.
 
+use shoal_digest::PieceId;
+
 use crate::{Span, Time, wire::Flags};
 
 /// Assumed before anything was measured: a national path.
 const RTT_INITIAL: Span = Span::from_ms(60);
+/// Of so many renditions of a recording it is remembered what a neighbor has.
+const RANGES_MAX: usize = 16;
+/// Segments that may be missing in a range: some were loaded past the swarm.
+const RANGE_GAP: u64 = 4;
 
 /// A peer with open data channels.
 #[derive(Clone, Debug)]
@@ -31,6 +37,8 @@ pub(crate) struct Neighbor {
     /// Answers to its requests are queued no earlier than this, so that it gets its share and no more.
     pub(crate) answer_rank: Time,
     pub(crate) answers_queued: u16,
+    /// Of a recording: from which to which segment of a rendition it has said to have something.
+    ranges: Vec<(u8, u64, u64)>,
 }
 
 impl Neighbor {
@@ -53,7 +61,28 @@ impl Neighbor {
             busy_until: Time::ZERO,
             answer_rank: Time::ZERO,
             answers_queued: 0,
+            ranges: Vec::new(),
         }
+    }
+
+    /// It has something of a piece of a recording. Who watches a recording has gone through it from one place on: a range
+    /// says enough, and takes no more room for hours than for minutes. One that is elsewhere replaces it.
+    pub(crate) fn note_range(&mut self, id: PieceId) {
+        let Some((_, from, to)) = self.ranges.iter_mut().find(|range| range.0 == id.rendition) else {
+            if self.ranges.len() < RANGES_MAX {
+                self.ranges.push((id.rendition, id.msn, id.msn));
+            }
+            return;
+        };
+        if id.msn.saturating_add(RANGE_GAP) < *from || id.msn > to.saturating_add(RANGE_GAP) {
+            (*from, *to) = (id.msn, id.msn);
+        }
+        (*from, *to) = ((*from).min(id.msn), (*to).max(id.msn));
+    }
+
+    /// Whether it probably has a piece of a recording.
+    pub(crate) fn has_in_range(&self, id: PieceId) -> bool {
+        self.ranges.iter().any(|range| range.0 == id.rendition && (range.1..=range.2).contains(&id.msn))
     }
 
     /// Whether blocks may be asked of it.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_digest::{PieceId, Record};
+use shoal_digest::Record;
 
 use crate::{
     Time,
@@ -123,9 +123,4 @@ impl Piece {
     pub(crate) fn missing(&self) -> impl Iterator<Item = u32> + '_ {
         (0..self.blocks.len() as u32).filter(|block| !self.stored.contains(*block))
     }
-}
-
-/// The order in which pieces are evicted: the earliest in the program first.
-pub(crate) fn age(id: PieceId, piece: &Piece) -> (u64, PieceId) {
-    (piece.record().map_or(0, |record| record.start_ms), id)
 }

@@ -1,4 +1,4 @@
-// From npm: import Hls from 'hls.js'; import { LiveFollower, attach, liveConfig } from '@shoal/player';
+// On another site's page: the same two files under https://YOUR-SERVER/assets/. With a bundler: see README.md.
 import Hls from './hls.js';
 import { LiveFollower, attach, liveConfig } from './shoal-player.js';
 

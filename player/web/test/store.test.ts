@@ -63,8 +63,11 @@ test('several pieces are given as one, and only when all are complete', () => {
   const next = keyOf({ rendition: 0, msn: 5, part: 2 });
   assert.ok(store.writeWhole(key, Uint8Array.of(1, 2, 3, 4, 5), 20, 0));
   assert.equal(store.copy([key, next]), null);
-  assert.ok(store.writeWhole(next, Uint8Array.of(6), 30, 0));
+  assert.ok(store.writeWhole(next, Uint8Array.of(6), 30, 40));
   const stored = store.copy([key, next]);
   assert.deepEqual([...new Uint8Array(stored?.data ?? new ArrayBuffer(0))], [1, 2, 3, 4, 5, 6]);
-  assert.equal(stored?.transferMs, 50);
+  assert.equal(stored?.transferMs, 50, 'one after the other');
+  const meanwhile = keyOf({ rendition: 0, msn: 5, part: 3 });
+  assert.ok(store.writeWhole(meanwhile, Uint8Array.of(7), 50, 30));
+  assert.equal(store.copy([key, next, meanwhile])?.transferMs, 60, 'from the first byte to the last: they shared the line');
 });

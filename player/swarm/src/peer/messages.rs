@@ -162,7 +162,11 @@ impl Peer {
             Control::Request(sets) => self.accept_request(peer, sets),
             Control::Cancel(sets) => self.accept_cancel(peer, sets),
             Control::Refuse { reason, sets } => self.accept_refusal(peer, reason, sets),
-            Control::Record(bytes) => self.accept_record_bytes(bytes, Some(peer)),
+            // Of a recording the origin has all records at any time, and whoever sends one unasked wants something else.
+            Control::Record(bytes) if !self.config.is_recording => {
+                self.accept_record_bytes(bytes, Some(peer));
+            }
+            Control::Record(_) => {}
             Control::Shed { rendition, stripe } => self.accept_shed(peer, rendition, stripe),
             Control::Subscribe { rendition, stripes, stripe, on } => {
                 self.accept_subscription(peer, rendition, stripes, stripe, on);
@@ -205,6 +209,12 @@ impl Peer {
     fn accept_have(&mut self, peer: PeerId, sets: Sets<'_>) {
         for set in sets.iter() {
             let bits = set.bits();
+            if self.config.is_recording && !self.pieces.contains_key(&set.piece) {
+                if let Some(neighbor) = self.neighbors.get_mut(&peer) {
+                    neighbor.note_range(set.piece);
+                }
+                continue;
+            }
             let Some(piece) = self.placeholder(set.piece) else { continue };
             if piece.known.len() >= KNOWN_MAX {
                 continue;
@@ -464,7 +474,7 @@ impl Peer {
         let has_plans = !self.playing.is_empty() && self.playing.iter().all(|r| self.plans.contains_key(r));
         let flags = Flags {
             shares: self.may_upload(),
-            wants_records: !self.has_tracker,
+            wants_records: !self.has_tracker && !self.config.is_recording,
             // Along a tree blocks come unasked, and announcements would be most of the messages.
             wants_haves: !has_plans,
         };

@@ -2,7 +2,7 @@
 
 use super::world::{EPOCH, config, record, sign};
 use crate::{
-    BLOCK_BYTES_MAX, Config, Input, Output, Peer, PieceId, Place, Span, Target, Time,
+    BLOCK_BYTES_MAX, Config, FallbackReason, Input, Output, Peer, PieceId, Place, Span, Target, Time,
     bits::Bits,
     wire::{Control, Flags, RefuseReason, SetsBuilder, VERSION},
 };
@@ -15,7 +15,11 @@ fn drain(peer: &mut Peer) -> Vec<Output> {
 }
 
 fn welcomed(is_recording: bool) -> Peer {
-    let mut peer = Peer::new(Config { is_recording, ..config() }, 1);
+    welcomed_with(Config { is_recording, ..config() })
+}
+
+fn welcomed_with(config: Config) -> Peer {
+    let mut peer = Peer::new(config, 1);
     let report_interval = Span::ZERO;
     let welcome = Input::Welcome { peer: 1, neighbors_max: 8, upload_ratio_percent: 200, report_interval };
     peer.handle_input(Time::from_ms(1), welcome);
@@ -178,6 +182,104 @@ fn with_little_of_a_recording_in_its_buffer_a_viewer_waits_for_nobody() {
     play(&mut peer, 997_000);
     let (_, fetched_at) = want_what_a_neighbor_has(&mut peer);
     assert!(fetched_at.is_some_and(|at| at < 200), "{fetched_at:?}");
+}
+
+/// Hands a piece's record over, unasked: from a neighbor or, as of a live stream, from the tracker.
+fn told_record(peer: &mut Peer, piece: PieceId, from: Option<u32>) -> Vec<Output> {
+    let signed = sign(&record(piece, 5_000, 1_000_000 + 500 * piece.msn, 500, true));
+    match from {
+        Some(from) => {
+            let bytes = Control::Record(signed.bytes()).to_bytes();
+            peer.handle_input(Time::from_ms(4), Input::Message { peer: from, bytes: &bytes });
+        }
+        None => peer.handle_input(Time::from_ms(4), Input::Record { record: &signed }),
+    }
+    drain(peer)
+}
+
+#[test]
+fn records_that_nobody_asked_for_do_not_make_a_viewer_load_the_past() {
+    let mut of_recording = viewer_of_recording();
+    for msn in 60..70 {
+        told_record(&mut of_recording, PieceId { msn, ..OLD }, Some(11));
+    }
+    assert_eq!(first_fetch_ms(&mut of_recording), None);
+    assert!(of_recording.pieces.is_empty(), "nor remember them");
+    // Ahead of who has gone back, and long published.
+    let mut behind = viewer();
+    told_record(&mut behind, OLD, None);
+    assert!(behind.pieces.contains_key(&OLD));
+    let is_of_old = |output: &Output| matches!(output, Output::Fetch { piece, .. } if *piece == OLD);
+    for ms in 4..2_004 {
+        behind.handle_input(Time::from_ms(ms), Input::Wake);
+        assert!(!drain(&mut behind).iter().any(is_of_old), "after {ms} ms");
+    }
+}
+
+#[test]
+fn what_the_player_does_not_want_any_more_of_the_past_is_not_loaded_on() {
+    let mut peer = viewer_of_recording();
+    want(&mut peer, OLD);
+    told_record(&mut peer, OLD, None);
+    assert!(first_fetch_ms(&mut peer).is_some());
+    peer.handle_input(Time::from_ms(2_100), Input::Unwant { request: 5 });
+    assert!(drain(&mut peer).iter().any(|output| matches!(output, Output::CancelFetch { .. })));
+}
+
+#[test]
+fn a_segment_some_of_whose_records_do_not_exist_is_not_waited_for() {
+    let mut peer = viewer_of_recording();
+    let target = Target::Segment { rendition: 0, msn: OLD.msn };
+    peer.handle_input(Time::from_ms(3), Input::Want { request: 5, target, deadline: None });
+    let signed = sign(&record(OLD, 5_000, 1_000_000, 500, false));
+    peer.handle_input(Time::from_ms(4), Input::Record { record: &signed });
+    drain(&mut peer);
+    peer.handle_input(Time::from_ms(4), Input::RecordFailed { piece: OLD });
+    let reason = FallbackReason::NoRecord;
+    assert!(drain(&mut peer).contains(&Output::Fallback { request: 5, reason }));
+}
+
+#[test]
+fn what_a_neighbor_has_of_a_long_recording_is_known_however_much_it_is() {
+    let mut peer = viewer_of_recording();
+    // Half an hour, told newest first in many messages; some is missing.
+    for msn in (0..1_000).rev().filter(|msn| msn % 100 != 7) {
+        let mut sets = SetsBuilder::default();
+        sets.add(PieceId { msn, ..OLD }, None);
+        let have = Control::Have(sets.sets().expect("not empty")).to_bytes();
+        peer.handle_input(Time::from_ms(3), Input::Message { peer: 11, bytes: &have });
+    }
+    for (msn, is_there) in [(3, true), (700, true), (999, true), (1_000, false)] {
+        let piece = PieceId { msn, ..OLD };
+        peer.handle_input(Time::from_ms(3), Input::Unwant { request: 5 });
+        want(&mut peer, piece);
+        let outputs = told_record(&mut peer, piece, None);
+        let is_question = |output: &Output| match output {
+            Output::SendControl { bytes, .. } => matches!(Control::parse(bytes), Ok(Control::Request(_))),
+            _ => false,
+        };
+        assert_eq!(outputs.iter().any(is_question), is_there, "{msn}");
+    }
+}
+
+#[test]
+fn what_was_fetched_from_the_past_stays_longer_than_what_is_long_there() {
+    let mut peer = welcomed_with(Config { pieces_max: 8, ..config() });
+    let load = |peer: &mut Peer, ms: u64, msn: u64| {
+        let id = PieceId { msn, ..OLD };
+        let signed = sign(&record(id, 5_000, 1_000_000 + 500 * msn, 500, true));
+        peer.handle_input(Time::from_ms(ms), Input::Record { record: &signed });
+        let digests = &signed.record().blocks;
+        let loaded = Input::Loaded { piece: id, length: 5_000, digests, took: Span::from_ms(9) };
+        peer.handle_input(Time::from_ms(ms), loaded);
+        drain(peer);
+    };
+    play(&mut peer, 980_000);
+    (0..8).for_each(|at| load(&mut peer, 500 * at, 100 + at));
+    want(&mut peer, OLD);
+    load(&mut peer, 5_000, OLD.msn);
+    (0..4).for_each(|at| load(&mut peer, 5_500 + 500 * at, 108 + at));
+    assert!(peer.pieces.contains_key(&OLD), "{:?}", peer.pieces.keys_where(&|_, _| true));
 }
 
 fn want(peer: &mut Peer, piece: PieceId) -> Vec<Output> {

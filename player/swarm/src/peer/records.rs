@@ -6,12 +6,7 @@ use shoal_digest::{BlockDigest, PieceId};
 
 use super::{Held, Hunt, Loaded, Peer};
 use crate::{
-    Output, Span,
-    input::PeerId,
-    piece::{self, Piece},
-    plan::Plan,
-    record::SignedRecord,
-    wire::Control,
+    Output, Span, bits::Bits, input::PeerId, piece::Piece, plan::Plan, record::SignedRecord, wire::Control,
 };
 
 /// Pieces that the driver loaded itself and whose record has not come; each keeps a few hundred bytes of digests.
@@ -83,6 +78,9 @@ impl Peer {
         piece.since = since;
         (piece.turn, piece.is_first, piece.is_past) = (turn, is_first, is_past);
         piece.blocks = vec![Default::default(); record.blocks.len()];
+        for (peer, _) in self.neighbors.iter().filter(|(_, neighbor)| neighbor.has_in_range(id)) {
+            piece.known_mut(*peer).has.union(&Bits::below(record.blocks.len() as u32));
+        }
         self.active.push((id, self.now));
 
         // Who has what of a piece that everybody has played is of no use any more, and takes more room than all else.
@@ -115,7 +113,7 @@ impl Peer {
     /// Without a tracker: the record after this one is looked for when it can be expected, instead of when the player asks
     /// for the piece: a player asks for one after the other, and half a second later all of a piece's time is over.
     fn hunt_after(&mut self, id: PieceId) {
-        if !self.plays(id.rendition) {
+        if !self.plays(id.rendition) || self.config.is_recording {
             return;
         }
         let Some(record) = self.pieces.get(&id).and_then(|piece| piece.record()) else { return };
@@ -150,7 +148,11 @@ impl Peer {
             hunt.at = self.now + hunt.wait;
             hunt.wait = (hunt.wait + hunt.wait).min(HUNT_WAIT_MAX);
         }
-        // The requests for it go on waiting for a relayed record until they give up.
+        // What was published long ago has all the records that it will ever have. Other requests go on waiting for a relayed
+        // one until they give up.
+        if self.is_past(piece) {
+            self.end_requests_without_records(piece);
+        }
         self.stats.fetches_failed +=
             u64::from(self.pieces.get(&piece).is_none_or(|piece| piece.record.is_none()));
     }
@@ -172,7 +174,9 @@ impl Peer {
     fn make_room_for(&mut self, id: PieceId, start_ms: u64) -> bool {
         let is_asked_for = self.requests.iter().any(|request| request.covers(id));
         while self.pieces.len() >= self.config.pieces_max && !self.pieces.contains_key(&id) {
-            let Some((oldest_ms, oldest)) = self.oldest(&|piece| !piece.is_wanted) else { return false };
+            let Some(oldest) = self.oldest(&|piece| !piece.is_wanted) else { return false };
+            let oldest_ms =
+                self.pieces.get(&oldest).and_then(Piece::record).map_or(0, |record| record.start_ms);
             if oldest_ms >= start_ms && !is_asked_for {
                 return false;
             }
@@ -181,10 +185,12 @@ impl Peer {
         true
     }
 
-    /// The earliest in the program of some pieces.
-    pub(super) fn oldest(&self, is_meant: &dyn Fn(&Piece) -> bool) -> Option<(u64, PieceId)> {
+    /// The one of some pieces that is evicted next: what has no record, then what came first. Not the earliest in the program:
+    /// to who goes back that is what was just fetched.
+    pub(super) fn oldest(&self, is_meant: &dyn Fn(&Piece) -> bool) -> Option<PieceId> {
         let meant = self.pieces.iter().filter(|(_, piece)| is_meant(piece));
-        meant.map(|(id, piece)| piece::age(*id, piece)).min()
+        let by_age = meant.map(|(id, piece)| (piece.record.as_ref().map(|_| piece.since), *id));
+        by_age.min().map(|(_, id)| id)
     }
 
     fn learn_rate(&mut self, record: &shoal_digest::Record) {

@@ -68,11 +68,17 @@ impl Peer {
     /// Forgets a request; what nobody else asked for is no longer wanted.
     fn end_request(&mut self, at: usize) -> RequestId {
         let ended = self.requests.remove(at);
+        let mut over = Vec::new();
         for (id, piece) in self.pieces.iter_mut() {
             if ended.covers(*id) {
                 piece.is_wanted = self.requests.iter().any(|request| request.covers(*id));
+                if piece.is_past && !piece.is_wanted {
+                    over.extend(piece.blocks.iter().filter_map(|block| block.fetch));
+                }
             }
         }
+        // Whoever asked loads it another way, or has gone elsewhere.
+        over.into_iter().for_each(|fetch| self.cancel_fetch(fetch));
         ended.id
     }
 
@@ -170,18 +176,36 @@ impl Peer {
         Answer::Fallback(if started { FallbackReason::NoRecord } else { FallbackReason::Starting })
     }
 
+    /// The first piece of a request whose record is not known.
+    fn without_record(&self, request: &Request) -> Option<PieceId> {
+        let mut piece = request.first();
+        while let Some(record) = self.pieces.get(&piece).and_then(Piece::record) {
+            if record.is_last_in_segment || piece.part == u16::MAX {
+                return None;
+            }
+            piece.part += 1;
+        }
+        request.covers(piece).then_some(piece)
+    }
+
+    /// There are no more records of a piece's segment: what can't be verified the player has to load itself.
+    pub(super) fn end_requests_without_records(&mut self, piece: PieceId) {
+        let lacks = |peer: &Self, at: &usize| {
+            let request = &peer.requests[*at];
+            request.covers(piece) && peer.without_record(request).is_some()
+        };
+        while let Some(at) = (0..self.requests.len()).find(|at| lacks(self, at)) {
+            let request = self.end_request(at);
+            self.fall_back(request, FallbackReason::NoRecord);
+        }
+    }
+
     /// Without a tracker somebody has to get the record over HTTP: those that bring the piece into the swarm at once,
     /// the others when half of the time has passed without a relayed one.
     fn fetch_record_for(&mut self, at: usize) {
         let request = &self.requests[at];
-        let mut piece = request.first();
-        while let Some(record) = self.pieces.get(&piece).and_then(Piece::record) {
-            if record.is_last_in_segment || piece.part == u16::MAX {
-                return;
-            }
-            piece.part += 1;
-        }
-        if !request.covers(piece) || request.record_fetched >= Some(piece) {
+        let Some(piece) = self.without_record(request) else { return };
+        if request.record_fetched >= Some(piece) {
             return;
         }
         // The tracker sends records at publication: those of the past have to be asked for, with or without it.
@@ -201,7 +225,7 @@ impl Peer {
     }
 
     /// Whether a piece was published before others whose records have long come, or is of a recording.
-    fn is_past(&self, id: PieceId) -> bool {
+    pub(super) fn is_past(&self, id: PieceId) -> bool {
         let newest = self.pieces.iter().rev().find(|(other, piece)| {
             other.rendition == id.rendition && piece.record.is_some() && !piece.is_past
         });

@@ -92,7 +92,10 @@ impl Peer {
         if piece.is_complete || piece.is_loaded || piece.is_retired {
             return false;
         }
-        piece.is_wanted || (self.player.has_started && self.plays(id.rendition) && self.player.lacks(record))
+        // Of what was published long ago only what the player asks for: it may never get to the rest, and everybody can send
+        // the records of that.
+        let may_come = self.player.has_started && self.plays(id.rendition) && self.player.lacks(record);
+        piece.is_wanted || (may_come && !piece.is_past)
     }
 
     fn moments(&self, id: PieceId, piece: &Piece) -> Moments {

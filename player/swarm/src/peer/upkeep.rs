@@ -166,7 +166,7 @@ impl Peer {
     pub(super) fn limit_store(&mut self) {
         while self.store_bytes > self.config.store_bytes_max {
             let oldest = self.oldest(&|piece| !piece.stored.is_empty() && !piece.is_wanted);
-            let Some((_, oldest)) = oldest else { return };
+            let Some(oldest) = oldest else { return };
             self.evict(oldest);
         }
     }

@@ -448,9 +448,9 @@ export class Driver {
   #fetchRecord(piece: Piece, isOfSegment: boolean): void {
     const { rendition, msn, part } = piece;
     const url = isOfSegment ? this.catalog.segmentUrlOf(piece) : this.catalog.urlOf(piece);
-    void (url === null ? Promise.resolve([]) : fetchRecords(url, isOfSegment)).then((records) => {
+    void (url === null ? Promise.resolve([]) : fetchRecords(url)).then((records) => {
       for (const record of records) this.#input((now) => { this.core.record(now, record); });
-      if (records.length === 0) this.#input((now) => { this.core.recordFailed(now, rendition, msn, part); });
+      if (isOfSegment || records.length === 0) this.#input((now) => { this.core.recordFailed(now, rendition, msn, part); });
     });
   }
 

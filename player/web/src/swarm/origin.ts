@@ -136,7 +136,7 @@ export class BlockAssembler {
 }
 
 /** Fetches the signed record of a piece, or those of a segment's pieces; none when there are none to be had. */
-export async function fetchRecords(mediaUrl: string, isOfSegment: boolean): Promise<Uint8Array[]> {
+export async function fetchRecords(mediaUrl: string): Promise<Uint8Array[]> {
   try {
     const url = new URL(mediaUrl);
     url.pathname += '.digest';
@@ -144,7 +144,7 @@ export async function fetchRecords(mediaUrl: string, isOfSegment: boolean): Prom
     if (!response.ok || Number(response.headers.get('Content-Length') ?? 0) > RECORD_BYTES_MAX) return [];
     const bytes = new Uint8Array(await response.arrayBuffer());
     if (bytes.length > RECORD_BYTES_MAX) return [];
-    if (!isOfSegment) return [bytes];
+    if (!/\/seg-[^/]*$/.test(mediaUrl)) return [bytes];
     const records: Uint8Array[] = [];
     for (let at = 0; at < bytes.length; ) {
       const from = at + 4;

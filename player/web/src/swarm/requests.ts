@@ -3,8 +3,8 @@
 import type { Piece } from './protocol.ts';
 import type { Stored } from './store.ts';
 
-/** A request that the core has not answered for this long is taken from it, in milliseconds, where the player's own
- * policy is not stricter. It should never come to that: the core answers by the deadline. */
+/** A request of which nothing has come for this long is taken from the core, in milliseconds, and any after the player's own
+ * patience. It should rarely come to that: of what is live the core answers by the deadline. */
 const ANSWER_MAX_MS = 4_000;
 
 /** What a request is for: a piece, or where `part` is null a whole segment that has parts. */
@@ -27,8 +27,10 @@ export interface Request {
 }
 
 interface Pending extends Request {
-  timer: ReturnType<typeof setTimeout>;
+  timer: ReturnType<typeof setTimeout> | undefined;
   bytes: number;
+  /** Sets the timer anew, as far as the player's patience goes. */
+  wait: () => void;
 }
 
 /** Requests by the driver's numbers. */
@@ -44,10 +46,16 @@ export class Requests {
   /** Takes a request in; `onTimeout` is called when nobody answers it in time. */
   open(request: Request, onTimeout: (id: number) => void): number {
     const id = this.#next++;
-    const timer = setTimeout(() => {
-      onTimeout(id);
-    }, Math.min(ANSWER_MAX_MS, request.timeoutMs));
-    this.#pending.set(id, { ...request, timer, bytes: 0 });
+    const until = performance.now() + request.timeoutMs;
+    const wait = (): void => {
+      clearTimeout(pending.timer);
+      pending.timer = setTimeout(() => {
+        onTimeout(id);
+      }, Math.min(ANSWER_MAX_MS, until - performance.now()));
+    };
+    const pending: Pending = { ...request, timer: undefined, bytes: 0, wait };
+    wait();
+    this.#pending.set(id, pending);
     return id;
   }
 
@@ -70,6 +78,7 @@ export class Requests {
     for (const request of this.#pending.values()) {
       const { rendition, msn, part } = request.target;
       if (piece.rendition !== rendition || piece.msn !== msn || (part !== null && piece.part !== part)) continue;
+      request.wait();
       request.bytes += bytes;
       request.onProgress(request.bytes);
     }

@@ -117,14 +117,18 @@ export class PieceStore {
     if (pieces.length !== keys.length || pieces.length === 0) return null;
     const data = new Uint8Array(pieces.reduce((sum, { bytes }) => sum + bytes.length, 0));
     const stored: Stored = { data: data.buffer, transferMs: 0, peerBytes: 0, originBytes: 0 };
-    let at = 0;
+    let [at, from, until] = [0, Infinity, 0];
     for (const piece of pieces) {
       data.set(piece.bytes, at);
       at += piece.bytes.length;
       stored.transferMs += piece.transferMs;
+      from = Math.min(from, piece.writtenAt - piece.transferMs);
+      until = Math.max(until, piece.writtenAt);
       stored.peerBytes += piece.peerBytes;
       stored.originBytes += piece.originBytes;
     }
+    // Pieces that came at the same time shared the line.
+    stored.transferMs = Math.min(stored.transferMs, until - from);
     return stored;
   }
 
