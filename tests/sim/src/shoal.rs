@@ -199,7 +199,7 @@ impl<'a> World<'a> {
             let rendition = rendition as u8;
             let rate_kbps = scenario.media.rates_kbps[usize::from(rendition)];
             let piece_bytes = u64::from(rate_kbps) * u64::from(scenario.media.piece_ms) / 8;
-            tracker.planner.set_rendition(0, rendition, rate_kbps, piece_bytes as u32);
+            tracker.groups.set_rendition(0, rendition, rate_kbps, piece_bytes as u32);
         }
         let from_us = (scenario.measure_from_s * 1e6) as u64;
         Self {
@@ -237,7 +237,7 @@ impl<'a> World<'a> {
                     self.measure.seconds.iter().rev().take(5).map(|second| second.used_bytes).sum();
                 let note = format!(
                     "{} viewers, {} events, last 5 s offload {:.3}",
-                    self.tracker.planner.viewer_count(),
+                    self.tracker.groups.viewer_count(),
                     self.measure.events,
                     1.0 - self.origin.sent(from, to) as f64 / used.max(1) as f64
                 );
@@ -258,7 +258,7 @@ impl<'a> World<'a> {
         self.tally.0.insert("events", self.measure.events);
         self.tally.0.insert("control messages", self.measure.control_messages);
         self.tally.0.insert("control bytes", self.measure.control_bytes);
-        let summary = self.tracker.planner.summary(0);
+        let summary = self.tracker.groups.summary(0);
         for (name, value) in [
             ("plan: seats", summary.seats),
             ("plan: roots", summary.roots),

@@ -1,32 +1,34 @@
-//! The tracker of the simulation: the real planner, and around it the little that the simulation needs of the service.
+//! The tracker of the simulation: the real planners and the real way of dealing viewers to them, and around it the little
+//! that the simulation needs of the service.
 
 use std::collections::BTreeMap;
 
-use shoal_tracker::plan::{Output, Planner, Settings};
+use shoal_tracker::plan::{self, Groups, Locality, Output, Planner};
+use shoal_tracker::swarm::Settings;
+use shoal_tracker_protocol::PeerId;
 
 use crate::shoal::{FromTracker, ToTracker, peer_id, viewer_of};
 
-/// So many different viewers must accuse one before it is banned: a single one could be lying.
-const ACCUSERS_MIN: usize = 2;
-
 #[derive(Debug)]
 pub(crate) struct Tracker {
-    pub(crate) planner: Planner,
+    pub(crate) groups: Groups,
     pub(crate) is_down: bool,
-    /// When the next round is, and when the last was.
-    pub(crate) next_round_ms: u64,
-    last_round_ms: u64,
+    /// When it is looked next whether a round is due.
+    pub(crate) next_tick_ms: u64,
+    /// So many different viewers must accuse one before it is banned: a single one could be lying.
+    accusers_min: usize,
     accusers: BTreeMap<u32, Vec<u32>>,
     is_banned: Vec<bool>,
 }
 
 impl Tracker {
-    pub(crate) fn new(settings: Settings, seed: u64, visits: usize) -> Self {
+    pub(crate) fn new(plan: plan::Settings, seed: u64, visits: usize) -> Self {
+        let settings = Settings::default();
         Self {
-            planner: Planner::new(settings, seed),
+            groups: Groups::new(plan, settings.group_viewers_max, seed),
             is_down: false,
-            next_round_ms: 0,
-            last_round_ms: 0,
+            next_tick_ms: 0,
+            accusers_min: settings.accusers_min as usize,
             accusers: BTreeMap::new(),
             is_banned: vec![false; visits],
         }
@@ -43,65 +45,68 @@ impl Tracker {
         let id = peer_id(from);
         match message {
             ToTracker::Join { shares } if is_there && !self.is_banned[from as usize] => {
-                self.planner.viewer_joined(id, shares);
-                self.planner.viewer_plays(now_ms, id, &[rendition]);
-                vec![(from, FromTracker::Welcome)]
+                let planner = self.groups.enter(id, Locality::default(), &[rendition]);
+                planner.viewer_joined(id, shares);
+                planner.viewer_plays(now_ms, id, &[rendition]);
+                self.groups.hurry(now_ms, id);
+                return vec![(from, FromTracker::Welcome)];
             }
-            ToTracker::Join { .. } => Vec::new(),
-            ToTracker::Gone => self.forget(now_ms, from),
+            ToTracker::Join { .. } => {}
+            ToTracker::Gone => return self.forget(now_ms, from),
             ToTracker::Connected { peer, rtt_ms } => {
-                self.planner.link_connected(now_ms, id, peer_id(peer), rtt_ms);
-                Vec::new()
+                self.groups.connected(now_ms, id, peer_id(peer), rtt_ms);
             }
             ToTracker::Lost { peer } => {
-                self.planner.link_lost(now_ms, id, peer_id(peer));
-                Vec::new()
+                self.plan(now_ms, id, |planner| planner.link_lost(now_ms, id, peer_id(peer)));
             }
             ToTracker::Report { uplink_kbps, renditions } => {
-                self.planner.viewer_uplink(now_ms, id, uplink_kbps);
+                let Some(planner) = self.groups.planner(id) else { return Vec::new() };
+                planner.viewer_uplink(now_ms, id, uplink_kbps);
                 if !renditions.is_empty() {
-                    self.planner.viewer_plays(now_ms, id, &renditions);
+                    planner.viewer_plays(now_ms, id, &renditions);
                 }
-                Vec::new()
             }
             ToTracker::Silent { peer, rendition, stripe } => {
-                self.planner.parent_silent(now_ms, id, peer_id(peer), rendition, stripe);
-                Vec::new()
+                self.plan(now_ms, id, |planner| {
+                    planner.parent_silent(now_ms, id, peer_id(peer), rendition, stripe);
+                });
             }
             ToTracker::Accuse { peer } => {
                 let accusers = self.accusers.entry(peer).or_default();
                 if !accusers.contains(&from) {
                     accusers.push(from);
                 }
-                if accusers.len() >= ACCUSERS_MIN && !self.is_banned[peer as usize] {
+                if accusers.len() >= self.accusers_min && !self.is_banned[peer as usize] {
                     self.is_banned[peer as usize] = true;
                     return self.forget(now_ms, peer);
                 }
-                self.planner.link_lost(now_ms, id, peer_id(peer));
-                Vec::new()
+                self.plan(now_ms, id, |planner| planner.link_lost(now_ms, id, peer_id(peer)));
             }
+        }
+        Vec::new()
+    }
+
+    /// Something happened that somebody waits for: the next round comes soon.
+    fn plan(&mut self, now_ms: u64, id: PeerId, happens: impl FnOnce(&mut Planner)) {
+        if let Some(planner) = self.groups.planner(id) {
+            happens(planner);
+            self.groups.hurry(now_ms, id);
         }
     }
 
     /// A viewer is gone or banned: its neighbors are told to part with it.
     pub(crate) fn forget(&mut self, now_ms: u64, viewer: u32) -> Vec<(u32, FromTracker)> {
         let id = peer_id(viewer);
-        let neighbors: Vec<u32> = self.planner.neighbors(id).map(viewer_of).collect();
-        self.planner.viewer_left(now_ms, id);
+        let Some(planner) = self.groups.planner(id) else { return Vec::new() };
+        let neighbors: Vec<u32> = planner.neighbors(id).map(viewer_of).collect();
+        self.groups.leave(now_ms, id);
+        self.groups.forget(id);
         neighbors.into_iter().map(|neighbor| (neighbor, FromTracker::Part { peer: viewer })).collect()
     }
 
-    /// Something happened that somebody waits for: as in the tracker's service, the next round comes soon.
-    pub(crate) fn hurry(&mut self, now_ms: u64) -> u64 {
-        let soon_ms = (self.last_round_ms + self.planner.spacing_ms()).max(now_ms + 1);
-        self.next_round_ms = self.next_round_ms.min(soon_ms);
-        self.next_round_ms
-    }
-
     pub(crate) fn tick(&mut self, now_ms: u64) -> Vec<(u32, FromTracker)> {
-        self.last_round_ms = now_ms;
         let mut messages = Vec::new();
-        for output in self.planner.tick(now_ms) {
+        for output in self.groups.round(now_ms) {
             match output {
                 Output::Introduce { offers, answers } => {
                     let (offers, answers) = (viewer_of(offers), viewer_of(answers));

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 
 use shoal_tracker_protocol::PeerId;
 
-use crate::plan::{self, Locality, Planner, ROUND_MS};
+use super::{Locality, Output, Planner, ROUND_MS, Settings, Summary};
 
 /// A group with less than this part of the largest size is given up when another has room for it.
 const DWINDLED_PART: usize = 8;
@@ -21,8 +21,8 @@ const REGION_PART: usize = 10;
 
 /// A group of viewers.
 #[derive(Debug)]
-pub(super) struct Group {
-    pub(super) planner: Planner,
+struct Group {
+    planner: Planner,
     /// The country and the renditions of the viewer for whom it was opened.
     country: u16,
     mix: Box<[u8]>,
@@ -32,8 +32,8 @@ pub(super) struct Group {
 
 /// All groups of a swarm.
 #[derive(Debug)]
-pub(super) struct Groups {
-    plan: plan::Settings,
+pub struct Groups {
+    plan: Settings,
     viewers_max: usize,
     seed: u64,
     groups: BTreeMap<u32, Group>,
@@ -46,11 +46,12 @@ pub(super) struct Groups {
     localities: BTreeMap<PeerId, Locality>,
     /// The renditions' rates and blocks, for groups that are opened later.
     renditions: BTreeMap<u8, (u32, u32)>,
-    outputs: Vec<plan::Output>,
+    outputs: Vec<Output>,
 }
 
 impl Groups {
-    pub(super) fn new(plan: plan::Settings, viewers_max: u32, seed: u64) -> Self {
+    /// One group, empty. A further one is opened where all have `viewers_max` viewers.
+    pub fn new(plan: Settings, viewers_max: u32, seed: u64) -> Self {
         let mut groups = Self {
             plan,
             viewers_max: viewers_max.max(1) as usize,
@@ -67,29 +68,40 @@ impl Groups {
         groups
     }
 
-    pub(super) fn len(&self) -> usize {
+    /// How many groups there are; one at least.
+    pub fn count(&self) -> usize {
         self.groups.len()
     }
 
-    pub(super) fn next_deadline(&self) -> Option<u64> {
+    /// Viewers that are planned with, in all groups.
+    pub fn viewer_count(&self) -> usize {
+        self.groups.values().map(|group| group.planner.viewer_count()).sum()
+    }
+
+    /// When [`Self::round`] has something to do, in the caller's milliseconds.
+    pub fn next_deadline(&self) -> Option<u64> {
         self.groups.values().filter_map(|group| group.next_round_ms).min()
     }
 
-    /// The group of a viewer.
-    pub(super) fn of(&mut self, peer: PeerId) -> Option<&mut Group> {
+    /// Who plans a viewer.
+    pub fn planner(&mut self, peer: PeerId) -> Option<&mut Planner> {
+        self.group(peer).map(|group| &mut group.planner)
+    }
+
+    fn group(&mut self, peer: PeerId) -> Option<&mut Group> {
         let number = self.of.get(&peer)?;
         self.groups.get_mut(number)
     }
 
-    /// Finds a group for a viewer that is about to join its planner.
-    pub(super) fn enter(&mut self, peer: PeerId, locality: Locality, renditions: &[u8]) -> &mut Group {
+    /// Finds a group for a viewer that is about to join its planner. One that left gets its old group, as long as that exists.
+    pub fn enter(&mut self, peer: PeerId, locality: Locality, renditions: &[u8]) -> &mut Planner {
         if locality.is_known() && self.localities.insert(peer, locality).is_none() {
             *self.countries.entry(locality.country).or_default() += 1;
         }
         let known = self.of.get(&peer).copied().filter(|number| self.groups.contains_key(number));
         let number = known.unwrap_or_else(|| self.choose(locality.country, renditions));
         self.of.insert(peer, number);
-        self.groups.get_mut(&number).expect("chosen among those that exist")
+        &mut self.groups.get_mut(&number).expect("chosen among those that exist").planner
     }
 
     fn choose(&mut self, country: u16, renditions: &[u8]) -> u32 {
@@ -129,7 +141,7 @@ impl Groups {
     }
 
     /// A viewer is no longer planned with. Its place is kept until [`Self::forget`].
-    pub(super) fn leave(&mut self, now_ms: u64, peer: PeerId) {
+    pub fn leave(&mut self, now_ms: u64, peer: PeerId) {
         if let Some(locality) = self.localities.remove(&peer)
             && let Some(viewers) = self.countries.get_mut(&locality.country)
         {
@@ -142,7 +154,8 @@ impl Groups {
         self.merge(now_ms, number);
     }
 
-    pub(super) fn forget(&mut self, peer: PeerId) {
+    /// A viewer that left does not come back.
+    pub fn forget(&mut self, peer: PeerId) {
         let number = self.of.remove(&peer);
         if let Some(group) = number.and_then(|number| self.groups.get_mut(&number)) {
             group.planner.viewer_forgotten(peer);
@@ -193,7 +206,7 @@ impl Groups {
 
     /// Two viewers are connected. Those of different groups (they met before the tracker was restarted) come together
     /// if one of them knows nobody in its own group yet.
-    pub(super) fn connected(&mut self, now_ms: u64, a: PeerId, b: PeerId, rtt_ms: u32) {
+    pub fn connected(&mut self, now_ms: u64, a: PeerId, b: PeerId, rtt_ms: u32) {
         let (Some(&of_a), Some(&of_b)) = (self.of.get(&a), self.of.get(&b)) else { return };
         if of_a != of_b && !self.bring_together(now_ms, (a, of_a), of_b) {
             self.bring_together(now_ms, (b, of_b), of_a);
@@ -222,7 +235,8 @@ impl Groups {
         true
     }
 
-    pub(super) fn set_rendition(&mut self, now_ms: u64, rendition: u8, rate_kbps: u32, piece_bytes: u32) {
+    /// [`Planner::set_rendition`] of all groups, also of those that are opened later.
+    pub fn set_rendition(&mut self, now_ms: u64, rendition: u8, rate_kbps: u32, piece_bytes: u32) {
         self.renditions.insert(rendition, (rate_kbps, piece_bytes));
         for group in self.groups.values_mut() {
             group.planner.set_rendition(now_ms, rendition, rate_kbps, piece_bytes);
@@ -230,18 +244,19 @@ impl Groups {
     }
 
     /// Has the planner of a viewer work soon.
-    pub(super) fn hurry(&mut self, now_ms: u64, peer: PeerId) {
-        if let Some(group) = self.of(peer) {
+    pub fn hurry(&mut self, now_ms: u64, peer: PeerId) {
+        if let Some(group) = self.group(peer) {
             group.hurry(now_ms);
         }
     }
 
-    pub(super) fn hurry_all(&mut self, now_ms: u64) {
+    /// Has all planners work soon.
+    pub fn hurry_all(&mut self, now_ms: u64) {
         self.groups.values_mut().for_each(|group| group.hurry(now_ms));
     }
 
     /// The rounds that are due.
-    pub(super) fn round(&mut self, now_ms: u64) -> Vec<plan::Output> {
+    pub fn round(&mut self, now_ms: u64) -> Vec<Output> {
         let mut outputs = std::mem::take(&mut self.outputs);
         for group in self.groups.values_mut() {
             if group.next_round_ms.is_some_and(|at| at <= now_ms) {
@@ -255,8 +270,8 @@ impl Groups {
     }
 
     /// Counts over one rendition in all groups.
-    pub(super) fn summary(&self, rendition: u8) -> plan::Summary {
-        let mut sum = plan::Summary::default();
+    pub fn summary(&self, rendition: u8) -> Summary {
+        let mut sum = Summary::default();
         for group in self.groups.values() {
             let one = group.planner.summary(rendition);
             sum.seats += one.seats;
@@ -286,15 +301,15 @@ mod tests {
     }
 
     fn join(groups: &mut Groups, peer: PeerId, locality: Locality) -> u32 {
-        let group = groups.enter(peer, locality, &[0]);
-        group.planner.viewer_joined(peer, true);
-        group.planner.viewer_is_at(peer, locality);
-        group.planner.viewer_plays(0, peer, &[0]);
+        let planner = groups.enter(peer, locality, &[0]);
+        planner.viewer_joined(peer, true);
+        planner.viewer_is_at(peer, locality);
+        planner.viewer_plays(0, peer, &[0]);
         groups.of[&peer]
     }
 
     fn groups(viewers_max: u32) -> Groups {
-        let mut groups = Groups::new(plan::Settings::default(), viewers_max, 1);
+        let mut groups = Groups::new(Settings::default(), viewers_max, 1);
         groups.set_rendition(0, 0, 3_000, 187_500);
         groups
     }
@@ -305,7 +320,7 @@ mod tests {
         for peer in 1..=200 {
             join(&mut groups, peer, Locality::default());
         }
-        assert_eq!(groups.len(), 4);
+        assert_eq!(groups.count(), 4);
         assert!(groups.groups.values().all(|group| group.planner.viewer_count() == 50));
     }
 
@@ -328,7 +343,7 @@ mod tests {
             join(&mut groups, peer, at(1));
         });
         let lonely = join(&mut groups, 999, at(2));
-        assert_eq!((groups.len(), lonely), (2, groups.of[&70]));
+        assert_eq!((groups.count(), lonely), (2, groups.of[&70]));
     }
 
     #[test]
@@ -343,7 +358,7 @@ mod tests {
         assert_eq!(join(&mut groups, 3, Locality::default()), before);
         groups.leave(0, 3);
         groups.forget(3);
-        assert!(groups.of(3).is_none());
+        assert!(groups.planner(3).is_none());
     }
 
     #[test]
@@ -357,7 +372,7 @@ mod tests {
         // The first group must have room for those who are left of the second.
         (1..=32).filter(|peer| !second.contains(peer)).take(6).for_each(|peer| groups.leave(0, peer));
         second[2..].iter().for_each(|peer| groups.leave(0, *peer));
-        assert_eq!(groups.len(), 1);
+        assert_eq!(groups.count(), 1);
         assert_eq!((groups.of[&second[0]], groups.of[&second[1]]), (0, 0));
         let planner = &groups.groups[&0].planner;
         assert!(planner.neighbors(second[0]).any(|peer| peer == second[1]));
@@ -374,6 +389,6 @@ mod tests {
         groups.leave(0, 1);
         groups.connected(0, 9, 15, 5);
         assert_eq!(groups.of[&15], groups.of[&9]);
-        assert!(groups.of(9).unwrap().planner.neighbors(9).any(|peer| peer == 15));
+        assert!(groups.planner(9).unwrap().neighbors(9).any(|peer| peer == 15));
     }
 }

@@ -15,10 +15,12 @@ use std::ops::RangeInclusive;
 use shoal_tracker_protocol::{PeerId, Place};
 
 mod forest;
+mod groups;
 mod grow;
 mod links;
 mod locality;
 
+pub use groups::Groups;
 pub use locality::Locality;
 
 use forest::{Forest, Source};

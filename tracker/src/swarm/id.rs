@@ -22,7 +22,7 @@ impl Secret {
     }
 
     /// The id of a stream's swarm: 32 hex digits. `epoch` is the publication's, `generation` is counted up when the
-    /// operator turns an open stream private, so that old members cannot come back.
+    /// operator turns an open stream private or hides addresses (or ends that), so that old members cannot come back.
     #[must_use]
     pub fn swarm_id(&self, stream: &str, epoch: &[u8; 16], generation: u32) -> String {
         let name_length = u32::try_from(stream.len()).unwrap_or(u32::MAX).to_be_bytes();

@@ -12,7 +12,6 @@ mod bucket;
 mod candidate;
 mod description;
 mod evidence;
-mod groups;
 mod id;
 mod ledger;
 mod meet;

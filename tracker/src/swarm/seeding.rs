@@ -4,16 +4,15 @@
 //! before it says so, and spaces the planners' rounds: soon after something happened in a small swarm, where a joiner
 //! waits for its first plan, and less soon in a large one, where many changes in one message cost less.
 //!
-//! A swarm has one planner until it gets unwieldy; then viewers are dealt to several groups (`groups.rs`), so that no
+//! A swarm has one planner until it gets unwieldy; then viewers are dealt to several groups (`../plan/groups.rs`), so that no
 //! round's work grows with the swarm.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use shoal_tracker_protocol::{PeerId, Piece};
 
-use super::groups::Groups;
 use super::settings::Settings;
-use crate::plan::{self, Locality};
+use crate::plan::{self, Groups, Locality};
 
 /// Pieces of this many milliseconds tell a rendition's rate: two or three segments, so that keyframes even out.
 const RATE_WINDOW_MS: u64 = 8_000;
@@ -74,19 +73,19 @@ impl Seeding {
 
     /// How many groups the swarm is split into.
     pub(super) fn groups(&self) -> usize {
-        self.groups.len()
+        self.groups.count()
     }
 
     pub(super) fn join(&mut self, now_ms: u64, newcomer: &Newcomer<'_>) {
         let Newcomer { peer, kbps, renditions, locality } = *newcomer;
-        let group = self.groups.enter(peer, locality, renditions);
-        group.planner.viewer_joined(peer, kbps != Some(0));
-        group.planner.viewer_is_at(peer, locality);
+        let planner = self.groups.enter(peer, locality, renditions);
+        planner.viewer_joined(peer, kbps != Some(0));
+        planner.viewer_is_at(peer, locality);
         if renditions.is_empty() {
             self.guessed.insert(peer);
             self.guess(now_ms, peer);
         } else {
-            group.planner.viewer_plays(now_ms, peer, renditions);
+            planner.viewer_plays(now_ms, peer, renditions);
         }
         self.uplink(now_ms, peer, kbps);
         self.groups.hurry(now_ms, peer);
@@ -104,10 +103,10 @@ impl Seeding {
 
     /// What a viewer can give: none when not known, nothing when it does not give.
     pub(super) fn uplink(&mut self, now_ms: u64, peer: PeerId, kbps: Option<u32>) {
-        let Some(group) = self.groups.of(peer) else { return };
-        group.planner.viewer_shares(now_ms, peer, kbps != Some(0));
+        let Some(planner) = self.groups.planner(peer) else { return };
+        planner.viewer_shares(now_ms, peer, kbps != Some(0));
         if let Some(kbps) = kbps {
-            group.planner.viewer_uplink(now_ms, peer, kbps);
+            planner.viewer_uplink(now_ms, peer, kbps);
         }
     }
 
@@ -116,8 +115,8 @@ impl Seeding {
             return;
         }
         self.guessed.remove(&peer);
-        if let Some(group) = self.groups.of(peer) {
-            group.planner.viewer_plays(now_ms, peer, renditions);
+        if let Some(planner) = self.groups.planner(peer) {
+            planner.viewer_plays(now_ms, peer, renditions);
             self.groups.hurry(now_ms, peer);
         }
     }
@@ -127,15 +126,15 @@ impl Seeding {
     }
 
     pub(super) fn lost(&mut self, now_ms: u64, a: PeerId, b: PeerId) {
-        if let Some(group) = self.groups.of(a) {
-            group.planner.link_lost(now_ms, a, b);
+        if let Some(planner) = self.groups.planner(a) {
+            planner.link_lost(now_ms, a, b);
             self.groups.hurry(now_ms, a);
         }
     }
 
     pub(super) fn silent(&mut self, now_ms: u64, child: PeerId, parent: PeerId, rendition: u8, stripe: u8) {
-        if let Some(group) = self.groups.of(child) {
-            group.planner.parent_silent(now_ms, child, parent, rendition, stripe);
+        if let Some(planner) = self.groups.planner(child) {
+            planner.parent_silent(now_ms, child, parent, rendition, stripe);
             self.groups.hurry(now_ms, child);
         }
     }
@@ -169,8 +168,8 @@ impl Seeding {
     fn guess(&mut self, now_ms: u64, peer: PeerId) {
         if self.renditions.len() <= GUESSED_RENDITIONS_MAX {
             let all: Vec<u8> = self.renditions.keys().copied().collect();
-            if let Some(group) = self.groups.of(peer) {
-                group.planner.viewer_plays(now_ms, peer, &all);
+            if let Some(planner) = self.groups.planner(peer) {
+                planner.viewer_plays(now_ms, peer, &all);
             }
         }
     }

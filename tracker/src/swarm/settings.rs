@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::bucket::Rate;
+use crate::plan;
 
 /// The operator's TURN servers, as far as candidates are judged by them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,8 +44,8 @@ pub struct Settings {
     pub silence_max_ms: u32,
     /// A viewer whose connection broke keeps its peer id and its pairs for this long, in milliseconds.
     pub resume_within_ms: u32,
-    /// Neighbors of one viewer. Each costs its browser a peer connection; a strong viewer that feeds 24 children in
-    /// some stripes and has 12 parents needs about 40.
+    /// Neighbors of one viewer. Each costs its browser a peer connection. Players take no more than 32, whatever is said
+    /// here: planned for fewer, they have room for those who are just taking leave.
     pub neighbors_max: u32,
     /// Viewers of one swarm that are planned together; more are dealt to several groups by country and renditions. Each
     /// group costs one more copy of every piece; a larger one makes the others wait longer while it is planned.
@@ -95,7 +96,7 @@ impl Default for Settings {
             report_interval_ms: 5_000,
             silence_max_ms: 30_000,
             resume_within_ms: 15_000,
-            neighbors_max: 48,
+            neighbors_max: plan::Settings::default().neighbors_max,
             group_viewers_max: 2_500,
             upload_ratio_max_percent: 200,
             recent_ms: 6_000,

@@ -18,31 +18,35 @@ impl World<'_> {
     pub(super) fn tracker_hears(&mut self, from: u32, message: ToTracker) {
         let is_there = self.viewers[from as usize].is_some();
         let rendition = self.viewers[from as usize].as_ref().map_or(0, |state| state.rendition);
-        if !matches!(message, ToTracker::Report { .. } | ToTracker::Accuse { .. }) {
-            let before_ms = self.tracker.next_round_ms;
-            let round_ms = self.tracker.hurry(self.now_us / 1_000);
-            if round_ms < before_ms {
-                self.queue.push(round_ms * 1_000, Event::TrackerTick);
-            }
-        }
         for (to, message) in self.tracker.hear(self.now_us / 1_000, from, is_there, rendition, message) {
             let half_us = self.network.server_rtt_us(to as usize) / 2;
             self.queue.push(self.now_us + half_us, Event::FromTracker { to, message });
+        }
+        self.wake_tracker(self.tracker.next_tick_ms);
+    }
+
+    /// Has the tracker look for rounds when the next one is due, and at this time at the latest.
+    fn wake_tracker(&mut self, latest_ms: u64) {
+        let soonest_ms = self.now_us / 1_000 + 1;
+        let due_ms = self.tracker.groups.next_deadline().map_or(latest_ms, |due| due.max(soonest_ms));
+        if due_ms < self.tracker.next_tick_ms || latest_ms != self.tracker.next_tick_ms {
+            self.tracker.next_tick_ms = due_ms.min(latest_ms);
+            self.queue.push(self.tracker.next_tick_ms * 1_000, Event::TrackerTick);
         }
     }
 
     pub(super) fn tracker_tick(&mut self) {
         let now_ms = self.now_us / 1_000;
-        if now_ms < self.tracker.next_round_ms {
+        if now_ms < self.tracker.next_tick_ms {
             // It was put off by one that came sooner.
             return;
         }
-        self.tracker.next_round_ms = now_ms + plan::ROUND_MS;
-        self.queue.push(self.tracker.next_round_ms * 1_000, Event::TrackerTick);
         if !self.is_tracker_up() {
             if self.knobs.tracker && !std::mem::replace(&mut self.tracker.is_down, true) {
                 self.lose_tracker();
             }
+            self.tracker.next_tick_ms = now_ms + plan::ROUND_MS;
+            self.queue.push(self.tracker.next_tick_ms * 1_000, Event::TrackerTick);
             return;
         }
         if std::mem::take(&mut self.tracker.is_down) {
@@ -65,6 +69,7 @@ impl World<'_> {
             let half_us = self.network.server_rtt_us(to as usize) / 2;
             self.queue.push(self.now_us + half_us, Event::FromTracker { to, message });
         }
+        self.wake_tracker(now_ms + plan::ROUND_MS);
     }
 
     /// The tracker's sockets close, and all viewers know.
