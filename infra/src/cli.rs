@@ -16,7 +16,8 @@ pub struct Cli {
 /// What the program can do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run everything: WHIP endpoint, origin, tracker and pages on one HTTP and one UDP port.
+    /// Run everything: WHIP endpoint, origin, tracker and pages on one HTTP port (8080), and one port, UDP and TCP, for
+    /// publishers' media (8189).
     Serve(Serve),
     /// Publish a file or a test pattern to any WHIP endpoint, in real time.
     Publish(shoal_publisher::Options),

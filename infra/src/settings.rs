@@ -22,6 +22,9 @@ static DOCUMENTATION: &[(&str, &[&str], &[(&str, &[&str])])] =
 /// The prefix of environment variables that hold settings.
 const ENVIRONMENT_PREFIX: &str = "SHOAL_";
 
+/// Lists of tables: a variable's text can't hold them.
+const FILE_ONLY: &[&str] = &["ingest.ice_servers", "pull.streams", "tracker.ice_servers"];
+
 /// Everything that can be set.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -66,9 +69,12 @@ impl Settings {
     /// The default configuration file: each key with its documentation.
     #[must_use]
     pub fn default_file() -> String {
-        let mut out = String::from(
+        let mut out = format!(
             "# Shoal's settings with their defaults, as `shoal serve --print-config` prints them. Every line may be left out.\n\
-             # Each can be overridden by an environment variable: `SHOAL_` + table + `_` + key in capitals.\n",
+             # Each can be overridden by an environment variable: `SHOAL_` + table + `_` + key in capitals, such as\n\
+             # SHOAL_SEGMENTER_PART_MS; items of a list are separated by commas. Lists of tables can be set in the file\n\
+             # only: {}.\n",
+            FILE_ONLY.join(", ")
         );
         let defaults = defaults();
         for (table, doc, keys) in documented() {
@@ -177,8 +183,18 @@ fn overlay(
     let known = variables();
     for (name, text) in environment {
         let Some((table, key, default)) = known.get(&name) else { continue };
+        let refused = |reason: String| Error::Settings(format!("{name}: {reason}"));
+        let setting = format!("{table}.{key}");
+        if FILE_ONLY.contains(&setting.as_str()) {
+            return Err(refused(format!("{setting} is a list of tables, which can be set in the file only")));
+        }
         let value = from_variable(&text, default.as_ref())
-            .ok_or_else(|| Error::Settings(format!("{name}: {text:?} is not {}", kind(default.as_ref()))))?;
+            .ok_or_else(|| refused(format!("{text:?} is not {}", kind(default.as_ref()))))?;
+        // By itself, because an error of the whole would not say where the value came from.
+        let alone = toml::Table::from_iter([((*key).to_owned(), value.clone())]);
+        toml::Table::from_iter([((*table).to_owned(), toml::Value::Table(alone))])
+            .try_into::<Settings>()
+            .map_err(|error| refused(one_line(error.message())))?;
         let table = values.entry(*table).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         if let toml::Value::Table(table) = table {
             table.insert((*key).to_owned(), value);
@@ -313,6 +329,80 @@ mod tests {
     fn variable_of_the_wrong_kind_is_named() {
         let error = load("", &[("SHOAL_SEGMENTER_PART_MS", "fast")]).unwrap_err();
         assert!(error.contains("SHOAL_SEGMENTER_PART_MS") && error.contains("whole number"), "{error}");
+    }
+
+    #[test]
+    fn variable_whose_value_cannot_be_is_named() {
+        for (name, text) in [
+            ("SHOAL_INGEST_MEDIA_ADDRESS", "8189"),
+            ("SHOAL_INGEST_AUTH_OPEN_TO", "friends"),
+            ("SHOAL_INGEST_SESSIONS_MAX", "-1"),
+            ("SHOAL_SEGMENTER_LADDER", "480,tall"),
+            ("SHOAL_TRACKER_PEER_POLICY", "maybe"),
+        ] {
+            let error = load("", &[(name, text)]).unwrap_err();
+            assert!(error.contains(&format!("{name}: ")), "{error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+    }
+
+    #[test]
+    fn lists_of_tables_are_for_the_file_and_all_other_lists_for_variables_too() {
+        for (name, (table, key, default)) in variables() {
+            if !matches!(default, Some(toml::Value::Array(_))) {
+                continue;
+            }
+            // An item that every list of texts takes.
+            let loaded = load("", &[(&name, "480")]);
+            if FILE_ONLY.contains(&format!("{table}.{key}").as_str()) {
+                let error = loaded.unwrap_err();
+                assert!(
+                    error.contains(&format!("{name}: ")) && error.contains("in the file only"),
+                    "{error}"
+                );
+            } else {
+                assert_eq!(loaded.err(), None, "{name}");
+            }
+        }
+        assert!(FILE_ONLY.iter().all(|setting| Settings::default_file().contains(setting)));
+    }
+
+    /// What the documentation of a key says is allowed: the smallest and the largest value, where these are numbers.
+    fn allowed(doc: &[&str]) -> Option<(Option<i64>, Option<i64>)> {
+        let doc = doc.concat();
+        let (_, range) = doc.split_once("Allowed: ")?;
+        let range = range.split(['.', ';', ',']).next()?;
+        let (low, high) = range.split_once(" to ").unwrap_or((range, ""));
+        let number = |text: &str| text.split(' ').next().and_then(|number| number.parse().ok());
+        Some((number(low), number(high)))
+    }
+
+    #[test]
+    fn allowed_values_are_those_that_the_documentation_names() {
+        let mut checked = 0;
+        for (table, _, keys) in documented() {
+            for (key, doc) in *keys {
+                let Some((low, high)) = allowed(doc) else { continue };
+                for value in [low.map(|low| low - 1), high.map(|high| high + 1)].into_iter().flatten() {
+                    // A number below zero can't be read at all.
+                    let text = format!("[{table}]\n{key} = {value}\n");
+                    let outcome = load(&text, &[]).map(|settings| settings.validate());
+                    if let Ok(validated) = outcome {
+                        let error = validated.expect_err(&text).to_string();
+                        assert!(error.contains(&format!("{table}.{key} = {value}")), "{error}");
+                    }
+                }
+                for value in [low, high].into_iter().flatten() {
+                    let text = format!("[{table}]\n{key} = {value}\n");
+                    // Another key may have to be changed with it.
+                    if let Err(error) = load(&text, &[]).unwrap().validate() {
+                        assert!(!error.to_string().contains(&format!("{table}.{key} = {value}")), "{error}");
+                    }
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked > 40, "{checked}");
     }
 
     #[test]

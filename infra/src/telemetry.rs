@@ -1,18 +1,20 @@
 //! Logs and metrics of the whole program.
 //!
 //! At info and above no line holds an address, a session description or a key: our crates keep to that, and the
-//! crates below us are let through from error on only. An end-to-end test reads the log of a session for it.
+//! crates below us are let through from error on only, unless the operator names them. An end-to-end test reads the
+//! log of a session for it.
 
 use std::sync::OnceLock;
 use std::time::Duration;
 
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use crate::Error;
 use crate::settings::Log;
 
-/// Our crates, whose level the operator sets; all others speak from error on.
+/// Our crates, whose level the operator sets; all others speak from error on unless he names them.
 const OURS: &[&str] = &[
     "shoal",
     "shoal_ingest",
@@ -24,24 +26,29 @@ const OURS: &[&str] = &[
     "shoal_swarm",
 ];
 
-/// Histogram bounds in seconds or milliseconds would depend on the metric; ours are all in milliseconds.
+/// Bounds of all histograms: they are in milliseconds, whatever they measure.
 const BUCKETS_MS: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1_000.0, 2_000.0, 5_000.0];
 
 /// How often the exporter is asked to drop what is no longer needed for rendering.
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Reads a level or a filter.
+/// Reads a level or a filter. A level without a target, alone or in a list, is that of our crates.
 ///
 /// # Errors
 /// [`Error::Settings`] if it is neither.
 pub fn filter(level: &str) -> Result<EnvFilter, Error> {
-    let plain = ["off", "error", "warn", "info", "debug", "trace"];
-    let directives = if plain.contains(&level) {
-        OURS.iter().fold("error".to_owned(), |filter, ours| format!("{filter},{ours}={level}"))
-    } else {
-        level.to_owned()
-    };
-    EnvFilter::try_new(&directives).map_err(|error| {
+    let (levels, named): (Vec<&str>, Vec<&str>) = level
+        .split(',')
+        .map(str::trim)
+        .filter(|directive| !directive.is_empty())
+        .partition(|directive| directive.parse::<LevelFilter>().is_ok());
+    let mut directives = vec!["error".to_owned()];
+    for level in levels {
+        directives.extend(OURS.iter().map(|ours| format!("{ours}={level}")));
+    }
+    // Behind them: of two directives for one target the later one counts.
+    directives.extend(named.into_iter().map(str::to_owned));
+    EnvFilter::try_new(directives.join(",")).map_err(|error| {
         Error::Settings(format!(
             "log.level = {level:?}: {error}; allowed is a level or a filter such as info,shoal=debug"
         ))
@@ -102,6 +109,22 @@ mod tests {
         let text = filter("debug").unwrap().to_string();
         assert!(text.contains("shoal_ingest=debug") && text.contains("error"), "{text}");
         assert!(!text.split(',').any(|directive| directive == "debug"), "{text}");
+    }
+
+    #[test]
+    fn level_in_a_list_is_for_our_crates_only_and_a_named_crate_has_its_own() {
+        for level in ["info,shoal_tracker=debug,hyper=warn", " hyper=warn, shoal_tracker=debug ,info"] {
+            let text = filter(level).unwrap().to_string();
+            let directives: Vec<&str> = text.split(',').collect();
+            for expected in ["error", "shoal_ingest=info", "shoal_tracker=debug", "hyper=warn"] {
+                assert!(directives.contains(&expected), "{expected} in {text}");
+            }
+            for unexpected in ["info", "shoal_tracker=info"] {
+                assert!(!directives.contains(&unexpected), "{unexpected} in {text}");
+            }
+        }
+        // Without a level ours keep to what counts for all.
+        assert_eq!(filter("shoal_tracker=debug").unwrap().to_string().split(',').count(), 2);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
-/// The `[ingest]` table.
+/// Publishers: the port for their media, who may publish, limits.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -17,38 +17,39 @@ pub struct Config {
     pub public_ips: Vec<String>,
     /// Also accept media over TCP (RFC 6544) on the same port number, for networks that block UDP.
     pub tcp_enabled: bool,
-    /// Connections that may be open on the TCP port at once.
+    /// Connections that may be open on the TCP port at once. Allowed: 1 to 100000.
     pub tcp_connections_max: usize,
-    /// Publishers at the same time; more get 503.
+    /// Publishers at the same time; more get 503. Allowed: 1 to 100000.
     pub sessions_max: usize,
-    /// The size of a WHIP request's body; larger ones get 413.
+    /// The size of a WHIP request's body; larger ones get 413. Allowed: 4096 to 1048576.
     pub body_bytes_max: usize,
     /// WHIP requests per second of one address (of IPv6, of one /64 network), averaged, that are worked on; more get 429.
-    /// The requests of a session that exists count for themselves.
+    /// The requests of a session that exists count for themselves. Allowed: 1 to 100000.
     pub requests_per_s_max: u32,
-    /// WHIP requests that may come at once before that average counts.
+    /// WHIP requests that may come at once before that average counts. Allowed: 1 to 100000.
     pub requests_burst_max: u32,
     /// ICE servers that publishers are told of in `Link` headers, such as a TURN server of your own:
     /// `{ url = "turn:turn.example.org:3478?transport=udp", username = "..", credential = ".." }`.
     pub ice_servers: Vec<IceServer>,
     /// How long a missing video packet is waited for before its frame is given up, in milliseconds. Longer repairs
-    /// more and delays more.
+    /// more and delays more. Allowed: 20 to 2000.
     pub loss_hold_ms: u64,
-    /// The least time between two keyframe requests for one video stream, in milliseconds.
+    /// The least time between two keyframe requests for one video stream, in milliseconds. Allowed: 100 to 10000.
     pub keyframe_interval_min_ms: u64,
-    /// A publisher that hasn't connected this long after its offer is dropped, in milliseconds.
+    /// A publisher that hasn't connected this long after its offer is dropped, in milliseconds. Allowed: 1000 to
+    /// 120000.
     pub connect_timeout_ms: u64,
-    /// A publisher from which nothing at all arrives for this long is gone, in milliseconds.
+    /// A publisher from which nothing at all arrives for this long is gone, in milliseconds. Allowed: 1000 to 60000.
     pub silence_max_ms: u64,
     /// A publisher that has been silent this long gives way to another one that wants its stream, in milliseconds:
-    /// a browser page that was loaded anew doesn't have to wait for `silence_max_ms`.
+    /// a browser page that was loaded anew doesn't have to wait for `silence_max_ms`. Allowed: 100 to 60000.
     pub takeover_silence_ms: u64,
     /// Frames presented out of order (B-frames) within ten seconds that are tolerated before a publisher is refused.
     pub frames_out_of_order_max: u64,
-    /// Datagrams that may wait for one session's task; more are dropped and counted.
+    /// Datagrams that may wait for one session's task; more are dropped and counted. Allowed: 16 to 65536.
     pub inbox_datagrams_max: usize,
     /// The size asked for the UDP socket's receive buffer, in bytes. The kernel may grant less
-    /// (`net.core.rmem_max`).
+    /// (`net.core.rmem_max`). Allowed: 65536 to 1073741824.
     pub receive_buffer_bytes: usize,
     /// Who may publish without a token as long as no keys, tokens or callback are configured: "nobody", "loopback"
     /// (this machine, when no proxy stands between) or "everybody".
@@ -66,7 +67,7 @@ pub struct Config {
     /// A URL of your own that decides: it gets a POST with the JSON `{"stream", "token", "remote_ip"}` and answers
     /// 2xx (yes) or 4xx (no).
     pub auth_callback_url: String,
-    /// How long that answer may take, in milliseconds; then publishers get 503.
+    /// How long that answer may take, in milliseconds; then publishers get 503. Allowed: 100 to 30000.
     pub auth_callback_timeout_ms: u64,
     /// The path under which the WHIP routes are reached, for `Location`, when a proxy adds one.
     pub path_prefix: String,

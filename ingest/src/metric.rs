@@ -25,7 +25,7 @@ names! {
     INPUTS_REFUSED = "ingest_inputs_refused_total";
     KEYFRAME_REQUESTS = "ingest_keyframe_requests_total";
     DISCONTINUITIES = "ingest_discontinuities_total";
-    GOP_SECONDS = "ingest_gop_seconds";
+    GOP_MS = "ingest_gop_ms";
     ADDED_MS = "ingest_frame_added_ms";
     WORKED_MS = "ingest_frame_worked_ms";
     HELD_MAX_SECONDS = "ingest_frame_held_max_seconds";

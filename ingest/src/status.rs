@@ -220,8 +220,7 @@ pub(crate) fn count_input(status: &Mutex<Status>, input: &Input) {
         Input::Frame(frame) if frame.is_keyframe && frame.track == TrackId(1) => {
             let before = status.lock().keyframe_at_us.replace(frame.pts.0);
             if let Some(before) = before {
-                let seconds = (frame.pts.0 - before) as f64 / 1e6;
-                metrics::histogram!(metric::GOP_SECONDS).record(seconds);
+                metrics::histogram!(metric::GOP_MS).record((frame.pts.0 - before) as f64 / 1e3);
             }
         }
         _ => {}

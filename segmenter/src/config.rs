@@ -4,22 +4,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::ladder::LadderRung;
 
-/// The `[segmenter]` table of the configuration file.
+/// Streams: parts, segments, playlists, smaller renditions, pictures, recordings.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// The duration of a part in milliseconds. Shorter parts lower the latency and raise the number of requests.
+    /// Allowed: 200 to 2000.
     pub part_ms: u32,
     /// The duration of a segment in milliseconds. The publisher is asked for a keyframe this often.
+    /// Allowed: twice `part_ms` to 10000.
     pub segment_ms: u32,
-    /// How much media a live playlist lists, in milliseconds.
+    /// How much media a live playlist lists, in milliseconds. Allowed: six times `segment_ms` to 3600000.
     pub window_ms: u32,
     /// At most this many bytes of media are held for one stream; older media leaves the playlist earlier when
-    /// the stream needs more.
+    /// the stream needs more. Allowed: 1048576 or more.
     pub stream_bytes_max: usize,
-    /// At most this many streams at a time.
+    /// At most this many streams at a time. Allowed: 1 to 100000.
     pub streams_max: usize,
-    /// At most this many bytes of frames wait for a stream's worker; more is refused.
+    /// At most this many bytes of frames wait for a stream's worker; more is refused. Allowed: 65536 or more.
     pub queue_bytes_max: usize,
     /// How long a stream waits for its publisher to come back before it ends, in milliseconds.
     pub grace_ms: u32,
@@ -27,7 +29,7 @@ pub struct Config {
     pub ended_keep_ms: u32,
     /// How long a new stream waits for the formats of further tracks after the first, in milliseconds.
     pub settle_ms: u32,
-    /// The bit rate of AAC audio in bits per second.
+    /// The bit rate of AAC audio in bits per second. Allowed: 32000 to 320000.
     pub audio_bps: u32,
     /// Whether the publisher's Opus is offered as it is, beside AAC: players that take Opus may choose it.
     pub opus: bool,
@@ -39,10 +41,11 @@ pub struct Config {
     pub ladder: Vec<LadderRung>,
     /// How much video is encoded at once: VP8 tracks that are transcoded to H.264 count 1 each, rungs of ladders by their
     /// size, 1280x720 as 1, and decoding for a ladder a third of that. More is refused. 0: as much as the machine has
-    /// cores.
+    /// cores. Allowed: 0 to 1000.
     pub transcodes_max: usize,
     /// How often a picture is made of each stream, in milliseconds of its media: for the poster, and for the thumbnails
-    /// of what can be gone back to. One thread of the lowest priority makes them for all streams. 0: none.
+    /// of what can be gone back to. One thread of the lowest priority makes them for all streams.
+    /// Allowed: 1000 to 600000, or 0 for no pictures.
     pub pictures_interval_ms: u32,
     /// Where media is kept: a directory, `s3://BUCKET/PREFIX`, or `memory`, which is bounded and holds no recordings.
     /// Empty: in memory, unless `recording` or `dvr_ms` ask for more; then in the directory `recordings`. Recordings in an
@@ -60,10 +63,10 @@ pub struct Config {
     /// `/api/recordings`.
     pub recording: bool,
     /// How far back viewers of a live stream can go, in milliseconds; what exceeds `window_ms` is read from the storage.
-    /// 0: as far as `window_ms`.
+    /// 0: as far as `window_ms`. Allowed: 0 to 43200000 (twelve hours).
     pub dvr_ms: u32,
     /// At most this many bytes of a stream's media wait to be stored. More means that the storage can't keep up: the
-    /// recording ends, the stream goes on.
+    /// recording ends, the stream goes on. Allowed: 1048576 or more.
     pub storage_queue_bytes_max: usize,
     /// Recordings end, and none begins, when less than this many bytes are free where they are kept. For directories.
     pub storage_free_bytes_min: u64,

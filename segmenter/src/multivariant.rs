@@ -21,7 +21,8 @@ pub(crate) struct Source<'a> {
     pub(crate) folder: &'a str,
     /// Whether there are a poster and thumbnails beside the playlist.
     pub(crate) has_pictures: bool,
-    /// Names and descriptions, in the order of their numbers.
+    /// Names and descriptions, in the order of their numbers. Viewers count them: with a tracker, none may be missing before
+    /// another.
     pub(crate) renditions: &'a [(String, Description)],
     /// Whether each segment begins with a keyframe.
     pub(crate) has_independent_segments: bool,

@@ -7,6 +7,7 @@
 mod close;
 pub(crate) mod layout;
 pub(crate) mod mp4;
+mod pages;
 mod retention;
 mod writer;
 
@@ -26,6 +27,7 @@ use crate::pictures::sheet::VTT;
 use crate::storage::{Storage, StorageError};
 use crate::worker::unix_ms;
 use layout::{HEADER, Header, Page, RecordingState, RenditionHeader, SegmentMeta, VERSION, json, page_name};
+use pages::Pages;
 use retention::{Candidate, Limits};
 use writer::Status;
 pub(crate) use writer::{Recorder, Shelf};
@@ -95,6 +97,7 @@ pub(crate) struct Recordings {
     active: Mutex<HashMap<String, Active>>,
     /// By folder.
     closed: Mutex<BTreeMap<String, Arc<Header>>>,
+    pages: Mutex<Pages>,
     wakes_upkeep: Arc<Notify>,
     /// How many recordings are to be closed before the program ends.
     closing: watch::Sender<usize>,
@@ -123,6 +126,7 @@ impl Recordings {
             },
             active: Mutex::default(),
             closed: Mutex::default(),
+            pages: Mutex::default(),
             wakes_upkeep: Arc::default(),
             closing: watch::Sender::new(0),
         });
@@ -309,10 +313,21 @@ impl Recordings {
         msn: u64,
     ) -> Result<Option<SegmentMeta>, StorageError> {
         let name = page_name(folder, rendition, msn);
-        let Some(text) = self.storage.get(&name).await? else { return Ok(None) };
-        let page: Page = serde_json::from_slice(&text)
-            .map_err(|error| StorageError::Damaged { name, reason: error.to_string() })?;
-        Ok(page.segments.into_iter().find(|segment| segment.msn == msn))
+        let known = self.pages.lock().get(&name, msn);
+        let segments = match known {
+            Some(segments) => segments,
+            None => {
+                let Some(text) = self.storage.get(&name).await? else { return Ok(None) };
+                let page: Page = serde_json::from_slice(&text).map_err(|error| StorageError::Damaged {
+                    name: name.clone(),
+                    reason: error.to_string(),
+                })?;
+                let segments: Arc<[SegmentMeta]> = page.segments.into();
+                self.pages.lock().put(name, segments.clone(), text.len());
+                segments
+            }
+        };
+        Ok(segments.iter().find(|segment| segment.msn == msn).cloned())
     }
 
     /// The signed records of a segment's parts, each after its length.

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use axum::http::StatusCode;
 use bytes::Bytes;
@@ -398,6 +398,41 @@ async fn recording_promises_keyframes_only_where_each_segment_has_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn recording_whose_renditions_cannot_be_counted_has_no_swarm() {
+    let directory = TempDir::new().unwrap();
+    let world = World::new(Config { settle_ms: 1, ..recording_into(directory.path()) }).await;
+    // The second layer is announced and sends nothing: with sound, which is counted behind it, and without.
+    for with_audio in [true, false] {
+        let name = format!("audio-{with_audio}");
+        let publication = world.streams.publish(&name).unwrap();
+        let mut fake = Fake::new();
+        (fake.with_audio, fake.with_second) = (with_audio, true);
+        fake.begin(&publication);
+        fake.with_second = false;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        fake.push(&publication, 6_000);
+        world.settle(&publication).await;
+        publication.end();
+        let closed = || {
+            let found = world.streams.recordings().into_iter().find(|recording| recording.stream == name);
+            found.filter(|recording| recording.state == RecordingState::Closed)
+        };
+        until("the recording", || closed().is_some()).await;
+        let recording = closed().unwrap();
+        let folder = format!("/vod/{name}/{}", recording.epoch);
+        let text = world.text(&format!("{folder}/index.m3u8")).await;
+        assert!(text.contains("v0/playlist.m3u8") && !text.contains("v1/playlist.m3u8"), "{text}");
+        assert_eq!(text.contains("live.shoal.tracker"), !with_audio, "{text}");
+        if with_audio {
+            assert_eq!(recording.renditions, ["v0", "v1", "a0"]);
+            let record = world.get(&format!("{folder}/a0/part-0-0.m4s.digest")).await;
+            let record = Record::verify(&record, &world.streams.origin_key()).expect("signed");
+            assert_eq!(record.piece.rendition, 2, "and the playlist names it second");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn storage_that_breaks_ends_the_recording_and_not_the_stream() {
     let directory = TempDir::new().unwrap();
     let place = directory.path().join("recordings");
@@ -602,16 +637,26 @@ fn s3(endpoint: &str) -> Config {
 
 /// An S3 service, and its endpoint.
 async fn serve_s3(directory: &Path) -> String {
-    serve_s3_until(directory, Arc::default()).await
+    serve_s3_with(directory, Store::default()).await
 }
 
-/// A store that has no room for objects while it is full, in the words of a real one.
-struct Room(Arc<AtomicBool>);
+/// What a test knows of a store, and does to it.
+#[derive(Clone, Default)]
+struct Store {
+    /// It has no room for objects, and says so in the words of a real one.
+    is_full: Arc<AtomicBool>,
+    /// How many objects with `/pages/` in their names were read.
+    pages_read: Arc<AtomicUsize>,
+}
 
 #[async_trait::async_trait]
-impl S3Access for Room {
+impl S3Access for Store {
     async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        if cx.s3_op().name() == "PutObject" && self.0.load(Ordering::Acquire) {
+        let is_page = cx.s3_path().get_object_key().is_some_and(|key| key.contains("/pages/"));
+        if cx.s3_op().name() == "GetObject" && is_page {
+            self.pages_read.fetch_add(1, Ordering::AcqRel);
+        }
+        if cx.s3_op().name() == "PutObject" && self.is_full.load(Ordering::Acquire) {
             let code = S3ErrorCode::Custom("XMinioStorageFull".into());
             let mut full = S3Error::with_message(code, "the free drive threshold has been reached");
             full.set_status_code(StatusCode::INSUFFICIENT_STORAGE);
@@ -621,12 +666,12 @@ impl S3Access for Room {
     }
 }
 
-/// The same, which takes nothing while it is full.
-async fn serve_s3_until(directory: &Path, is_full: Arc<AtomicBool>) -> String {
+/// The same, with `store` in between.
+async fn serve_s3_with(directory: &Path, store: Store) -> String {
     std::fs::create_dir(directory.join("media")).unwrap();
     let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory).unwrap());
     builder.set_auth(SimpleAuth::from_single("shoal", "secret"));
-    builder.set_access(Room(is_full));
+    builder.set_access(store);
     let service = builder.build();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -668,6 +713,52 @@ async fn s3_store_keeps_recordings_over_a_restart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn page_of_a_recording_is_read_once_for_all_that_it_describes() {
+    let directory = TempDir::new().unwrap();
+    let store = Store::default();
+    let endpoint = serve_s3_with(directory.path(), store.clone()).await;
+    let world = World::new(s3(&endpoint)).await;
+    publish_short(&world, "show", 40_000).await;
+    let folder = format!("/vod/show/{}", world.recording().await.epoch);
+    let before = store.pages_read.load(Ordering::Acquire);
+    let reads = || store.pages_read.load(Ordering::Acquire) - before;
+    for file in ["part-0-0.m4s", "part-0-1.m4s", "part-15-3.m4s", "part-7-0.m4s", "seg-9.m4s"] {
+        assert_eq!(world.ask(&format!("{folder}/v0/{file}"), Some("bytes=0-0")).await.0, 206, "{file}");
+        world.get(&format!("{folder}/v0/{file}.digest")).await;
+        assert_eq!(reads(), 1, "{file}");
+    }
+    world.get(&format!("{folder}/v0/seg-16.m4s")).await;
+    assert_eq!(reads(), 2, "of the page behind it");
+    world.get(&format!("{folder}/a0/part-0-0.m4s")).await;
+    assert_eq!(reads(), 3, "of the sound's");
+    world.get(&format!("{folder}/v0/part-0-2.m4s")).await;
+    assert_eq!(reads(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn page_of_a_long_window_is_read_again_when_it_has_grown() {
+    let directory = TempDir::new().unwrap();
+    let world = World::new(with_dvr(recording_into(directory.path()))).await;
+    let publication = world.streams.publish("show").unwrap();
+    let mut fake = Fake::new();
+    fake.begin(&publication);
+    let mut push_until = async |milliseconds: u64| {
+        while fake.pushed_ms() < milliseconds {
+            fake.push(&publication, 5_000);
+            world.settle(&publication).await;
+        }
+    };
+    push_until(20_000).await;
+    let folder = format!("/live/show/{}/v0", world.streams.stats()[0].epoch);
+    world.get(&format!("{folder}/seg-0.m4s")).await;
+    // Segments of the same page, which were not stored then and have left memory since.
+    push_until(50_000).await;
+    for msn in 0..16 {
+        world.get(&format!("{folder}/seg-{msn}.m4s")).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn s3_store_serves_a_long_window() {
     let directory = TempDir::new().unwrap();
     let endpoint = serve_s3(directory.path()).await;
@@ -678,15 +769,15 @@ async fn s3_store_serves_a_long_window() {
 #[tokio::test(flavor = "multi_thread")]
 async fn store_that_fills_up_ends_the_recording_which_is_closed_when_there_is_room_again() {
     let directory = TempDir::new().unwrap();
-    let is_full = Arc::new(AtomicBool::new(false));
-    let endpoint = serve_s3_until(directory.path(), is_full.clone()).await;
+    let store = Store::default();
+    let endpoint = serve_s3_with(directory.path(), store.clone()).await;
     let world = World::new(s3(&endpoint)).await;
     let publication = world.streams.publish("show").unwrap();
     let mut fake = Fake::new();
     fake.begin(&publication);
     fake.push(&publication, 5_000);
     world.settle(&publication).await;
-    is_full.store(true, Ordering::Release);
+    store.is_full.store(true, Ordering::Release);
     fake.push(&publication, 5_000);
     let failure = || world.streams.list()[0].recording.clone().unwrap().failure;
     until("the report", || failure().contains("XMinioStorageFull")).await;
@@ -695,7 +786,7 @@ async fn store_that_fills_up_ends_the_recording_which_is_closed_when_there_is_ro
     until("the worker", || publication.is_idle()).await;
     assert!(world.streams.stats()[0].parts >= parts + 18, "the stream goes on");
 
-    is_full.store(false, Ordering::Release);
+    store.is_full.store(false, Ordering::Release);
     // The next start, at the latest, closes what was stored in time.
     let world = World::new(s3(&endpoint)).await;
     let recording = world.recording().await;

@@ -74,7 +74,7 @@ pub struct Config {
     pub silence_max_ms: u32,
     /// A viewer whose connection broke keeps its place for this long, in milliseconds.
     pub resume_within_ms: u32,
-    /// Neighbors of one viewer.
+    /// Neighbors of one viewer. Players take no more than 32, whatever is set here.
     pub neighbors_max: u32,
     /// Viewers of one stream that are planned together; more are dealt to several groups, by country and by what they
     /// play. Each group costs one more copy of every piece.

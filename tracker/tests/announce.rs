@@ -5,10 +5,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{PATIENCE, Server};
+use common::{PATIENCE, SECRET, Server, now_s, token};
 use futures::{SinkExt as _, StreamExt as _};
 use serde_json::{Value, json};
 use shoal_tracker::{Config, PeerPolicy};
+use shoal_tracker_protocol::{ErrorCode, TrackerMessage, ViewerMessage};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{Error as WsError, Message};
@@ -148,9 +149,8 @@ async fn is_served(server: &Server) -> bool {
 
 #[tokio::test]
 async fn what_this_protocol_cannot_ask_for_is_not_given_by_it() {
-    let secret = "a secret of the broadcaster's back end".to_owned();
     let base = Config {
-        viewer_token_secret: secret,
+        viewer_token_secret: SECRET.into(),
         turn_urls: vec!["turn:r".into()],
         turn_secret: "x".into(),
         ..Config::default()
@@ -182,6 +182,34 @@ async fn what_this_protocol_cannot_ask_for_is_not_given_by_it() {
     assert!(!is_served(&server).await);
     server.tracker.stream_ended("demo");
     assert!(is_served(&server).await, "a stream that has ended concerns nobody");
+}
+
+#[tokio::test]
+async fn a_recording_counts_while_it_is_watched_and_not_because_a_stranger_asked_for_it() {
+    let server = Server::start(Config { viewer_token_secret: SECRET.into(), ..Config::default() }).await;
+    server.tracker.watch_recordings(|_, _| true);
+    assert!(!server.tracker.set_stream_private("demo", true), "it is not live");
+    let join = |token: Option<&String>| ViewerMessage::Join {
+        version: 1,
+        stream: format!("demo/{}", "02".repeat(16)),
+        token: token.cloned(),
+        resume: None,
+        shares: true,
+        renditions: vec![0],
+    };
+    let once = token(&json!({ "stream": "demo", "exp": now_s() + 60, "uses": 1, "jti": "x" }), SECRET);
+    let refused = async |token| {
+        let mut stranger = server.connect(&[]).await.unwrap();
+        stranger.say(&join(token)).await;
+        let first = stranger.next().await;
+        assert!(matches!(first, Some(TrackerMessage::Error { code: ErrorCode::Refused, .. })), "{first:?}");
+    };
+    refused(None).await;
+    assert!(is_served(&server).await);
+    let _viewer = server.join_as(join(Some(&once))).await;
+    assert!(!is_served(&server).await);
+    // Who opened the swarm has used his token like anybody else, and once.
+    refused(Some(&once)).await;
 }
 
 #[tokio::test]

@@ -3,8 +3,12 @@
 
 mod common;
 
-use common::{Server, Viewer};
-use shoal_tracker::Config;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{SECRET, Server, Viewer};
+use shoal_tracker::{Config, PeerPolicy, Tracker};
 use shoal_tracker_protocol::{ErrorCode, TrackerMessage, ViewerMessage};
 
 fn join(stream: &str) -> ViewerMessage {
@@ -61,12 +65,85 @@ async fn who_watches_the_same_recording_is_introduced_and_nobody_else() {
 
 #[tokio::test]
 async fn a_recording_is_as_private_as_its_stream_and_viewers_join_anew_when_that_changes() {
-    let secret = "a secret of the broadcaster's back end".to_owned();
-    let server = start(Config { viewer_token_secret: secret, ..Config::default() }).await;
+    let server = start(Config { viewer_token_secret: SECRET.into(), ..Config::default() }).await;
     let mut viewer = server.join_as(join(&recording())).await;
     assert!(server.tracker.set_stream_private("demo", true));
     while viewer.next().await.is_some() {}
     assert!(is_error(&try_join(&server, &recording()).await, ErrorCode::Refused));
     assert!(server.tracker.set_stream_private("demo", false));
     assert!(matches!(try_join(&server, &recording()).await, TrackerMessage::Welcome(_)));
+}
+
+/// Whether one who watches a recording keeps its place over a change by the operator.
+async fn keeps_place(server: &Server, change: impl Fn(&Tracker)) -> bool {
+    let mut viewer = server.join_as(join(&recording())).await;
+    let before = viewer.welcome.clone().unwrap();
+    change(&server.tracker);
+    while viewer.next().await.is_some() {}
+    let mut again = join(&recording());
+    if let ViewerMessage::Join { resume, .. } = &mut again {
+        *resume = Some(before.resume);
+    }
+    let after = server.join_as(again).await.welcome.unwrap();
+    assert_eq!(before.swarm == after.swarm, before.peer == after.peer);
+    before.peer == after.peer
+}
+
+#[tokio::test]
+async fn places_in_a_recording_are_worth_nothing_once_it_was_private_or_addresses_are_hidden() {
+    let server = start(Config {
+        viewer_token_secret: SECRET.into(),
+        turn_urls: vec!["turn:r".into()],
+        turn_secret: "x".into(),
+        ..Config::default()
+    })
+    .await;
+    let private = |tracker: &Tracker| {
+        assert!(tracker.set_stream_private("demo", true));
+        assert!(tracker.set_stream_private("demo", false));
+    };
+    let policy = |policy| move |tracker: &Tracker| assert!(tracker.set_stream_policy("demo", policy));
+    assert!(!keeps_place(&server, private).await);
+    assert!(!keeps_place(&server, private).await, "nor the second time");
+    assert!(!keeps_place(&server, policy(PeerPolicy::RelayOnly)).await);
+    assert!(!keeps_place(&server, policy(PeerPolicy::DirectThenRelay)).await);
+    assert!(keeps_place(&server, policy(PeerPolicy::Direct)).await, "control");
+    server.tracker.stream_ended("demo");
+    assert!(
+        !keeps_place(&server, |tracker| assert!(!tracker.set_stream_policy("demo", PeerPolicy::RelayOnly)))
+            .await
+    );
+}
+
+#[tokio::test]
+async fn the_swarm_of_a_deleted_recording_ends() {
+    let server = Server::start(Config::default()).await;
+    let exists = Arc::new(AtomicBool::new(true));
+    let answer = Arc::clone(&exists);
+    server.tracker.watch_recordings(move |_, _| answer.load(Ordering::Relaxed));
+    let mut viewer = server.join_as(join(&recording())).await;
+    exists.store(false, Ordering::Relaxed);
+    viewer.until(|message| *message == TrackerMessage::Ended).await;
+    assert!(is_error(&try_join(&server, &recording()).await, ErrorCode::UnknownStream));
+}
+
+#[tokio::test]
+async fn who_asks_for_an_unknown_recording_comes_back_only_while_it_may_still_be_found() {
+    let server = start(Config::default()).await;
+    let unknown = format!("demo/{}", "03".repeat(16));
+    let retry_ms = async |stream: &str| match try_join(&server, stream).await {
+        TrackerMessage::Error { code: ErrorCode::UnknownStream, retry_after_ms, .. } => retry_after_ms,
+        other => panic!("{other:?}"),
+    };
+    let advance = async |minutes: u64| {
+        tokio::time::pause();
+        tokio::time::advance(Duration::from_secs(60 * minutes)).await;
+        tokio::time::resume();
+    };
+    assert!(retry_ms(&unknown).await.is_some_and(|ms| ms < 15_000));
+    advance(2).await;
+    assert!(retry_ms(&unknown).await.is_some_and(|ms| ms >= 60_000));
+    advance(8).await;
+    assert_eq!(retry_ms(&unknown).await, None);
+    assert!(retry_ms("else").await.is_some_and(|ms| ms < 5_000), "a stream may go live");
 }

@@ -3,28 +3,10 @@
 
 mod common;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use common::{Server, Viewer};
-use hmac::{Hmac, Mac as _};
+use common::{SECRET, Server, Viewer, now_s, token};
 use serde_json::json;
-use sha2::Sha256;
 use shoal_tracker::Config;
 use shoal_tracker_protocol::{ErrorCode, Signal, TrackerMessage, ViewerMessage};
-
-const SECRET: &str = "a secret of the broadcaster's back end";
-
-fn now_s() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
-}
-
-fn token(claims: &serde_json::Value, secret: &str) -> String {
-    let encode = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
-    let signed = format!("{}.{}", encode(&json!({ "alg": "HS256", "typ": "JWT" })), encode(claims));
-    let mut hmac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
-    hmac.update(signed.as_bytes());
-    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes()))
-}
 
 fn join(token: Option<String>, resume: Option<String>) -> ViewerMessage {
     ViewerMessage::Join {

@@ -5,7 +5,8 @@ vcl 4.1;
 backend shoal {
     .host = "127.0.0.1";
     .port = "8080";
-    # The origin holds a request for what comes next for up to three target durations.
+    # The origin holds a request for what comes next for up to three target durations: 30 s with the longest segments
+    # that can be set. Raise it where a stream is pulled whose target duration is above 13 s.
     .first_byte_timeout = 40s;
     .between_bytes_timeout = 30s;
 }
@@ -43,8 +44,9 @@ sub vcl_backend_response {
     set beresp.grace = 0s;
     set beresp.keep = 0s;
     if (beresp.status >= 400) {
-        # Errors say no-store. One second all the same: else Varnish would remember for two minutes that this URL is
-        # not to be shared, and pass on a whole crowd.
+        # Most errors say no-store: kept all the same, else Varnish would remember for two minutes that this URL is not to
+        # be shared, and pass on a whole crowd. What may be kept for longer (a 400, the 503 of a part) is not: the origin
+        # is asked once a second.
         set beresp.ttl = 1s;
     }
     return (deliver);

@@ -28,16 +28,17 @@ pub struct Http {
     /// Make a certificate at each start, for trying out: browsers warn, and players refuse it unless told.
     pub tls_self_signed: bool,
     /// Refuse connections beyond this many. Each viewer keeps one or two for playlists and media and one for the
-    /// tracker.
+    /// tracker. Allowed: 10 to 10000000.
     pub connections_max: usize,
     /// Close a connection whose request header has not arrived completely after this time, and one that is idle
-    /// for as long.
+    /// for as long, in milliseconds. Allowed: 100 to 600000.
     pub header_timeout_ms: u64,
-    /// The largest request header in bytes.
+    /// The largest request header in bytes. Allowed: 8192 to 1048576.
     pub header_bytes_max: usize,
-    /// Close a connection whose other side has not taken a byte for this long.
+    /// Close a connection whose other side has not taken a byte for this long, in milliseconds. Allowed: 1000 to 600000.
     pub send_timeout_ms: u64,
-    /// When stopping, wait at most this long for requests under way.
+    /// When stopping, wait at most this long for requests under way, in milliseconds. Closing recordings may take ten
+    /// seconds more. Allowed: 0 to 600000.
     pub shutdown_grace_ms: u64,
 }
 
@@ -143,7 +144,9 @@ pub struct Keys {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Log {
-    /// `error`, `warn`, `info`, `debug` or `trace`; or a filter such as `info,shoal_tracker=debug`.
+    /// `off`, `error`, `warn`, `info`, `debug` or `trace`; or a filter such as `info,shoal_tracker=debug`. A level without a
+    /// name is that of Shoal's own crates; libraries tell of errors only, unless they are named (`info,hyper=debug`). At
+    /// `info` and above Shoal's own lines hold no address and no key; those of libraries may.
     pub level: String,
     /// `text` or `json`.
     pub format: String,

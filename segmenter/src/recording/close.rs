@@ -43,14 +43,18 @@ pub(super) async fn close(
     header.has_pictures = thumbnails(storage, &header, &rows).await?;
     // The multivariant playlist can't name what has no media, such as a layer that never came.
     let named = header.renditions.iter().zip(&rows).filter(|(_, rows)| !rows.is_empty());
+    let named: Vec<_> = named.map(|(rendition, _)| rendition).collect();
+    // Viewers number renditions by their order there, and signed records say the live stream's numbers. Where one is left
+    // out before another, media would be taken for another rendition's: such a recording has no swarm.
+    let is_numbered = named.iter().zip(0..).all(|(rendition, place)| rendition.number == place);
     let named: Vec<_> =
-        named.map(|(rendition, _)| (rendition.name.clone(), rendition.description.clone())).collect();
+        named.iter().map(|rendition| (rendition.name.clone(), rendition.description.clone())).collect();
     let text = multivariant::playlist(&Source {
         // Those who watch the recording are a swarm of their own.
         stream: &folder,
         epoch: &header.epoch,
         origin_key: &header.origin_key,
-        tracker_url,
+        tracker_url: if is_numbered { tracker_url } else { "" },
         folder: "",
         has_pictures: header.has_pictures,
         renditions: &named,

@@ -4,7 +4,7 @@
 //! that is in several swarms may speak to several shards.
 //!
 //! An info hash says nothing of the stream behind it, so what holds for one stream holds for all here: `Shared` says for
-//! how many of the clients the protocol is open, by the strictest switch of any live stream.
+//! how many of the clients the protocol is open, by the strictest switch of any live stream or watched recording.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -40,7 +40,7 @@ use tracing::{info, warn};
 use crate::swarm::{Credential, Published, Relays, Secret, Swarm, Switch};
 use crate::{Config, Error, PeerPolicy, plan};
 use announce::Announces;
-use gate::Gate;
+use gate::{Gate, later_ms};
 use locate::Atlas;
 use room::{Control, Life, Room};
 use switches::{Remembered, Switches};
@@ -53,6 +53,8 @@ pub(crate) use gate::Proxies;
 const ANNOUNCE_BYTES_MAX: usize = 64 * 1024;
 /// The swarm of a recording that nobody watches is kept this long: somebody may be on the way.
 const RECORDING_LINGER: Duration = Duration::from_secs(60);
+/// An unknown recording may be found for so long after the start: a large store takes minutes to be looked through.
+const STOCK_MAX_MS: u64 = 10 * 60_000;
 /// The gauges are set this often.
 const GAUGES_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -120,8 +122,6 @@ struct Stream {
     epoch: [u8; 16],
     room: Room,
     switches: Switches,
-    /// Counted up when the stream turns private or hides addresses; in the swarm's id.
-    generation: u32,
     /// Since when nobody watches, of a recording.
     left_at: Option<Instant>,
 }
@@ -193,8 +193,8 @@ impl Tracker {
         // Taken first, so that a switch is either in what is remembered or comes after this.
         let entry = shared.streams.entry(name.to_owned());
         let switches = shared.remembered.of(name);
-        let room = shared.start_room(name, &epoch, 0, switches);
-        let stream = Stream { epoch, room, switches, generation: 0, left_at: None };
+        let room = shared.start_room(name, &epoch, switches);
+        let stream = Stream { epoch, room, switches, left_at: None };
         match entry {
             Entry::Occupied(mut old) => old.insert(stream).room.tell(Control::Ended),
             Entry::Vacant(place) => drop(place.insert(stream)),
@@ -222,8 +222,9 @@ impl Tracker {
     }
 
     /// Opens a swarm for each recording that somebody watches: it is joined as `NAME/EPOCH` (in hexadecimal) and gone when all have
-    /// left. `exists` is asked at each join that would open one, and must answer at once. The switches are those of the stream
-    /// that was recorded. To be called once, before there are viewers; later calls change nothing.
+    /// left or the recording is deleted. `exists` is asked at each join that would open one, and every two seconds for each that is
+    /// open; it must answer at once and not call the tracker. The switches are those of the stream that was recorded. To be called
+    /// once, before there are viewers; later calls change nothing.
     pub fn watch_recordings(&self, exists: impl Fn(&str, [u8; 16]) -> bool + Send + Sync + 'static) {
         let _ = self.shared.recordings.set(Recordings(Box::new(exists)));
     }
@@ -310,8 +311,8 @@ impl Tracker {
 }
 
 impl Shared {
-    fn start_room(&self, name: &str, epoch: &[u8; 16], generation: u32, switches: Switches) -> Room {
-        let id = self.secret.swarm_id(name, epoch, generation);
+    fn start_room(&self, name: &str, epoch: &[u8; 16], switches: Switches) -> Room {
+        let id = self.secret.swarm_id(name, epoch, switches.generation);
         let mut settings = self.config.swarm_settings();
         settings.relays = self.relays.lock().clone();
         settings.relay_only = switches.policy == PeerPolicy::RelayOnly;
@@ -335,57 +336,74 @@ impl Shared {
         }
     }
 
-    /// Gives a stream a new swarm: everybody has to join anew, old ids and places are worth nothing.
+    /// Gives a stream of a new generation its swarm: everybody has to join anew, old ids and places are worth nothing.
     fn renew(&self, name: &str, stream: &mut Stream) {
-        stream.generation += 1;
-        let room = self.start_room(name, &stream.epoch, stream.generation, stream.switches);
+        let room = self.start_room(name, &stream.epoch, stream.switches);
         std::mem::replace(&mut stream.room, room).tell(Control::Stop);
     }
 
-    /// The room of a live stream or a recording. One that is gone because of a bug is replaced: its viewers come back by themselves.
-    fn room(&self, name: &str) -> Option<(Room, PeerPolicy)> {
+    /// The room of a live stream or a recording, and its switches. One that is gone because of a bug is replaced: its viewers
+    /// come back by themselves.
+    fn room(&self, name: &str) -> Option<(Room, Switches)> {
         {
             let stream = self.streams.get(name)?;
             if !stream.room.is_gone() {
-                return Some((stream.room.clone(), stream.switches.policy));
+                return Some((stream.room.clone(), stream.switches));
             }
         }
         let mut stream = self.streams.get_mut(name)?;
         if stream.room.is_gone() {
             counter!("tracker_rooms_restarted_total").increment(1);
             warn!(stream = name, "the task of a swarm had ended and was started anew");
-            stream.room = self.start_room(name, &stream.epoch, stream.generation, stream.switches);
+            stream.room = self.start_room(name, &stream.epoch, stream.switches);
         }
-        Some((stream.room.clone(), stream.switches.policy))
+        Some((stream.room.clone(), stream.switches))
     }
 
-    /// Opens the swarm of a recording, if the name is one's and there is none yet.
+    /// Whether there is such a recording.
+    fn has_recording(&self, stream: &str, epoch: [u8; 16]) -> bool {
+        self.recordings.get().is_some_and(|recordings| (recordings.0)(stream, epoch))
+    }
+
+    /// Of which stream the recording of this name is and its epoch, if it can be watched.
+    fn recording<'a>(&self, name: &'a str) -> Option<(&'a str, [u8; 16])> {
+        let (stream, hex) = name.split_once('/')?;
+        let mut epoch = [0; 16];
+        hex::decode_to_slice(hex, &mut epoch).ok()?;
+        // Names are compared as they are: two spellings of one would be two swarms.
+        (hex::encode(epoch) == hex && self.has_recording(stream, epoch)).then_some((stream, epoch))
+    }
+
+    /// Opens the swarm of a recording, if the name is one's and there is none yet. Only for those whom [`Self::check_token`]
+    /// lets in: a recording's switches count for all WebTorrent clients, and a stranger must not bring that about.
     fn open_recording(&self, name: &str) {
-        let Some((stream, epoch)) = name.split_once('/') else { return };
-        let Some(recordings) = self.recordings.get() else { return };
-        let mut bytes = [0; 16];
-        if self.streams.contains_key(name)
-            || hex::decode_to_slice(epoch, &mut bytes).is_err()
-            // Names are compared as they are: two spellings of one would be two swarms.
-            || hex::encode(bytes) != epoch
-            || !(recordings.0)(stream, bytes)
-        {
+        if self.streams.contains_key(name) {
             return;
         }
+        let Some((stream, epoch)) = self.recording(name) else { return };
         self.streams.entry(name.to_owned()).or_insert_with(|| {
             let switches = self.remembered.of(stream);
-            let room = self.start_room(name, &bytes, 0, switches);
-            Stream { epoch: bytes, room, switches, generation: 0, left_at: None }
+            Stream { epoch, room: self.start_room(name, &epoch, switches), switches, left_at: None }
         });
         self.open_announces();
         info!(recording = name, "swarm opened");
     }
 
-    /// Closes the swarms of recordings that nobody watches any more.
+    /// Closes the swarms of recordings that nobody watches any more, and ends those of deleted ones: what was deleted must not
+    /// be passed around for as long as somebody stays.
     fn close_recordings(&self, now: Instant) {
         let before = self.streams.len();
         self.streams.retain(|name, stream| {
-            if stream_of(name) == name || stream.room.viewers() > 0 {
+            let recorded = stream_of(name);
+            if recorded == name {
+                return true;
+            }
+            if !self.has_recording(recorded, stream.epoch) {
+                stream.room.tell(Control::Ended);
+                info!(recording = name, "swarm closed, the recording was deleted");
+                return false;
+            }
+            if stream.room.viewers() > 0 {
                 stream.left_at = None;
                 return true;
             }
@@ -401,7 +419,27 @@ impl Shared {
         }
     }
 
-    /// What a viewer's token allows; none for an open stream. Of a stream that is not live the same is asked, so that the
+    /// When those who asked for what is not there are to come back; none: never. A stream may go live at any time, but a
+    /// recording that is not known has been deleted, unless the store is still being looked through: then it is asked for less
+    /// and less often.
+    fn unknown_retry_ms(&self, name: &str) -> Option<u32> {
+        // The room of a recording that is there was closed in this moment.
+        if stream_of(name) == name || self.recording(name).is_some() {
+            return Some(later_ms());
+        }
+        let running_ms = self.clock.now_ms();
+        let part_ms = u32::try_from(running_ms / 2).unwrap_or(u32::MAX);
+        (running_ms < STOCK_MAX_MS).then(|| later_ms().saturating_add(part_ms))
+    }
+
+    /// The switches and the epoch that count for who joins: of a live stream, or of a recording, whether or not somebody
+    /// watches it yet.
+    fn terms(&self, name: &str) -> Option<(Switches, [u8; 16])> {
+        let open = self.streams.get(name).map(|stream| (stream.switches, stream.epoch));
+        open.or_else(|| self.recording(name).map(|(stream, epoch)| (self.remembered.of(stream), epoch)))
+    }
+
+    /// What a viewer's token allows; none for an open stream. Of what is not there the same is asked, so that the
     /// answer tells nobody which names exist, but no use of the token is counted.
     fn check_token(
         &self,
@@ -409,22 +447,19 @@ impl Shared {
         token: Option<&str>,
         resume: Option<&str>,
     ) -> Result<Option<Credential>, Refused> {
-        let stream = self
-            .streams
-            .get(name)
-            .map(|stream| (stream.switches.is_private, stream.epoch, stream.generation));
         // Who may watch a stream may watch its recording.
         let recorded = stream_of(name);
+        let terms = self.terms(name);
         let is_private =
-            stream.map_or_else(|| self.remembered.of(recorded).is_private, |(is_private, ..)| is_private);
+            terms.map_or_else(|| self.remembered.of(recorded), |(switches, _)| switches).is_private;
         let Some(tokens) = self.tokens.as_ref().filter(|_| is_private) else {
             return if is_private { Err(Refused::Missing) } else { Ok(None) };
         };
-        let is_return = stream.is_some_and(|(_, epoch, generation)| {
-            let id = self.secret.swarm_id(name, &epoch, generation);
+        let is_return = terms.is_some_and(|(switches, epoch)| {
+            let id = self.secret.swarm_id(name, &epoch, switches.generation);
             resume.is_some_and(|resume| self.secret.resumed_peer(&id, resume).is_some())
         });
-        tokens.check(token, recorded, stream.is_some() && !is_return).map(Some)
+        tokens.check(token, recorded, terms.is_some() && !is_return).map(Some)
     }
 
     /// Whether viewers are told a relay.
@@ -438,26 +473,23 @@ impl Shared {
         let is_live = match self.streams.entry(name.to_owned()) {
             Entry::Occupied(mut entry) => {
                 let stream = entry.get_mut();
-                let old = stream.switches;
-                change(&mut stream.switches);
-                let new = stream.switches;
-                self.remembered.set(name, new);
-                let hides = |switches: Switches| switches.policy == PeerPolicy::RelayOnly;
-                if hides(old) != hides(new) || (new.is_private && !old.is_private) {
+                let is_renewed = stream.switches.change(change);
+                self.remembered.set(name, stream.switches);
+                if is_renewed {
                     self.renew(name, stream);
                 } else {
-                    stream.room.tell(Control::Switch(self.switch(new)));
+                    stream.room.tell(Control::Switch(self.switch(stream.switches)));
                 }
                 true
             }
             Entry::Vacant(_place) => {
                 let mut switches = self.remembered.of(name);
-                change(&mut switches);
+                switches.change(change);
                 self.remembered.set(name, switches);
                 false
             }
         };
-        // Viewers of its recordings join anew, by what counts now.
+        // Viewers of its recordings join anew, by what counts now: in a swarm of the same id, unless the generation is another.
         self.streams.retain(|other, stream| {
             let is_of = other != name && stream_of(other) == name;
             if is_of {
@@ -497,7 +529,7 @@ impl Shared {
     }
 
     /// Says for how many WebTorrent clients their protocol is open. It knows neither streams nor tokens nor consent, so the
-    /// strictest counts. Not to be called with a stream's lock held.
+    /// strictest counts, of recordings whose swarms are open, too. Not to be called with a stream's lock held.
     fn open_announces(&self) {
         let is_open = |policy| matches!(policy, PeerPolicy::Direct | PeerPolicy::DirectThenRelay);
         let config = &self.config;

@@ -25,6 +25,9 @@ const WRITE_BATCH_MAX: usize = 32;
 /// What is no message of the protocol, including WebSocket pings, before the viewer is refused.
 const STRIKES_MAX: u32 = 50;
 
+/// What those are told who have no token that holds.
+const TOKEN_WANTED: &str = "this stream wants a valid viewer token";
+
 /// A refusal to be told to the viewer.
 struct Refusal {
     code: ErrorCode,
@@ -118,21 +121,25 @@ async fn join(
         let refusal = refusal(ErrorCode::RateLimited, "too many joins, come back", Some(retry_after_ms));
         return Err(Some(refusal));
     }
-    shared.open_recording(&stream);
     let credential = match shared.check_token(&stream, token.as_deref(), resume.as_deref()) {
         Ok(credential) => credential,
         Err(refused) => {
             counter!("tracker_tokens_refused_total", "why" => refused.label()).increment(1);
-            return Err(Some(refusal(ErrorCode::Refused, "this stream wants a valid viewer token", None)));
+            return Err(Some(refusal(ErrorCode::Refused, TOKEN_WANTED, None)));
         }
     };
-    let Some((room, policy)) = shared.room(&stream) else {
-        let refusal = refusal(ErrorCode::UnknownStream, "no stream of this name is live", Some(later_ms()));
-        return Err(Some(refusal));
+    shared.open_recording(&stream);
+    let Some((room, switches)) = shared.room(&stream) else {
+        let why = "no stream of this name is live, and there is no such recording";
+        return Err(Some(refusal(ErrorCode::UnknownStream, why, shared.unknown_retry_ms(&stream))));
     };
+    if switches.is_private && credential.is_none() {
+        // It has turned private since the token was asked for.
+        return Err(Some(refusal(ErrorCode::Refused, TOKEN_WANTED, None)));
+    }
     let (queue, frames) =
         queue::new(shared.config.queue_messages_max as usize, shared.config.queue_bytes_max as usize);
-    let ice_servers = ice::servers(&shared.config, policy, host, &shared.own_ice);
+    let ice_servers = ice::servers(&shared.config, switches.policy, host, &shared.own_ice);
     let locality = shared.atlas.locate(address);
     let join = Join { address, locality, shares, renditions, resume, credential, ice_servers, queue };
     match room.joins.send(Box::new(join)).await {

@@ -21,6 +21,26 @@ pub(super) struct Switches {
     pub(super) policy: PeerPolicy,
     /// Whether viewers need a token.
     pub(super) is_private: bool,
+    /// Counted up when the stream turns private, and when addresses begin or end to be hidden; in the ids of its swarm and of its
+    /// recordings' swarms, so that places in the old ones are worth nothing.
+    pub(super) generation: u32,
+}
+
+impl Switches {
+    /// Whether viewers' addresses are hidden from each other.
+    fn hides(self) -> bool {
+        self.policy == PeerPolicy::RelayOnly
+    }
+
+    /// Carries out a change of the operator's; true if it is one of generation.
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Self)) -> bool {
+        let old = *self;
+        change(self);
+        // Not when it turns open: whoever is in was let in by a token.
+        let is_renewed = self.hides() != old.hides() || (self.is_private && !old.is_private);
+        self.generation += u32::from(is_renewed);
+        is_renewed
+    }
 }
 
 /// What was set for which name.
@@ -39,8 +59,12 @@ struct Names {
 
 impl Remembered {
     pub(super) fn new(config: &Config) -> Self {
-        let defaults =
-            Switches { percent: 100, policy: config.peer_policy, is_private: config.tokens_required };
+        let defaults = Switches {
+            percent: 100,
+            policy: config.peer_policy,
+            is_private: config.tokens_required,
+            generation: 0,
+        };
         Self { defaults, names: Mutex::default() }
     }
 
@@ -49,7 +73,7 @@ impl Remembered {
         self.names.lock().switches.get(name).map_or(self.defaults, |(_, switches)| *switches)
     }
 
-    /// Remembers a change.
+    /// Remembers a change. What is as by default again but of another generation keeps its place.
     pub(super) fn set(&self, name: &str, switches: Switches) {
         let mut names = self.names.lock();
         if switches == self.defaults {
@@ -87,5 +111,25 @@ mod tests {
             NAMES_MAX - 1,
             "what is as by default needs no place"
         );
+    }
+
+    #[test]
+    fn a_generation_that_was_left_does_not_come_back() {
+        let remembered = Remembered::new(&Config::default());
+        let generation = |change: fn(&mut Switches)| {
+            let mut switches = remembered.of("demo");
+            switches.change(change);
+            remembered.set("demo", switches);
+            remembered.of("demo").generation
+        };
+        assert_eq!(generation(|switches| switches.percent = 5), 0);
+        assert_eq!(generation(|switches| switches.percent = 100), 0);
+        assert_eq!(generation(|switches| switches.is_private = true), 1);
+        assert_eq!(generation(|switches| switches.is_private = true), 1);
+        assert_eq!(generation(|switches| switches.is_private = false), 1, "though all is as by default");
+        assert_eq!(generation(|switches| switches.is_private = true), 2);
+        assert_eq!(generation(|switches| switches.policy = PeerPolicy::Off), 2);
+        assert_eq!(generation(|switches| switches.policy = PeerPolicy::RelayOnly), 3);
+        assert_eq!(generation(|switches| switches.policy = PeerPolicy::Direct), 4);
     }
 }

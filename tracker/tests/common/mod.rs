@@ -10,7 +10,12 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::serve::ListenerExt as _;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use futures::{SinkExt as _, StreamExt as _};
+use hmac::{Hmac, Mac as _};
+use serde_json::json;
+use sha2::Sha256;
 use shoal_tracker::{Config, Piece, Tracker};
 use shoal_tracker_protocol::{PeerId, TrackerMessage, ViewerMessage, Welcome};
 use tokio::net::{TcpListener, TcpStream};
@@ -22,6 +27,22 @@ use tokio_util::sync::CancellationToken;
 
 /// Longer than anything here takes on a busy machine; a test that waits for it has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// By which viewer tokens are signed.
+pub(crate) const SECRET: &str = "a secret of the broadcaster's back end";
+
+pub(crate) fn now_s() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs()
+}
+
+/// A viewer token, as a broadcaster's back end signs it.
+pub(crate) fn token(claims: &serde_json::Value, secret: &str) -> String {
+    let encode = |value: &serde_json::Value| URL_SAFE_NO_PAD.encode(value.to_string());
+    let signed = format!("{}.{}", encode(&json!({ "alg": "HS256", "typ": "JWT" })), encode(claims));
+    let mut hmac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
+    hmac.update(signed.as_bytes());
+    format!("{signed}.{}", URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes()))
+}
 
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
