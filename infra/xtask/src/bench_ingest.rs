@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::setup::{self, Purpose};
 use crate::workspace::Workspace;
-use crate::{node, process};
+use crate::{bench_ffmpeg, node, process};
 
 /// How long it may take until all publishers are live: pictures are prepared first.
 const START_MAX: Duration = Duration::from_secs(60);
@@ -43,17 +43,23 @@ pub(crate) fn run(workspace: &Workspace, counts: &[u32], seconds: u64, program: 
             workspace.target("release/shoal")
         }
     };
+    setup::system_packages(workspace, Purpose::Test)?;
+    let yardstick = bench_ffmpeg::percent(&workspace.target("bench-ingest"), Duration::from_secs(seconds))?;
+    println!(
+        "ffmpeg alone, from a file and without a network: {yardstick:.2} % of a core for the same media"
+    );
     let mut runs = Vec::new();
     println!(
-        "publishers  CPU %/stream  (kernel)  generator's  machine busy %  RSS MB/publisher  (code)  + media MB  added ms p50   p99  of it ours p50   p99  lost %  dropped  refused  overrun"
+        "publishers  CPU %/stream  x ffmpeg  (kernel)  generator's  machine busy %  RSS MB/publisher  (code)  + media MB  added ms p50   p99  of it ours p50   p99  lost %  dropped  refused  overrun"
     );
     for &count in counts {
         let run = measure(&program.to_string_lossy(), count, Duration::from_secs(seconds))
             .with_context(|| format!("with {count} publishers"))?;
         println!(
-            "{:>10}  {:>12.2}  {:>8.2}  {:>11.2}  {:>14.0}  {:>16.1}  {:>6.1}  {:>10.1}  {:>12.1} {:>5.1}  {:>13.1} {:>5.1}  {:>6.2}  {:>7}  {:>7}  {:>7}",
+            "{:>10}  {:>12.2}  {:>8.2}  {:>8.2}  {:>11.2}  {:>14.0}  {:>16.1}  {:>6.1}  {:>10.1}  {:>12.1} {:>5.1}  {:>13.1} {:>5.1}  {:>6.2}  {:>7}  {:>7}  {:>7}",
             run.publishers,
             run.cpu_percent,
+            run.cpu_percent / yardstick,
             run.kernel_percent,
             run.generator_percent,
             run.busy_percent,
@@ -77,7 +83,7 @@ pub(crate) fn run(workspace: &Workspace, counts: &[u32], seconds: u64, program: 
         REACH.0, REACH.1, REACH.2
     );
     let runs: Vec<serde_json::Value> = runs.iter().map(Run::json).collect();
-    println!("{}", serde_json::json!({ "runs": runs }));
+    println!("{}", serde_json::json!({ "runs": runs, "ffmpeg_cpu_percent": round(yardstick) }));
     Ok(())
 }
 
@@ -109,7 +115,6 @@ struct Run {
 
 impl Run {
     fn json(&self) -> serde_json::Value {
-        let round = |value: f64| (value * 100.0).round() / 100.0;
         serde_json::json!({
             "publishers": self.publishers,
             "cpu_percent_per_stream": round(self.cpu_percent),
@@ -130,8 +135,12 @@ impl Run {
     }
 }
 
+fn round(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
 /// A child that does not outlive the bench, however that ends.
-struct Guard(Child);
+pub(crate) struct Guard(pub(crate) Child);
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -234,8 +243,8 @@ fn port(server: &mut Child) -> Result<u16> {
 }
 
 /// Processor time in user and kernel mode.
-fn cpu_seconds(pid: u32) -> Result<(f64, f64)> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("shoal serve is gone")?;
+pub(crate) fn cpu_seconds(pid: u32) -> Result<(f64, f64)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("the process is gone")?;
     // The name, in parentheses, may have spaces; utime and stime are the 14th and 15th field.
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or("").split_whitespace().collect();
     let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<f64>().ok()).unwrap_or(0.0);

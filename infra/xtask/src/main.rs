@@ -5,6 +5,7 @@
 //! dependency tree may need more than a Rust toolchain and a linker.
 
 mod bench;
+mod bench_ffmpeg;
 mod bench_ingest;
 mod bench_origin;
 mod check;

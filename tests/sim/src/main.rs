@@ -21,7 +21,7 @@ struct Arguments {
     /// The scenario; `--list` shows them.
     #[arg(required_unless_present_any = ["list", "table"])]
     scenario: Option<String>,
-    /// Viewers at a time; the scenario's own number if not given.
+    /// Viewers at a time; the scenario's own number if not given, and in the table where that is a handful.
     #[arg(long)]
     viewers: Option<usize>,
     /// Decides everything that is left to chance. Decimal, or hexadecimal with 0x.
