@@ -69,7 +69,7 @@ enum Bench {
     /// Memory, file descriptors and tasks of a server over time, under viewers and publishers that come and go.
     Soak {
         /// How long.
-        #[arg(long, default_value_t = 20)]
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(2..))]
         minutes: u32,
     },
     /// The tracker: memory of each viewer, joins, introductions, a restart under viewers, and `aquatic_ws` beside it.

@@ -34,8 +34,7 @@ pub(crate) fn run(workspace: &Workspace, clients: u32, only: &[String]) -> Resul
 /// What the test begins the line of its figures with.
 const SOAK_FIGURES: &str = "soak: ";
 
-/// The soak of the tests, for longer. Its figures are the median of memory and the lowest tenth of descriptors and tasks,
-/// of the first and of the last third.
+/// The soak of the tests, for longer. Its figures are the medians of the first and of the last third.
 pub(crate) fn soak(workspace: &Workspace, minutes: u32) -> Result<()> {
     setup::system_packages(workspace, Purpose::Build)?;
     let mut cargo = workspace.cargo();
