@@ -1,3 +1,3 @@
-//! Whatever needs more than one folder: simulator, scenarios, end to end, fuzz, and the origin under load.
+//! Whatever needs more than one folder: simulator, scenarios, end to end, and the origin under load.
 
 pub mod origin;

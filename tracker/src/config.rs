@@ -32,13 +32,13 @@ pub struct Config {
     /// 64 hex digits from which swarm ids and resume tokens are made; random at each start when empty. Set it where
     /// viewers shall keep their places when the tracker is restarted.
     pub secret: String,
-    /// Connections at a time.
+    /// Connections at a time. Allowed: 1 to 10000000.
     pub viewers_max: u32,
-    /// Connections at a time from one address (one /64 with IPv6); not counted for loopback.
+    /// Connections at a time from one address (one /64 with IPv6); not counted for loopback. Allowed: 1 to 10000000.
     pub viewers_per_address_max: u32,
-    /// Joins a second, for all streams together; more are told to come back later.
+    /// Joins a second, for all streams together; more are told to come back later. Allowed: 1 to 1000000.
     pub joins_per_s_max: u32,
-    /// Joins that one address (one /64) may make in a minute; not counted for loopback.
+    /// Joins that one address (one /64) may make in a minute; not counted for loopback. Allowed: 1 to 1000000.
     pub joins_per_address_per_min_max: u32,
     /// Web origins whose pages may connect, like `https://example.org`; any when empty.
     pub origins_allowed: Vec<String>,
@@ -52,36 +52,38 @@ pub struct Config {
     pub tokens_required: bool,
     /// Bearer token for the operator's routes under /api/tracker; they are closed when empty.
     pub admin_token: String,
-    /// A connection that has not joined after this time is closed, in milliseconds.
+    /// A connection that has not joined after this time is closed, in milliseconds. Allowed: 100 to 60000.
     pub join_within_ms: u32,
-    /// The longest message of a viewer, in bytes.
+    /// The longest message of a viewer, in bytes. Allowed: 4096 to 1048576.
     pub message_bytes_max: u32,
-    /// Messages a second from one viewer, in the long run.
+    /// Messages a second from one viewer, in the long run. Allowed: 1 to 100000.
     pub messages_per_s_max: u32,
-    /// Messages that one viewer may send at once.
+    /// Messages that one viewer may send at once. Allowed: 10 to 1000000.
     pub messages_burst: u32,
-    /// Messages that wait for one viewer to read them; one whose queue is full is closed.
+    /// Messages that wait for one viewer to read them; one whose queue is full is closed. Allowed: 64 to 100000.
     pub queue_messages_max: u32,
-    /// Bytes of signaling and plans that wait for one viewer to read them; likewise.
+    /// Bytes of signaling and plans that wait for one viewer to read them; likewise. Allowed: 65536 to 67108864.
     pub queue_bytes_max: u32,
     /// A viewer that takes nothing for this long while something waits is closed, in milliseconds.
+    /// Allowed: 100 to 60000.
     pub write_stall_max_ms: u32,
     /// Buffer for reading from one connection, in bytes. It is held for the whole life of an idle connection.
+    /// Allowed: 1024 to 1048576.
     pub read_buffer_bytes: u32,
-    /// Viewers report this often, in milliseconds.
+    /// Viewers report this often, in milliseconds. Allowed: 500 to 60000.
     pub report_interval_ms: u32,
-    /// A viewer is gone after this time without a message, in milliseconds.
+    /// A viewer is gone after this time without a message, in milliseconds. Allowed: twice `report_interval_ms` to 600000.
     pub silence_max_ms: u32,
-    /// A viewer whose connection broke keeps its place for this long, in milliseconds.
+    /// A viewer whose connection broke keeps its place for this long, in milliseconds. Allowed: 0 to 120000.
     pub resume_within_ms: u32,
-    /// Neighbors of one viewer. Players take no more than 32, whatever is set here.
+    /// Neighbors of one viewer. Players take no more than 32, whatever is set here. Allowed: 2 to 200.
     pub neighbors_max: u32,
     /// Viewers of one stream that are planned together; more are dealt to several groups, by country and by what they
-    /// play. Each group costs one more copy of every piece.
+    /// play. Each group costs one more copy of every piece. Allowed: 10 to 1000000.
     pub group_viewers_max: u32,
-    /// Viewers are asked to upload at most this many times the stream's rate, in percent.
+    /// Viewers are asked to upload at most this many times the stream's rate, in percent. Allowed: 0 to 1000.
     pub upload_ratio_max_percent: u32,
-    /// Viewers that may use peers when the program starts, in percent.
+    /// Viewers that may use peers when the program starts, in percent. Allowed: 0 to 100.
     pub sharing_percent: u8,
     /// How viewers connect to each other, where nothing else is set for a stream by the operator's routes: `off`, `direct`,
     /// `direct_then_relay` (where there is a TURN server), or `relay_only` (needs one; no viewer learns another's
@@ -95,12 +97,12 @@ pub struct Config {
     pub introductions_burst: u32,
     /// The same in the long run, for each hour.
     pub introductions_per_hour: u32,
-    /// Neighbors of one viewer that may come from one foreign /24 (IPv6: /48).
+    /// Neighbors of one viewer that may come from one foreign /24 (IPv6: /48). Allowed: 1 to 200.
     pub neighbors_per_network_max: u32,
     /// The part of a viewer's neighbors that may be of one foreign autonomous system, in percent, where others are to be met;
-    /// needs mmdb_files. 100 switches it off.
+    /// needs mmdb_files. 100 switches it off. Allowed: 25 to 100.
     pub neighbors_per_asn_max_percent: u32,
-    /// Viewers of different networks that must accuse a peer before it is no longer introduced.
+    /// Viewers of different networks that must accuse a peer before it is no longer introduced. Allowed: 1 to 1000.
     pub accusers_min: u32,
     /// MMDB files (MaxMind's format) with the autonomous system or the country of addresses: viewers near each other are
     /// introduced first, and large swarms are split by country. Read at the start.
@@ -119,15 +121,16 @@ pub struct Config {
     pub turn_port_min: u16,
     /// The highest UDP port for relaying.
     pub turn_port_max: u16,
-    /// Bandwidth for all that is relayed, both ways together, in kbit/s.
+    /// Bandwidth for all that is relayed, both ways together, in kbit/s. Allowed: 1 to 100000000.
     pub turn_kbps_max: u32,
-    /// The same for one viewer.
+    /// The same for one viewer. Allowed: 1 to 100000000.
     pub turn_user_kbps_max: u32,
     /// Allocations (relayed ports) at a time. A viewer needs one for each neighbor that it reaches by relay.
+    /// Allowed: 1 to 60000.
     pub turn_allocations_max: u32,
-    /// Allocations of one viewer.
+    /// Allocations of one viewer. Allowed: 1 to 60000.
     pub turn_allocations_per_user_max: u32,
-    /// Allocations of one address, behind which there may be many viewers.
+    /// Allocations of one address, behind which there may be many viewers. Allowed: 1 to 60000.
     pub turn_allocations_per_address_max: u32,
     /// Networks that may be relayed to beside viewers and other relayed addresses, like "10.0.0.0/8". Private and loopback
     /// addresses are refused without this: a relay must not be a door into the server's own network.
@@ -137,23 +140,26 @@ pub struct Config {
     /// Secret of TURN credentials (coturn's `static-auth-secret`): each viewer gets credentials of its own that end. Needed
     /// for `turn_urls`; random at each start for the program's own server when empty.
     pub turn_secret: String,
-    /// TURN credentials are good for this long, in seconds.
+    /// TURN credentials are good for this long, in seconds. Allowed: 60 to 2592000.
     pub turn_credential_s: u32,
     /// Answer the WebTorrent protocol at /announce, for other players. It knows no streams, tokens or consent: it refuses
-    /// everybody while a live stream is private, off or relay only, and where tokens or consent are required.
+    /// everybody while a live stream or a recording that is watched is private, off or relay only, and where tokens or consent are
+    /// required.
     pub announce: bool,
-    /// WebTorrent clients are asked to announce this often, in seconds.
+    /// WebTorrent clients are asked to announce this often, in seconds. Allowed: 5 to 3600.
     pub announce_interval_s: u32,
     /// Messages a second from one WebTorrent client, in the long run. Clients announce every minute and answer up to ten
-    /// offers in between.
+    /// offers in between. Allowed: 1 to 1000000.
     pub announce_messages_per_s_max: u32,
-    /// Messages that one WebTorrent client may send at once.
+    /// Messages that one WebTorrent client may send at once. Allowed: 10 to 1000000.
     pub announce_messages_burst: u32,
     /// Swarms that one WebTorrent client may be in: for p2p-media-loader each rendition is one.
+    /// Allowed: 1 to 1000000.
     pub announce_swarms_max: u32,
-    /// When the program stops, viewers are told to come back within this time, in milliseconds.
+    /// When the program stops, viewers are told to come back within this time, in milliseconds. Allowed: 0 to 600000.
     pub reconnect_within_ms: u32,
     /// When the program stops, connections stay this long after viewers were told, in milliseconds.
+    /// Allowed: 0 to 600000.
     pub drain_ms: u32,
 }
 
