@@ -1,7 +1,11 @@
 //! Drives the swarm core: carries events in, outputs out, and holds the bytes.
 //!
 //! One task owns everything of one viewer, so nothing here is locked. Work that waits (HTTP, sockets, peer
-//! connections) runs in tasks of its own that report over bounded channels.
+//! connections) runs in tasks of its own that report over bounded channels. What the core wants done is in `outputs`, what
+//! the tracker and the neighbors say in `signaling`; here are the stream, the clock and the life of a viewer.
+
+mod outputs;
+mod signaling;
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,22 +14,18 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
 use reqwest::{Client, Url};
-use shoal_digest::{BlockDigest, PieceId, block_bytes};
-use shoal_swarm::{
-    Config, FetchId, HoldId, Input, Output, Peer, PeerId, Place, RequestId, Span, Target, Time,
-    wire::BLOCK_HEADER_BYTES,
-};
-use shoal_tracker_protocol::{self as protocol, TrackerMessage, ViewerMessage};
+use shoal_digest::PieceId;
+use shoal_swarm::{Config, FetchId, HoldId, Input, Peer, PeerId, RequestId, Target, Time};
+use shoal_tracker_protocol::ViewerMessage;
 use tokio::{sync::mpsc, task::AbortHandle, time::sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     Error, Mode, Options,
-    neighbor::{ConnectionOptions, Neighbor, NeighborEvent, NeighborEventKind},
-    origin::{self, OriginEvent},
+    neighbor::{ConnectionOptions, Neighbor, NeighborEvent},
+    origin::OriginEvent,
     playback::{Experience, Playback},
     source::{self, Listed, SourceEvent, Stream},
     store::Store,
@@ -35,16 +35,12 @@ use crate::{
 
 /// Events of one kind that may wait before their senders do. A block has at most 16 KiB: 4 MiB in the worst case.
 const EVENTS_MAX: usize = 256;
-/// Pieces whose URLs are remembered; beyond it the oldest are forgotten. Ten minutes of two renditions.
-const URLS_MAX: usize = 2400;
 /// The clock's step. Ten times finer than the shortest parts.
 const TICK: Duration = Duration::from_millis(20);
 /// The core wants to know where the playhead is about each second.
 const PLAYHEAD_INTERVAL: Duration = Duration::from_secs(1);
 /// A helper that plays nothing pretends to play this far behind the newest piece, so that every piece has a deadline.
 const SEED_BEHIND_MS: u64 = 4000;
-/// How often a piece is asked of the origin before playback goes on without it.
-const LOADS_MAX: u32 = 3;
 
 /// Where a viewer stands.
 #[derive(Clone, Copy, Debug, Default)]
@@ -274,152 +270,6 @@ impl Viewer {
         }
     }
 
-    fn carry_out(&mut self, output: Output, current: Option<&Bytes>) {
-        match output {
-            Output::SendControl { peer, bytes } => {
-                if let Some(neighbor) = self.neighbors.get(&peer) {
-                    neighbor.send_control(bytes);
-                }
-            }
-            Output::SendBlock { peer, header, piece, block } => {
-                let bytes = self.store.block(piece, block);
-                let (Some(neighbor), Some(bytes)) = (self.neighbors.get(&peer), bytes) else { return };
-                let buffered = neighbor.send_block(header, &bytes);
-                let now = self.now();
-                if let Some(swarm) = &mut self.swarm {
-                    swarm.peer.handle_input(now, Input::SendQueue { peer, buffered });
-                }
-            }
-            Output::Fetch { fetch, piece, piece_length, offset, length, is_whole, is_retry } => {
-                let range = origin::Range { offset, length, is_whole, is_retry, piece_length };
-                self.fetch(fetch, piece, range);
-            }
-            Output::CancelFetch { fetch } => {
-                if let Some(task) = self.fetches.remove(&fetch) {
-                    task.abort();
-                }
-            }
-            Output::FetchRecord { piece, .. } => match self.url(piece) {
-                Some(url) => {
-                    let work = origin::record(self.client.clone(), piece, url, self.inbox.origin.clone());
-                    tokio::spawn(work);
-                }
-                None => self.reply(Input::RecordFailed { piece }),
-            },
-            Output::Store { piece, block, piece_length, held } => {
-                let bytes = match held {
-                    Some(hold) => self.held.remove(&hold),
-                    None => current.cloned(),
-                };
-                if let Some(bytes) = bytes {
-                    self.store.put(piece, block, piece_length, bytes);
-                }
-            }
-            Output::Hold { hold } => {
-                if let Some(bytes) = current {
-                    self.held.insert(hold, bytes.clone());
-                }
-            }
-            Output::DropHeld { hold } => {
-                self.held.remove(&hold);
-            }
-            Output::KeepLoaded { piece } => {
-                if let Some(bytes) = self.loaded.remove(&piece) {
-                    self.store.put_whole(piece, &bytes);
-                }
-            }
-            Output::DropLoaded { piece } => {
-                self.loaded.remove(&piece);
-            }
-            Output::Evict { piece } => self.store.remove(piece),
-            Output::Deliver { request, first, .. } => {
-                if let Some(listed) = self.wants.remove(&request)
-                    && self.store.complete_length(first).is_some()
-                {
-                    self.playback.loaded(&listed);
-                }
-            }
-            Output::Fallback { request, .. } => {
-                if let Some(listed) = self.wants.remove(&request) {
-                    self.load(listed);
-                }
-            }
-            Output::Disconnect { peer, reason } => {
-                tracing::debug!(peer, ?reason, "disconnected by the core");
-                self.neighbors.remove(&peer);
-                self.tell_tracker(ViewerMessage::Lost { peer, was_connected: true });
-            }
-            Output::Accuse { peer, piece } => {
-                self.tell_tracker(ViewerMessage::Accuse { peer, piece: to_protocol(piece) });
-            }
-            Output::Complain { peer, rendition, stripe } => {
-                self.tell_tracker(ViewerMessage::Silent { peer, rendition, stripe });
-            }
-            Output::Report(report) => self.tell_tracker(ViewerMessage::Report(protocol::Report {
-                uplink_kbps: report.uplink_kbps,
-                renditions: report.renditions,
-                buffer_ms: report.buffer_ms,
-                behind_ms: report.behind_ms,
-                peer_bytes: report.peer_bytes,
-                origin_bytes: report.origin_bytes,
-                sent_bytes: report.sent_bytes,
-                waste_bytes: report.waste_bytes,
-                rebuffer_ms: report.rebuffer_ms,
-            })),
-        }
-    }
-
-    /// Hands in an input while outputs are being drained; the drain that is under way carries its outputs out.
-    fn reply(&mut self, input: Input<'_>) {
-        let now = self.now();
-        if let Some(swarm) = &mut self.swarm {
-            swarm.peer.handle_input(now, input);
-        }
-    }
-
-    fn fetch(&mut self, fetch: FetchId, piece: PieceId, range: origin::Range) {
-        let Some(url) = self.url(piece) else {
-            return self.reply(Input::FetchFailed { fetch, status: 0 });
-        };
-        self.counts.origin_requests += 1;
-        let work = origin::fetch(self.client.clone(), fetch, url, range, self.inbox.origin.clone());
-        self.fetches.insert(fetch, tokio::spawn(work).abort_handle());
-    }
-
-    /// Loads a piece as a player without a swarm does.
-    fn load(&mut self, listed: Listed) {
-        let piece = listed.piece;
-        let attempts = self.loads.get(&piece).map_or(0, |(_, attempts)| *attempts) + 1;
-        if attempts > LOADS_MAX {
-            self.loads.remove(&piece);
-            self.counts.pieces_lost += 1;
-            self.playback.skip_gap(&listed);
-            return;
-        }
-        self.counts.origin_requests += 1;
-        let url = listed.url.clone();
-        self.loads.insert(piece, (listed, attempts));
-        tokio::spawn(origin::load(self.client.clone(), piece, url, self.inbox.origin.clone()));
-    }
-
-    fn url(&self, piece: PieceId) -> Option<Url> {
-        self.urls.get(&(piece.msn, piece.part, piece.rendition)).cloned()
-    }
-
-    fn learn_url(&mut self, piece: PieceId, url: Url) {
-        self.urls.insert((piece.msn, piece.part, piece.rendition), url);
-        while self.urls.len() > URLS_MAX {
-            self.urls.pop_first();
-        }
-    }
-
-    fn tell_tracker(&self, message: ViewerMessage) {
-        if let Some(swarm) = &self.swarm {
-            // A socket that does not take messages is about to be replaced; what it would have said is old by then.
-            let _ = swarm.to_tracker.try_send(message);
-        }
-    }
-
     fn handle_source(&mut self, event: SourceEvent) {
         match event {
             SourceEvent::Listed { pieces, hold_back_ms } => {
@@ -455,188 +305,6 @@ impl Viewer {
         let piece = listed.piece;
         self.wants.insert(request, listed);
         self.input(&Input::Want { request, target: Target::Piece(piece), deadline: None }, None);
-    }
-
-    fn handle_tracker(&mut self, event: TrackerEvent) {
-        let message = match event {
-            TrackerEvent::Lost => return self.input(&Input::TrackerLost, None),
-            TrackerEvent::Message(message) => *message,
-        };
-        match message {
-            TrackerMessage::Welcome(welcome) => self.handle_welcome(welcome),
-            TrackerMessage::Introduce { peer, offers } => self.introduce(peer, offers),
-            TrackerMessage::Signal { from, data } => {
-                if let Some(neighbor) = self.neighbors.get(&from) {
-                    neighbor.signal(data);
-                }
-            }
-            TrackerMessage::Published { piece, uri, record } => self.published(piece, &uri, &record),
-            TrackerMessage::Plan { rendition, stripes, places } => {
-                let places: Vec<Place<'_>> = places
-                    .iter()
-                    .map(|place| Place {
-                        stripe: place.stripe,
-                        is_root: place.root,
-                        parent: place.parent,
-                        children: &place.children,
-                        expected: Span::from_ms(u64::from(place.expected_ms)),
-                    })
-                    .collect();
-                self.input(&Input::Plan { rendition, stripes, places: &places }, None);
-            }
-            TrackerMessage::Part { peer } => {
-                if self.neighbors.remove(&peer).is_some() {
-                    self.input(&Input::NeighborLost { peer }, None);
-                }
-            }
-            TrackerMessage::Sharing { on } => self.handle_sharing(on),
-            TrackerMessage::Error { code, message, fatal: true, .. } => {
-                tracing::warn!(?code, message, "tracker refused");
-            }
-            // Words of a peer that has just gone cross with the news of it.
-            TrackerMessage::Error { code, message, .. } => tracing::debug!(?code, message, "tracker refused"),
-            // A player hears of the end from its playlists, once it has played everything.
-            TrackerMessage::Ended if self.options.mode == Mode::Seed => {
-                self.ended = self.stream.renditions.len();
-            }
-            TrackerMessage::Drain { .. } | TrackerMessage::Ended | TrackerMessage::Pong => {}
-        }
-    }
-
-    fn handle_welcome(&mut self, welcome: protocol::Welcome) {
-        if let Some(swarm) = &mut self.swarm {
-            swarm.connection.ice_servers.clone_from(&welcome.ice_servers);
-            swarm.connection.relay_only = welcome.relay_only;
-        }
-        let input = Input::Welcome {
-            peer: welcome.peer,
-            neighbors_max: u16::try_from(welcome.neighbors_max).unwrap_or(u16::MAX),
-            upload_ratio_percent: u16::try_from(welcome.upload_ratio_max_percent).unwrap_or(u16::MAX),
-            report_interval: Span::from_ms(u64::from(welcome.report_interval_ms)),
-        };
-        self.input(&input, None);
-        self.handle_sharing(welcome.sharing);
-        if welcome.consent_required {
-            // Whoever starts this program has agreed by starting it.
-            self.tell_tracker(ViewerMessage::Consent);
-        }
-        for published in welcome.recent {
-            self.published(published.piece, &published.uri, &published.record);
-        }
-    }
-
-    fn handle_sharing(&mut self, on: bool) {
-        let Some(swarm) = &mut self.swarm else { return };
-        if swarm.sharing != on {
-            swarm.sharing = on;
-            self.input(&Input::Sharing { on }, None);
-        }
-    }
-
-    fn introduce(&mut self, peer: PeerId, offers: bool) {
-        let Some(swarm) = self.swarm.as_ref().filter(|swarm| swarm.sharing) else { return };
-        self.next_generation += 1;
-        let generation = self.next_generation;
-        let events = self.inbox.neighbors.clone();
-        let options = swarm.connection.clone();
-        let neighbor = Neighbor::connect(peer, generation, offers, options, self.uplink.clone(), events);
-        if let Some(old) = self.neighbors.insert(peer, neighbor)
-            && old.is_open
-        {
-            self.input(&Input::NeighborLost { peer }, None);
-        }
-    }
-
-    fn published(&mut self, piece: protocol::Piece, uri: &str, record: &str) {
-        let id = PieceId { rendition: piece.rendition, msn: piece.msn, part: piece.part };
-        if let Ok(url) = self.base.join(uri) {
-            self.learn_url(id, url);
-        }
-        let Ok(bytes) = BASE64.decode(record) else { return };
-        if let Ok(record) = shoal_digest::Record::decode_unverified(&bytes) {
-            self.newest_ms = self.newest_ms.max(record.start_ms + u64::from(record.duration_ms));
-        }
-        self.input(&Input::RecordBytes { bytes: &bytes }, None);
-    }
-
-    fn handle_neighbor(&mut self, event: NeighborEvent) {
-        let NeighborEvent { peer, generation, kind } = event;
-        let known = self.neighbors.get_mut(&peer).filter(|neighbor| neighbor.generation == generation);
-        let Some(neighbor) = known else { return };
-        match kind {
-            NeighborEventKind::Signal(data) => self.tell_tracker(ViewerMessage::Signal { to: peer, data }),
-            NeighborEventKind::Open => {
-                neighbor.is_open = true;
-                self.tell_tracker(ViewerMessage::Connected { peer, rtt_ms: 0 });
-                self.input(&Input::NeighborConnected { peer, rtt: None }, None);
-            }
-            NeighborEventKind::Control(bytes) => self.input(&Input::Message { peer, bytes: &bytes }, None),
-            NeighborEventKind::Block(message) => {
-                let at = message.len().min(BLOCK_HEADER_BYTES);
-                let payload = message.slice(at..);
-                let input = Input::Block {
-                    peer,
-                    header: &message[..at],
-                    length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
-                    digest: BlockDigest::of(&payload),
-                };
-                self.input(&input, Some(&payload));
-            }
-            NeighborEventKind::Queue(buffered) => self.input(&Input::SendQueue { peer, buffered }, None),
-            NeighborEventKind::Closed => {
-                let was_connected = neighbor.is_open;
-                self.neighbors.remove(&peer);
-                self.tell_tracker(ViewerMessage::Lost { peer, was_connected });
-                self.input(&Input::NeighborLost { peer }, None);
-            }
-        }
-    }
-
-    fn handle_origin(&mut self, event: OriginEvent) {
-        match event {
-            OriginEvent::Block { fetch, block, bytes } => {
-                let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                let digest = BlockDigest::of(&bytes);
-                self.input(&Input::FetchBlock { fetch, block, length, digest }, Some(&bytes));
-            }
-            OriginEvent::Finished { fetch } => {
-                self.fetches.remove(&fetch);
-                self.input(&Input::FetchFinished { fetch }, None);
-            }
-            OriginEvent::Failed { fetch, status } => {
-                self.fetches.remove(&fetch);
-                self.input(&Input::FetchFailed { fetch, status }, None);
-            }
-            OriginEvent::Loaded { piece, bytes: Some(bytes), took } => {
-                if let Some((listed, _)) = self.loads.remove(&piece) {
-                    self.counts.direct_bytes += bytes.len() as u64;
-                    self.playback.loaded(&listed);
-                }
-                self.offer_loaded(piece, bytes, took);
-            }
-            OriginEvent::Loaded { piece, bytes: None, .. } => {
-                if let Some((listed, _)) = self.loads.get(&piece) {
-                    let listed = listed.clone();
-                    self.load(listed);
-                }
-            }
-            OriginEvent::Record { piece, bytes } => match bytes {
-                Some(bytes) => self.input(&Input::RecordBytes { bytes: &bytes }, None),
-                None => self.input(&Input::RecordFailed { piece }, None),
-            },
-        }
-    }
-
-    /// Offers the core a piece that was loaded past it, to be given to others.
-    fn offer_loaded(&mut self, piece: PieceId, bytes: Bytes, took: Duration) {
-        let Ok(length) = u32::try_from(bytes.len()) else { return };
-        if self.swarm.is_none() || bytes.is_empty() {
-            return;
-        }
-        let digests: Vec<_> = bytes.chunks(block_bytes(length) as usize).map(BlockDigest::of).collect();
-        self.loaded.insert(piece, bytes);
-        let took = Span::from_us(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-        self.input(&Input::Loaded { piece, length, digests: &digests, took }, None);
     }
 
     fn handle_tick(&mut self) {
@@ -697,10 +365,6 @@ fn is_loopback(url: &Url) -> bool {
 fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn to_protocol(piece: PieceId) -> protocol::Piece {
-    protocol::Piece { rendition: piece.rendition, msn: piece.msn, part: piece.part }
 }
 
 #[cfg(test)]

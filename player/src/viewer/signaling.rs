@@ -1,0 +1,157 @@
+//! The tracker's messages and the neighbors that they lead to.
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use shoal_digest::{BlockDigest, PieceId};
+use shoal_swarm::{Input, PeerId, Place, Span, wire::BLOCK_HEADER_BYTES};
+use shoal_tracker_protocol::{self as protocol, TrackerMessage, ViewerMessage};
+
+use super::Viewer;
+use crate::{
+    Mode,
+    neighbor::{Neighbor, NeighborEvent, NeighborEventKind},
+    tracker::TrackerEvent,
+};
+
+impl Viewer {
+    pub(super) fn tell_tracker(&self, message: ViewerMessage) {
+        if let Some(swarm) = &self.swarm {
+            // A socket that does not take messages is about to be replaced; what it would have said is old by then.
+            let _ = swarm.to_tracker.try_send(message);
+        }
+    }
+
+    pub(super) fn handle_tracker(&mut self, event: TrackerEvent) {
+        let message = match event {
+            TrackerEvent::Lost => return self.input(&Input::TrackerLost, None),
+            TrackerEvent::Message(message) => *message,
+        };
+        match message {
+            TrackerMessage::Welcome(welcome) => self.handle_welcome(welcome),
+            TrackerMessage::Introduce { peer, offers } => self.introduce(peer, offers),
+            TrackerMessage::Signal { from, data } => {
+                if let Some(neighbor) = self.neighbors.get(&from) {
+                    neighbor.signal(data);
+                }
+            }
+            TrackerMessage::Published { piece, uri, record } => self.published(piece, &uri, &record),
+            TrackerMessage::Plan { rendition, stripes, places } => {
+                let places: Vec<Place<'_>> = places
+                    .iter()
+                    .map(|place| Place {
+                        stripe: place.stripe,
+                        is_root: place.root,
+                        parent: place.parent,
+                        children: &place.children,
+                        expected: Span::from_ms(u64::from(place.expected_ms)),
+                    })
+                    .collect();
+                self.input(&Input::Plan { rendition, stripes, places: &places }, None);
+            }
+            TrackerMessage::Part { peer } => {
+                if self.neighbors.remove(&peer).is_some() {
+                    self.input(&Input::NeighborLost { peer }, None);
+                }
+            }
+            TrackerMessage::Sharing { on } => self.handle_sharing(on),
+            TrackerMessage::Error { code, message, fatal: true, .. } => {
+                tracing::warn!(?code, message, "tracker refused");
+            }
+            // Words of a peer that has just gone cross with the news of it.
+            TrackerMessage::Error { code, message, .. } => tracing::debug!(?code, message, "tracker refused"),
+            // A player hears of the end from its playlists, once it has played everything.
+            TrackerMessage::Ended if self.options.mode == Mode::Seed => {
+                self.ended = self.stream.renditions.len();
+            }
+            TrackerMessage::Drain { .. } | TrackerMessage::Ended | TrackerMessage::Pong => {}
+        }
+    }
+
+    pub(super) fn handle_welcome(&mut self, welcome: protocol::Welcome) {
+        if let Some(swarm) = &mut self.swarm {
+            swarm.connection.ice_servers.clone_from(&welcome.ice_servers);
+            swarm.connection.relay_only = welcome.relay_only;
+        }
+        let input = Input::Welcome {
+            peer: welcome.peer,
+            neighbors_max: u16::try_from(welcome.neighbors_max).unwrap_or(u16::MAX),
+            upload_ratio_percent: u16::try_from(welcome.upload_ratio_max_percent).unwrap_or(u16::MAX),
+            report_interval: Span::from_ms(u64::from(welcome.report_interval_ms)),
+        };
+        self.input(&input, None);
+        self.handle_sharing(welcome.sharing);
+        if welcome.consent_required {
+            // Whoever starts this program has agreed by starting it.
+            self.tell_tracker(ViewerMessage::Consent);
+        }
+        for published in welcome.recent {
+            self.published(published.piece, &published.uri, &published.record);
+        }
+    }
+
+    pub(super) fn handle_sharing(&mut self, on: bool) {
+        let Some(swarm) = &mut self.swarm else { return };
+        if swarm.sharing != on {
+            swarm.sharing = on;
+            self.input(&Input::Sharing { on }, None);
+        }
+    }
+
+    pub(super) fn introduce(&mut self, peer: PeerId, offers: bool) {
+        let Some(swarm) = self.swarm.as_ref().filter(|swarm| swarm.sharing) else { return };
+        self.next_generation += 1;
+        let generation = self.next_generation;
+        let events = self.inbox.neighbors.clone();
+        let options = swarm.connection.clone();
+        let neighbor = Neighbor::connect(peer, generation, offers, options, self.uplink.clone(), events);
+        if let Some(old) = self.neighbors.insert(peer, neighbor)
+            && old.is_open
+        {
+            self.input(&Input::NeighborLost { peer }, None);
+        }
+    }
+
+    pub(super) fn published(&mut self, piece: protocol::Piece, uri: &str, record: &str) {
+        let id = PieceId { rendition: piece.rendition, msn: piece.msn, part: piece.part };
+        if let Ok(url) = self.base.join(uri) {
+            self.learn_url(id, url);
+        }
+        let Ok(bytes) = BASE64.decode(record) else { return };
+        if let Ok(record) = shoal_digest::Record::decode_unverified(&bytes) {
+            self.newest_ms = self.newest_ms.max(record.start_ms + u64::from(record.duration_ms));
+        }
+        self.input(&Input::RecordBytes { bytes: &bytes }, None);
+    }
+
+    pub(super) fn handle_neighbor(&mut self, event: NeighborEvent) {
+        let NeighborEvent { peer, generation, kind } = event;
+        let known = self.neighbors.get_mut(&peer).filter(|neighbor| neighbor.generation == generation);
+        let Some(neighbor) = known else { return };
+        match kind {
+            NeighborEventKind::Signal(data) => self.tell_tracker(ViewerMessage::Signal { to: peer, data }),
+            NeighborEventKind::Open => {
+                neighbor.is_open = true;
+                self.tell_tracker(ViewerMessage::Connected { peer, rtt_ms: 0 });
+                self.input(&Input::NeighborConnected { peer, rtt: None }, None);
+            }
+            NeighborEventKind::Control(bytes) => self.input(&Input::Message { peer, bytes: &bytes }, None),
+            NeighborEventKind::Block(message) => {
+                let at = message.len().min(BLOCK_HEADER_BYTES);
+                let payload = message.slice(at..);
+                let input = Input::Block {
+                    peer,
+                    header: &message[..at],
+                    length: u32::try_from(payload.len()).unwrap_or(u32::MAX),
+                    digest: BlockDigest::of(&payload),
+                };
+                self.input(&input, Some(&payload));
+            }
+            NeighborEventKind::Queue(buffered) => self.input(&Input::SendQueue { peer, buffered }, None),
+            NeighborEventKind::Closed => {
+                let was_connected = neighbor.is_open;
+                self.neighbors.remove(&peer);
+                self.tell_tracker(ViewerMessage::Lost { peer, was_connected });
+                self.input(&Input::NeighborLost { peer }, None);
+            }
+        }
+    }
+}
