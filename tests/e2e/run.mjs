@@ -1,8 +1,9 @@
 // Runs the test files one after the other: each has a server and a browser of its own, and the machine may be small.
 // SHOAL_TEST_FILE=part-of-a-name runs only the files whose names contain it.
 import { spawnSync } from 'node:child_process';
-import { readdirSync } from 'node:fs';
-import { cpus } from 'node:os';
+import { mkdtempSync, readFileSync, readdirSync } from 'node:fs';
+import { cpus, tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 const wanted = process.env.SHOAL_TEST_FILE ?? '';
@@ -15,9 +16,22 @@ if (files.length === 0) {
   process.exit(1);
 }
 
-const runner = ['--import', 'tsx', '--test', '--test-timeout=240000', '--test-reporter=spec'];
-const passes = (file) =>
-  spawnSync(process.execPath, [...runner, file], { cwd: new URL('.', import.meta.url), stdio: 'inherit' }).status === 0;
+const here = new URL('.', import.meta.url);
+const report = join(mkdtempSync(join(tmpdir(), 'shoal-e2e-')), 'tap');
+const runner = [
+  ...['--import', 'tsx', '--test', '--test-timeout=240000'],
+  ...['--test-reporter=spec', '--test-reporter-destination=stdout'],
+  ...['--test-reporter=tap', `--test-reporter-destination=${report}`],
+];
+
+/** Runs a file, or only some of its tests. */
+const passes = (file, names = []) => {
+  const patterns = names.map((name) => `--test-name-pattern=^${name.replace(/[^\w\s]/g, '\\$&')}$`);
+  return spawnSync(process.execPath, [...runner, ...patterns, file], { cwd: here, stdio: 'inherit' }).status === 0;
+};
+
+/** The names of the tests that failed in the last run. */
+const failures = () => [...readFileSync(report, 'utf8').matchAll(/^not ok \d+ - (.+)$/gm)].map(([, name]) => name);
 
 /** Waits until the processors were idle for half of five seconds, for two minutes at most. */
 const untilCalm = async () => {
@@ -31,15 +45,18 @@ const untilCalm = async () => {
   }
 };
 
-// Browsers and video in real time: on a machine that others use too, a file that fails gets a second try, and says so.
+// Browsers and video in real time: on a machine that others use too, what fails gets a second try, and says so. Where tests that
+// failed cannot do without those before them, that is their whole file.
 const failed = [];
 const flaky = [];
 for (const file of files) {
   console.log(`\n${file}`);
   if (passes(file)) continue;
+  const names = failures();
   await untilCalm();
-  console.log(`\n${file}: once more`);
-  (passes(file) ? flaky : failed).push(file);
+  console.log(`\n${file}: once more: ${names.join('; ')}`);
+  const again = names.length > 0 && passes(file, names);
+  (again || passes(file) ? flaky : failed).push(`${file}: ${names.join('; ')}`);
 }
 console.log(`\n${files.length - failed.length} of ${files.length} files passed`);
 for (const file of flaky) console.log(`FLAKY, passed only the second time: ${file}`);
