@@ -314,6 +314,7 @@ impl Peer {
                     self.player.update(self.now, position_ms, buffered_until_ms, rate_percent, is_stalled);
                 self.stats.rebuffer_ms += stalled.as_ms();
                 self.update_rate();
+                self.hurry_requests();
                 self.wake_pieces();
             }
             Input::Want { request, target, deadline } => self.accept_want(request, target, deadline),

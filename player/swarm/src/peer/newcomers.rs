@@ -219,3 +219,33 @@ fn who_has_just_lost_its_tracker_is_told_the_newest_record_only_and_a_newcomer_t
     };
     assert_eq!(told(&mut world, &meet), 16);
 }
+
+#[test]
+fn what_a_waiting_player_asks_for_is_due_at_once_even_where_more_than_its_buffer_lies_before() {
+    let mut peer = playing(1);
+    load(&mut peer, 10, Span::from_ms(24));
+    let target = crate::Target::Piece(PIECE);
+    // As where hls.js has audio of the last second that it puts into the buffer with the next piece of video only.
+    let playhead = Input::Playhead {
+        position_ms: 998_500,
+        buffered_until_ms: 999_000,
+        rate_percent: 100,
+        is_stalled: true,
+    };
+    peer.handle_input(Time::from_ms(2), playhead);
+    peer.handle_input(Time::from_ms(2), Input::Want { request: 1, target, deadline: None });
+    assert!(fetched_at(&mut peer) < 5);
+}
+
+#[test]
+fn a_request_without_a_record_ends_when_playback_begins_to_wait() {
+    let mut peer = playing(1);
+    let target = crate::Target::Piece(PIECE);
+    peer.handle_input(Time::from_ms(2), Input::Want { request: 1, target, deadline: None });
+    let fell_back =
+        |peer: &mut Peer| drain(peer).iter().any(|output| matches!(output, Output::Fallback { .. }));
+    playhead(&mut peer, 100, false);
+    assert!(!fell_back(&mut peer), "one and a half seconds are left");
+    playhead(&mut peer, 200, true);
+    assert!(fell_back(&mut peer));
+}

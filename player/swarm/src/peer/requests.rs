@@ -58,6 +58,13 @@ impl Peer {
         self.check_requests();
     }
 
+    /// The player waits: what it asked for without a record is not waited for any longer.
+    pub(super) fn hurry_requests(&mut self) {
+        if self.player.is_stalled {
+            self.requests.iter_mut().for_each(|request| request.give_up = request.give_up.min(self.now));
+        }
+    }
+
     pub(super) fn drop_request(&mut self, id: RequestId) {
         if let Some(at) = self.requests.iter().position(|request| request.id == id) {
             self.end_request(at);

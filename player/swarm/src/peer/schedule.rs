@@ -107,6 +107,11 @@ impl Peer {
                 asked = asked.min(request.deadline.unwrap_or(Time::NEVER));
             }
         }
+        // Nobody knows better than the player what it waits for: it may have been given all before it and play on only with
+        // this, as hls.js does, which keeps audio back until the next piece of video.
+        if piece.is_wanted && self.player.is_stalled {
+            asked = self.now;
+        }
         let mut played = self.player.reaches(self.now, start_ms).before(self.config.append_margin);
         if piece.is_past {
             played = played.before(PAST_RESERVE).min(piece.since + PAST_WAIT_MAX);
