@@ -4,7 +4,6 @@
 //! every name, as is that of recordings, and its script asks the origin.
 
 use std::collections::HashMap;
-use std::io::Write as _;
 use std::sync::Arc;
 
 use axum::Router;
@@ -13,13 +12,16 @@ use axum::extract::State;
 use axum::response::Response;
 use axum::routing::get;
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, Uri};
+use shoal_segmenter::origin::{accepts_coding, has_copy};
 
 /// `(path below /, contents)` of `player/web/dist`, made by the build script.
 static EMBEDDED: &[(&str, &[u8])] = include!(concat!(env!("OUT_DIR"), "/pages.rs"));
+
+/// Content codings, the smallest first, each with the ending of the files that the pages' build compressed with it. Browsers take
+/// Brotli over https and from the machine itself.
+const CODINGS: [(&str, &str); 2] = [("br", ".br"), ("gzip", ".gz")];
 
 /// Served when the program was built before the pages.
 const NOT_BUILT: &str = "<!doctype html><meta charset=utf-8><title>Shoal</title><h1>The pages are not built</h1>\
@@ -34,10 +36,15 @@ const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'self' 'wa
 /// One file, ready to be sent.
 struct File {
     content_type: &'static str,
-    etag: HeaderValue,
-    raw: Bytes,
-    /// Absent where it would not be smaller.
-    gzip: Option<Bytes>,
+    /// As it is, and then compressed, in the order of [`CODINGS`].
+    variants: Vec<Variant>,
+}
+
+/// What is sent of a file to a client that takes this content coding.
+struct Variant {
+    coding: Option<&'static str>,
+    etag: String,
+    contents: &'static [u8],
 }
 
 struct Pages {
@@ -48,7 +55,13 @@ struct Pages {
 
 /// The routes of the pages. `connect` lists further origins that scripts may connect to.
 pub(crate) fn router(connect: Vec<String>) -> Router {
-    let files = EMBEDDED.iter().map(|(path, contents)| (*path, File::new(path, contents))).collect();
+    let embedded: HashMap<_, _> = EMBEDDED.iter().copied().collect();
+    let is_variant = |path: &str| CODINGS.iter().any(|(_, ending)| path.ends_with(ending));
+    let files = embedded
+        .iter()
+        .filter(|(path, _)| !is_variant(path))
+        .map(|(path, contents)| (*path, File::new(path, contents, &embedded)))
+        .collect();
     let page = |path| {
         get(move |State(pages): State<Arc<Pages>>, headers: HeaderMap| {
             let response = pages.page(path, &headers);
@@ -70,42 +83,36 @@ pub(crate) fn router(connect: Vec<String>) -> Router {
 }
 
 impl File {
-    fn new(path: &str, contents: &'static [u8]) -> Self {
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
-        let compressed = encoder.write_all(contents).and_then(|()| encoder.finish());
-        let gzip = compressed.ok().filter(|gzip| gzip.len() < contents.len() * 9 / 10).map(Bytes::from);
-        let etag = format!("\"{:016x}\"", fnv1a(contents));
-        Self {
-            content_type: content_type(path),
-            etag: HeaderValue::from_str(&etag).expect("hexadecimal digits in quotes"),
-            raw: Bytes::from_static(contents),
-            gzip,
-        }
+    fn new(path: &str, contents: &'static [u8], embedded: &HashMap<&str, &'static [u8]>) -> Self {
+        let hash = fnv1a(contents);
+        let plain = Variant { coding: None, etag: format!("\"{hash:016x}\""), contents };
+        let compressed = CODINGS.iter().filter_map(|(coding, ending)| {
+            let contents = embedded.get(format!("{path}{ending}").as_str())?;
+            // Other bytes have another strong tag (RFC 9110, section 8.8.3.3).
+            Some(Variant { coding: Some(coding), etag: format!("\"{hash:016x}{ending}\""), contents })
+        });
+        let content_type = content_type(path);
+        Self { content_type, variants: std::iter::once(plain).chain(compressed).collect() }
     }
 
     fn answer(&self, request: &HeaderMap, caching: &'static str) -> Response {
+        let is_taken =
+            |variant: &&Variant| variant.coding.is_some_and(|coding| accepts_coding(request, coding));
+        let variant = self.variants.iter().find(is_taken).unwrap_or(&self.variants[0]);
         let mut response = Response::new(Body::empty());
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static(caching));
-        headers.insert(header::ETAG, self.etag.clone());
+        headers.insert(header::ETAG, HeaderValue::from_str(&variant.etag).expect("ASCII in quotes"));
         headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
-        if request.get(header::IF_NONE_MATCH).is_some_and(|found| *found == self.etag) {
+        if has_copy(request, &variant.etag) {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
             return response;
         }
-        let accepts_gzip = request
-            .get(header::ACCEPT_ENCODING)
-            .and_then(|value| value.to_str().ok())
-            .is_some_and(|value| value.split(',').any(|coding| coding.trim().starts_with("gzip")));
-        let body = match &self.gzip {
-            Some(gzip) if accepts_gzip => {
-                headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-                gzip.clone()
-            }
-            _ => self.raw.clone(),
-        };
-        *response.body_mut() = Body::from(body);
+        if let Some(coding) = variant.coding {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(coding));
+        }
+        *response.body_mut() = Body::from(Bytes::from_static(variant.contents));
         response
     }
 }
@@ -259,13 +266,43 @@ mod tests {
         }
     }
 
+    const SCRIPT: &[(&str, &[u8])] =
+        &[("/a.js", b"alert('hello')"), ("/a.js.br", b"small"), ("/a.js.gz", b"smaller")];
+
+    fn answer(request: &[(HeaderName, &str)]) -> Response {
+        let embedded: HashMap<_, _> = SCRIPT.iter().copied().collect();
+        let headers = request.iter().map(|(name, value)| (name.clone(), value.parse().unwrap())).collect();
+        File::new("/a.js", embedded["/a.js"], &embedded).answer(&headers, "no-cache")
+    }
+
+    #[tokio::test]
+    async fn browsers_get_the_smallest_coding_that_they_take() {
+        for (accepted, coding, contents) in [
+            ("gzip, deflate, br, zstd", Some("br"), "small"),
+            ("gzip, deflate", Some("gzip"), "smaller"),
+            ("br;q=0, gzip", Some("gzip"), "smaller"),
+            ("identity", None, "alert('hello')"),
+        ] {
+            let response = answer(&[(header::ACCEPT_ENCODING, accepted)]);
+            let found = response.headers().get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap());
+            assert_eq!(found, coding, "{accepted}");
+            assert_eq!(response.headers()[header::VARY], "accept-encoding");
+            let body = axum::body::to_bytes(response.into_body(), 100).await.unwrap();
+            assert_eq!(body, contents, "{accepted}");
+        }
+    }
+
     #[test]
     fn file_that_the_browser_has_is_not_sent_again() {
-        let file = File::new("a.js", &[b'x'; 1000]);
-        let mut request = HeaderMap::new();
-        request.insert(header::IF_NONE_MATCH, file.etag.clone());
-        assert_eq!(file.answer(&request, "no-cache").status(), StatusCode::NOT_MODIFIED);
-        request.insert(header::IF_NONE_MATCH, HeaderValue::from_static("\"other\""));
-        assert_eq!(file.answer(&request, "no-cache").status(), StatusCode::OK);
+        let tags = ["identity", "gzip", "br"].map(|accepted| {
+            let accepted = (header::ACCEPT_ENCODING, accepted);
+            let tag =
+                answer(std::slice::from_ref(&accepted)).headers()[header::ETAG].to_str().unwrap().to_owned();
+            let again = answer(&[accepted.clone(), (header::IF_NONE_MATCH, &tag)]);
+            assert_eq!(again.status(), StatusCode::NOT_MODIFIED);
+            assert_eq!(answer(&[accepted, (header::IF_NONE_MATCH, "\"other\"")]).status(), StatusCode::OK);
+            tag
+        });
+        assert!(tags[0] != tags[1] && tags[1] != tags[2] && tags[0] != tags[2], "a tag each: {tags:?}");
     }
 }

@@ -1,9 +1,10 @@
 // Builds the pages and the package into dist/: `npm run build`. The WebAssembly module must be in src/wasm first
 // (`cargo xtask wasm`). Another folder can be given: `npm run build -- /tmp/dist`. File names that carry a hash may be cached for ever; the others are stable addresses.
 import { execFileSync } from 'node:child_process';
-import { cpSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { brotliCompressSync, gzipSync } from 'node:zlib';
 import { build } from 'esbuild';
 
 const root = dirname(fileURLToPath(import.meta.url));
@@ -112,3 +113,13 @@ execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '
   cwd: root,
   stdio: 'inherit',
 });
+
+// Compressed once, as well as it goes, for the server to choose from: `x.js.br` and `x.js.gz` beside `x.js`.
+for (const name of ['', 'assets'].flatMap((folder) => readdirSync(join(dist, folder)).map((name) => join(folder, name)))) {
+  const path = join(dist, name);
+  if (statSync(path).isDirectory()) continue;
+  const contents = readFileSync(path);
+  for (const [ending, compressed] of [['br', brotliCompressSync(contents)], ['gz', gzipSync(contents, { level: 9 })]]) {
+    if (compressed.length < contents.length * 0.9) writeFileSync(`${path}.${ending}`, compressed);
+  }
+}

@@ -17,6 +17,7 @@ use axum::routing::get;
 
 use crate::streams::Streams;
 use headers::{Cache, error};
+pub use headers::{accepts_coding, has_copy};
 
 /// Makes the origin's routes.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use axum::response::Response;
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
 
-use super::headers::{Cache, Wanted, accepts_gzip, error, has_copy, wanted};
+use super::headers::{Cache, Wanted, accepts_coding, error, has_copy, wanted};
 use crate::rendered::Text;
 use crate::storage::StorageError;
 
@@ -24,7 +24,7 @@ pub(super) fn text(
     cache: Cache,
     body: impl FnOnce(Bytes) -> Body,
 ) -> Response {
-    let is_gzip = accepts_gzip(headers);
+    let is_gzip = accepts_coding(headers, "gzip");
     let (bytes, tag) = if is_gzip {
         (text.gzip.clone(), format!("\"{}-gzip\"", text.tag))
     } else {

@@ -112,7 +112,7 @@ fn readable(mut response: Response) -> Response {
 }
 
 /// Whether the client's copy, by `If-None-Match`, is this one.
-pub(crate) fn has_copy(headers: &HeaderMap, tag: &str) -> bool {
+pub fn has_copy(headers: &HeaderMap, tag: &str) -> bool {
     let Some(known) = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok()) else {
         return false;
     };
@@ -122,13 +122,14 @@ pub(crate) fn has_copy(headers: &HeaderMap, tag: &str) -> bool {
         .any(|known| known == "*" || known.strip_prefix("W/").unwrap_or(known) == tag)
 }
 
-/// Whether the client takes gzip.
-pub(crate) fn accepts_gzip(headers: &HeaderMap) -> bool {
+/// Whether the client takes a content coding (`gzip`, `br`): it names it, or everything, and does not refuse it (RFC 9110,
+/// section 12.5.3).
+pub fn accepts_coding(headers: &HeaderMap, wanted: &str) -> bool {
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     values.flat_map(|value| value.split(',')).any(|coding| {
         let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
         let is_refused = matches!(parameters.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000");
-        matches!(name.trim(), "gzip" | "*") && !is_refused
+        [wanted, "*"].contains(&name.trim()) && !is_refused
     })
 }
 
@@ -215,9 +216,9 @@ mod tests {
             ("identity", false),
             ("", false),
         ] {
-            assert_eq!(accepts_gzip(&with(header::ACCEPT_ENCODING, text)), expected, "{text}");
+            assert_eq!(accepts_coding(&with(header::ACCEPT_ENCODING, text), "gzip"), expected, "{text}");
         }
-        assert!(!accepts_gzip(&HeaderMap::new()));
+        assert!(!accepts_coding(&HeaderMap::new(), "gzip"));
     }
 
     #[test]
