@@ -49,6 +49,10 @@ pub struct Watch {
     /// A viewer token, where the stream wants one.
     #[arg(long, env = "SHOAL_VIEWER_TOKEN", hide_env_values = true)]
     pub token: Option<String>,
+    /// A file with the viewer token, read for each connection to the tracker: for a viewer that is left running, renew it there
+    /// before it ends.
+    #[arg(long, env = "SHOAL_VIEWER_TOKEN_FILE", conflicts_with = "token")]
+    pub token_file: Option<PathBuf>,
     /// A file with the certificate that the viewers show their neighbors, made if it does not exist: a token may be bound to
     /// it. Without, each connection has another one.
     #[arg(long, env = "SHOAL_VIEWER_IDENTITY")]
@@ -119,7 +123,11 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
         options.peers = !flags.no_peers;
         options.shares = !flags.no_share;
         options.uplink_kbps = flags.uplink_kbps;
-        options.token.clone_from(&flags.token);
+        options.token = flags
+            .token_file
+            .clone()
+            .map(shoal_player::Token::File)
+            .or_else(|| flags.token.clone().map(shoal_player::Token::Fixed));
         options.identity.clone_from(&identity);
         options.seed = rand::random();
         let (sender, stop) = (sender.clone(), stop.clone());

@@ -20,6 +20,8 @@ mod tracker;
 mod uplink;
 mod viewer;
 
+use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use identity::{Identity, IdentityError};
@@ -53,7 +55,7 @@ pub struct Options {
     /// Holds at most this many bytes of media for others.
     pub store_bytes_max: u64,
     /// A viewer token, where the stream wants one.
-    pub token: Option<String>,
+    pub token: Option<Token>,
     /// Who it is to its neighbors, for a token that is bound to it. None: somebody else to each.
     pub identity: Option<Identity>,
     /// Seeds the core's random numbers; viewers of one process take different ones.
@@ -77,6 +79,24 @@ impl Options {
             identity: None,
             seed: 1,
             connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Where the viewer token comes from.
+#[derive(Clone)]
+pub enum Token {
+    /// One for the whole time: when it ends, the viewer goes on without a tracker.
+    Fixed(String),
+    /// From a file that is read for each connection to the tracker, so that whoever leaves a viewer running can renew it there.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Fixed(_) => f.write_str("Fixed(..)"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
         }
     }
 }

@@ -1,20 +1,29 @@
 //! The socket to the tracker: joins, reconnects with jitter, passes messages both ways.
 
+use std::io;
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
 use rand::Rng as _;
 use reqwest::Url;
-use shoal_tracker_protocol::{TrackerMessage, VERSION, ViewerMessage};
-use tokio::{sync::mpsc, time::sleep};
+use shoal_tracker_protocol::{ErrorCode, TrackerMessage, VERSION, ViewerMessage};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep},
+};
 use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
 use tokio_util::sync::CancellationToken;
+
+use crate::Token;
 
 /// A new attempt comes after a random part of this pause, later ones after half to all of it; it doubles with each
 /// failure up to [`PAUSE_MAX`]. A restarted tracker has everybody back in seconds, and the jitter spreads them. Both as
 /// PROTOCOL.md says.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
+const PING_MIN: Duration = Duration::from_secs(1);
+/// Who has not been taken in by then tries again.
+const WELCOME_MAX: Duration = Duration::from_secs(10);
 /// No message of the tracker is longer.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -23,7 +32,7 @@ const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 pub(crate) enum TrackerEvent {
     /// A message.
     Message(Box<TrackerMessage>),
-    /// The connection is gone; another attempt follows.
+    /// The connection is gone; another attempt follows, unless the tracker refused for good.
     Lost,
 }
 
@@ -32,7 +41,7 @@ pub(crate) enum TrackerEvent {
 pub(crate) struct Join {
     pub(crate) url: Url,
     pub(crate) stream: String,
-    pub(crate) token: Option<String>,
+    pub(crate) token: Option<Token>,
     pub(crate) shares: bool,
     pub(crate) renditions: Vec<u8>,
 }
@@ -51,7 +60,8 @@ pub(crate) async fn run(
             () = stop.cancelled() => return,
             ended = connection(&join, &mut resume, &mut outgoing, &events) => ended,
         };
-        if ended.is_final || events.send(TrackerEvent::Lost).await.is_err() {
+        // Also where there won't be another: the swarm goes on without a tracker.
+        if events.send(TrackerEvent::Lost).await.is_err() || ended.is_final {
             return;
         }
         if ended.was_welcome {
@@ -102,6 +112,13 @@ async fn connection(
     events: &mpsc::Sender<TrackerEvent>,
 ) -> Ended {
     let mut ended = Ended::default();
+    let token = match token(join.token.as_ref()).await {
+        Ok(token) => token,
+        Err(error) => {
+            tracing::warn!(%error, "the viewer token can't be read");
+            return ended;
+        }
+    };
     let limits = WebSocketConfig::default()
         .read_buffer_size(8 * 1024)
         .max_message_size(Some(MESSAGE_BYTES_MAX))
@@ -121,7 +138,7 @@ async fn connection(
     let hello = ViewerMessage::Join {
         version: VERSION,
         stream: join.stream.clone(),
-        token: join.token.clone(),
+        token,
         resume: resume.clone(),
         shares: join.shares,
         renditions: join.renditions.clone(),
@@ -129,7 +146,10 @@ async fn connection(
     if send(&mut socket, &hello).await.is_err() {
         return ended;
     }
-    let mut ping = tokio::time::interval(Duration::from_secs(10));
+    // Three pings fit into the tracker's patience, and into ours.
+    let mut silence_max = WELCOME_MAX;
+    let mut ping = tokio::time::interval(silence_max / 3);
+    let mut heard = Instant::now();
     loop {
         tokio::select! {
             message = outgoing.recv() => match message {
@@ -141,10 +161,18 @@ async fn connection(
                 }
                 Some(_) => return ended,
             },
-            _ = ping.tick() => if send(&mut socket, &ViewerMessage::Ping).await.is_err() {
-                return ended;
-            },
+            _ = ping.tick() => {
+                // A machine or a router that vanished does not close its connections.
+                if heard.elapsed() > silence_max + ping.period() {
+                    tracing::warn!("nothing was heard from the tracker");
+                    return ended;
+                }
+                if send(&mut socket, &ViewerMessage::Ping).await.is_err() {
+                    return ended;
+                }
+            }
             frame = socket.next() => {
+                heard = Instant::now();
                 let text = match frame {
                     Some(Ok(Message::Text(text))) => text,
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return ended,
@@ -162,13 +190,18 @@ async fn connection(
                 match &message {
                     TrackerMessage::Welcome(welcome) => {
                         ended.was_welcome = true;
+                        silence_max = Duration::from_millis(u64::from(welcome.silence_max_ms));
+                        ping = tokio::time::interval((silence_max / 3).max(PING_MIN));
                         *resume = Some(welcome.resume.clone());
                     }
                     TrackerMessage::Drain { reconnect_within_ms } => {
                         ended.within = Some(Duration::from_millis(u64::from(*reconnect_within_ms)));
                     }
-                    TrackerMessage::Error { fatal: true, retry_after_ms, .. } => {
-                        ended.is_final = retry_after_ms.is_none();
+                    TrackerMessage::Error { fatal: true, code, retry_after_ms, .. } => {
+                        // The token has ended, and may be another when it is read again.
+                        let may_be_renewed =
+                            *code == ErrorCode::Refused && matches!(join.token, Some(Token::File(_)));
+                        ended.is_final = retry_after_ms.is_none() && !may_be_renewed;
                         ended.turn = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
                     }
                     _ => {}
@@ -180,6 +213,14 @@ async fn connection(
             }
         }
     }
+}
+
+async fn token(from: Option<&Token>) -> io::Result<Option<String>> {
+    Ok(match from {
+        None => None,
+        Some(Token::Fixed(token)) => Some(token.clone()),
+        Some(Token::File(path)) => Some(tokio::fs::read_to_string(path).await?.trim().to_owned()),
+    })
 }
 
 async fn send<S>(socket: &mut S, message: &ViewerMessage) -> Result<(), ()>
@@ -204,5 +245,39 @@ mod tests {
         assert_eq!((refused.wait(second, 0.0), refused.wait(second, 1.0)), (2 * second, 2 * second));
         let drained = Ended { within: Some(10 * second), ..Ended::default() };
         assert_eq!((drained.wait(second, 0.0), drained.wait(second, 0.5)), (Duration::ZERO, 5 * second));
+    }
+
+    #[tokio::test]
+    async fn a_tracker_that_says_nothing_any_more_is_lost() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let join = Join {
+            url: Url::parse(&format!("ws://{}/", listener.local_addr().expect("bound"))).expect("a URL"),
+            stream: "demo".into(),
+            token: None,
+            shares: true,
+            renditions: vec![0],
+        };
+        let (_to_tracker, outgoing) = mpsc::channel(8);
+        let (events, mut inbox) = mpsc::channel(8);
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(run(join, outgoing, events, stop.clone()));
+        let (socket, _) = listener.accept().await.expect("it connects");
+        let mut socket = tokio_tungstenite::accept_async(socket).await.expect("a WebSocket");
+        let welcome = r#"{"type":"welcome","version":1,"peer":7,"swarm":"s","resume":"r","sharing":true,
+            "ice_servers":[],"neighbors_max":4,"upload_ratio_max_percent":200,"report_interval_ms":5000,
+            "silence_max_ms":200,"recent":[]}"#;
+        socket.send(Message::text(welcome)).await.expect("it listens");
+        let event = inbox.recv().await.expect("the welcome");
+        assert!(matches!(event, TrackerEvent::Message(_)), "{event:?}");
+        // The connection stays open, as it does where a router on the way vanishes.
+        let event = tokio::time::timeout(Duration::from_secs(10), inbox.recv()).await.expect("it is noticed");
+        assert!(matches!(event, Some(TrackerEvent::Lost)), "{event:?}");
+        tokio::time::timeout(Duration::from_secs(10), listener.accept())
+            .await
+            .expect("it comes back")
+            .expect("open");
+        stop.cancel();
+        running.await.expect("it ends");
+        drop(socket);
     }
 }
