@@ -306,6 +306,8 @@ impl Peer {
             Input::Playing { renditions } => {
                 self.playing.clear();
                 self.playing.extend_from_slice(renditions);
+                // What is no longer played should not come any more, and what is needs a plan.
+                self.report_soon();
                 self.update_rate();
                 self.wake_pieces();
             }

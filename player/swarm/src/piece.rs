@@ -52,8 +52,6 @@ pub(crate) struct Piece {
     pub(crate) blocks: Vec<Block>,
     pub(crate) known: Vec<Known>,
     pub(crate) is_complete: bool,
-    /// The player has it already, without our help.
-    pub(crate) is_loaded: bool,
     /// The player asked for it.
     pub(crate) is_wanted: bool,
     /// Out of the schedule: nothing is obtained or expected any more.
@@ -78,7 +76,6 @@ impl Piece {
             blocks: Vec::new(),
             known: Vec::new(),
             is_complete: false,
-            is_loaded: false,
             is_wanted: false,
             is_retired: false,
             is_past: false,

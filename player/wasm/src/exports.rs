@@ -240,11 +240,6 @@ extern "C" fn unwant(now: f64, request: u32) {
 }
 
 #[unsafe(no_mangle)]
-extern "C" fn share(now: f64, on: u32) {
-    handle(now, Input::Share { on: on != 0 });
-}
-
-#[unsafe(no_mangle)]
 extern "C" fn metered(now: f64, on: u32) {
     handle(now, Input::Metered { on: on != 0 });
 }

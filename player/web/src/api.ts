@@ -6,8 +6,8 @@ import type { Sample } from './meter.ts';
 export interface ShoalOptions {
   /** Whether to take part in the swarm from the start. Default true. */
   sharing?: boolean;
-  /** Whether parts are passed on to other viewers; if not, they are only taken. Default true, but never on a metered
-   * connection. */
+  /** Whether parts are passed on to other viewers; if not, they are only taken. Default: on, except on phones whose browser does
+   * not tell whether they are on cellular (iOS). Never where the browser says that the connection is metered. */
   upload?: boolean;
   /** A viewer token, where the stream wants one; or what gets one whenever it is needed, because tokens end. One that is
    * bound to this page names its `fingerprint()`. */
@@ -24,7 +24,7 @@ export interface ShoalOptions {
 
 /**
  * Where the stream comes from now.
- * - `idle`: no playlist of Shoal's was loaded yet.
+ * - `idle`: no playlist of Shoal's was loaded yet, or playback has been paused for a minute.
  * - `off`: the viewer turned sharing off.
  * - `origin`: everything from the origin, because of {@link ShoalStats.reason}.
  * - `joining`: from the origin, until the tracker has answered.

@@ -9,6 +9,8 @@
 
 import type Hls from 'hls.js';
 
+import { bufferedAhead } from './playback.ts';
+
 /** How often the distance is looked at, in milliseconds. */
 const INTERVAL_MS = 1_000;
 /** After a jump the player gets this long to settle, in milliseconds. */
@@ -130,10 +132,7 @@ export class LiveFollower {
     const { latestLevelDetails: details, liveSyncPosition: goal, targetLatency } = hls;
     if (!details?.live || goal === null || targetLatency === null || video.readyState === 0) return null;
     const { buffered, currentTime } = video;
-    let bufferedEnd = currentTime;
-    for (let index = 0; index < buffered.length; index++) {
-      if (buffered.start(index) <= currentTime) bufferedEnd = Math.max(bufferedEnd, buffered.end(index));
-    }
+    const bufferedEnd = currentTime + bufferedAhead(buffered, currentTime);
     // Not `hls.latency`: it is of the last `timeupdate`, so that after a seek it speaks of the place before.
     const latency = details.edge + details.age - currentTime;
     return { latency, targetLatency, targetDuration: details.targetduration, goal, bufferedEnd };

@@ -29,6 +29,8 @@ export interface LoaderPort {
   /** Bytes that came over plain HTTP and are about to be played; false when they must not be, because a signed record
    * says otherwise. The bytes are the receiver's to keep. */
   offerLoaded: (target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number) => boolean;
+  /** What hls.js takes the line to carry, in bit/s. */
+  bandwidthBps: () => number;
   /** Bytes are about to be handed to the player; `offset` is their place in the resource. */
   onHandOver: (url: string, offset: number, data: ArrayBuffer, from: Provenance, isFromSwarm: boolean) => void;
 }
@@ -37,6 +39,7 @@ type Callbacks = LoaderCallbacks<FragmentLoaderContext>;
 
 /** Makes the class that goes into hls.js's `fLoader`. */
 export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
+  let last: LoaderStats | undefined;
   return class implements Loader<FragmentLoaderContext> {
     context: FragmentLoaderContext | null = null;
     stats: LoaderStats = emptyStats();
@@ -60,18 +63,14 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
       let isSettled = false;
       const cancel = port.request({
         target,
-        timeoutMs: Math.min(config.loadPolicy.maxLoadTimeMs, config.loadPolicy.maxTimeToFirstByteMs),
-        onProgress: (bytes) => {
-          if (stats.loading.first === 0) stats.loading.first = performance.now();
-          stats.loaded = bytes;
-        },
+        timeoutMs: config.loadPolicy.maxLoadTimeMs,
         onAnswer: (answer) => {
           isSettled = true;
           this.#cancel = null;
-          fillStats(stats, answer, performance.now());
+          fillStats(stats, answer, performance.now(), port.bandwidthBps(), parseMs(last));
+          last = stats;
           port.onHandOver(context.url, 0, answer.data, answer, true);
           const response = { url: context.url, data: answer.data, code: 200 };
-          callbacks.onProgress?.(stats, context, answer.data, null);
           callbacks.onSuccess(response, stats, context, null);
         },
         onFallback: () => {
@@ -162,15 +161,24 @@ function emptyStats(): LoaderStats {
   };
 }
 
+/** How long hls.js took to parse an answer, in milliseconds: it adds that to the time that the bytes travelled. */
+function parseMs(stats?: LoaderStats): number {
+  return stats ? Math.max(0, stats.parsing.end - stats.loading.end) : 0;
+}
+
 /**
  * Tells hls.js how long the bytes really travelled. It divides bytes by this time to choose a rendition, so bytes that
  * lay in the piece store already must not look as if they had come in no time, nor bytes for which the core waited
- * patiently as if the line were slow.
+ * patiently as if the line were slow. How fast peers send says how fast the line is at least: blocks come along many trees, as
+ * their parents have them. Taken for the line's speed it would make viewers choose less and less.
  */
-export function fillStats(stats: LoaderStats, answer: Stored, now: number): void {
-  stats.loading.start = stats.loading.first = now - answer.transferMs;
+export function fillStats(stats: LoaderStats, answer: Stored, now: number, bandwidthBps: number, parsingMs: number): void {
+  const total = answer.data.byteLength;
+  const expectedMs = Math.max(0, (8_000 * total) / bandwidthBps - parsingMs);
+  const tookMs = answer.originBytes > 0 ? answer.transferMs : Math.min(answer.transferMs, expectedMs);
+  stats.loading.start = stats.loading.first = now - tookMs;
   stats.loading.end = now;
-  stats.loaded = stats.total = answer.data.byteLength;
+  stats.loaded = stats.total = total;
   stats.chunkCount = 1;
-  stats.bwEstimate = (8_000 * stats.total) / Math.max(1, now - stats.loading.first);
+  stats.bwEstimate = (8_000 * total) / Math.max(1, tookMs);
 }

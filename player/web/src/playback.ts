@@ -53,9 +53,13 @@ export function connection(): Connection | null {
   return (navigator as { connection?: Connection }).connection ?? null;
 }
 
+/** Whether this is a phone. */
+export function isPhone(): boolean {
+  return matchMedia('(pointer: coarse) and (max-device-width: 900px)').matches;
+}
+
 /** Bytes that the piece store may hold: 64 MB, and less on phones, which end pages that take too much. */
 export function defaultStoreBytesMax(): number {
   const { deviceMemory } = navigator as { deviceMemory?: number };
-  const isPhone = matchMedia('(pointer: coarse) and (max-device-width: 900px)').matches;
-  return (isPhone || (deviceMemory ?? 8) < 4 ? 24 : 64) * 1024 * 1024;
+  return (isPhone() || (deviceMemory ?? 8) < 4 ? 24 : 64) * 1024 * 1024;
 }

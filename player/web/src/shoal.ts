@@ -7,7 +7,7 @@
  */
 
 import type Hls from 'hls.js';
-import type { ErrorData, FragmentLoaderConstructor, FragmentLoaderContext, ManifestLoadedData } from 'hls.js';
+import type { FragmentLoaderConstructor, FragmentLoaderContext, HlsListeners, ManifestLoadedData } from 'hls.js';
 
 import type { ShoalErrorCode, ShoalEvents, ShoalOptions, ShoalState, ShoalStats } from './api.ts';
 import type { Audit, AuditEntry } from './audit.ts';
@@ -18,6 +18,7 @@ import {
   bufferedAhead,
   connection,
   defaultStoreBytesMax,
+  isPhone,
   isStallOver,
   playingUrls,
   programTimeAt,
@@ -33,6 +34,8 @@ import { TrackerSocket } from './swarm/tracker.ts';
 
 /** The playhead is reported to the core this often while nothing happens, in milliseconds. */
 const PLAYHEAD_INTERVAL_MS = 1_000;
+/** Who has not played for so long leaves the swarm, which goes on sending the stream, until playback goes on; in milliseconds. */
+const PAUSE_MAX_MS = 60_000;
 /** The module is loaded and the swarm joined when the first picture is there, at the latest after this time, in
  * milliseconds: start-up needs the line and the processor for itself. */
 const JOIN_DELAY_MAX_MS = 3_000;
@@ -80,6 +83,8 @@ export class Shoal extends Emitter<ShoalEvents> {
   /** Ends the wait for the first picture. */
   #warmUp: () => void = () => undefined;
   #playing: number[] = [];
+  /** When playback was last seen going on, or began to be waited for. */
+  #activeAt = 0;
 
   /** Use {@link attach}. */
   constructor(hls: Hls, options: ShoalOptions) {
@@ -129,10 +134,13 @@ export class Shoal extends Emitter<ShoalEvents> {
     this.#tracker?.send({ type: 'consent' });
   }
 
-  /** Whether nothing is uploaded: uploading would cost the viewer money, as far as the browser tells, or is not wished. */
+  /** Whether nothing is uploaded: uploading would cost the viewer money, as far as the browser tells, or is not wished. Phones
+   * whose browser does not tell, as on iOS, may be on cellular. */
   #isMetered(): boolean {
     const network = connection();
-    return this.#options.upload === false || network?.saveData === true || network?.type === 'cellular';
+    const { upload } = this.#options;
+    if (!network) return !(upload ?? !isPhone());
+    return upload === false || network.saveData === true || network.type === 'cellular';
   }
 
   /** Measurements so far. */
@@ -202,6 +210,7 @@ export class Shoal extends Emitter<ShoalEvents> {
         return driver.request(request);
       },
       offerLoaded: (target, bytes, tookMs) => this.#offerLoaded(target, bytes, tookMs),
+      bandwidthBps: () => this.#hls.bandwidthEstimate,
       onHandOver: (url, offset, data, from, isFromSwarm) => {
         if (!isFromSwarm) this.#meter.plainBytes += data.byteLength;
         if (this.#audit) {
@@ -218,44 +227,35 @@ export class Shoal extends Emitter<ShoalEvents> {
     const hls = this.#hls;
     // From the player's own class, so that this module brings no second hls.js along.
     const { Events, ErrorDetails } = hls.constructor as typeof Hls;
-    const onManifestLoading = (): void => {
-      this.#stop();
-      this.#source = null;
-      this.#setState('idle');
-    };
-    const onManifestLoaded = (_: string, data: ManifestLoadedData): void => {
-      this.#handleManifest(data);
-    };
-    const onAttached = (_: string, { media }: { media: HTMLMediaElement }): void => {
-      this.#watchMedia(media);
-    };
     const onSwitch = (): void => {
       this.#tellPlaying();
     };
-    const onError = (_: string, { details }: ErrorData): void => {
-      if (details === ErrorDetails.BUFFER_STALLED_ERROR) this.#setStalled(true);
+    const handlers: Partial<HlsListeners> = {
+      [Events.MANIFEST_LOADING]: () => {
+        this.#stop();
+        this.#source = null;
+        this.#setState('idle');
+      },
+      [Events.MANIFEST_LOADED]: (_, data) => {
+        this.#handleManifest(data);
+      },
+      [Events.MEDIA_ATTACHED]: (_, { media }) => {
+        this.#watchMedia(media);
+      },
+      [Events.LEVEL_SWITCHING]: onSwitch,
+      [Events.AUDIO_TRACK_SWITCHED]: onSwitch,
+      [Events.ERROR]: (_, { details }) => {
+        if (details === ErrorDetails.BUFFER_STALLED_ERROR) this.#setStalled(true);
+      },
+      [Events.DESTROYING]: () => {
+        this.destroy();
+      },
     };
-    const onDestroying = (): void => {
-      this.destroy();
-    };
-    hls.on(Events.MANIFEST_LOADING, onManifestLoading);
-    hls.on(Events.MANIFEST_LOADED, onManifestLoaded);
-    hls.on(Events.MEDIA_ATTACHED, onAttached);
-    hls.on(Events.LEVEL_SWITCHING, onSwitch);
-    hls.on(Events.LEVEL_UPDATED, onSwitch);
-    hls.on(Events.AUDIO_TRACK_SWITCHED, onSwitch);
-    hls.on(Events.ERROR, onError);
-    hls.on(Events.DESTROYING, onDestroying);
-    this.#cleanUps.push(() => {
-      hls.off(Events.MANIFEST_LOADING, onManifestLoading);
-      hls.off(Events.MANIFEST_LOADED, onManifestLoaded);
-      hls.off(Events.MEDIA_ATTACHED, onAttached);
-      hls.off(Events.LEVEL_SWITCHING, onSwitch);
-      hls.off(Events.LEVEL_UPDATED, onSwitch);
-      hls.off(Events.AUDIO_TRACK_SWITCHED, onSwitch);
-      hls.off(Events.ERROR, onError);
-      hls.off(Events.DESTROYING, onDestroying);
-    });
+    // eslint-disable-next-line @typescript-eslint/no-unsafe-enum-assignment -- these are the keys named above
+    for (const [event, handle] of Object.entries(handlers) as [keyof HlsListeners, () => void][]) {
+      hls.on(event, handle);
+      this.#cleanUps.push(() => { hls.off(event, handle); });
+    }
     if (hls.media) this.#watchMedia(hls.media);
     const network = connection();
     const onNetwork = (): void => {
@@ -277,6 +277,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     on('playing', () => {
       this.#hasPlayed = true;
       this.#isStalled = false;
+      if (this.#state === 'idle' && this.#isSharing) this.#start();
       this.#tellPlayhead();
     });
     on('loadeddata', () => { this.#warmUp(); });
@@ -288,7 +289,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     on('timeupdate', () => {
       if (isStallOver(this.#stalledTime, media.currentTime)) this.#setStalled(false);
     });
-    for (const name of ['pause', 'seeked', 'ratechange']) on(name, () => { this.#tellPlayhead(); });
+    for (const name of ['pause', 'seeking', 'ratechange']) on(name, () => { this.#tellPlayhead(); });
     this.#cleanUps.push(() => {
       abort.abort();
     });
@@ -354,6 +355,7 @@ export class Shoal extends Emitter<ShoalEvents> {
       return;
     }
     this.#driver = driver;
+    this.#activeAt = performance.now();
     if (this.#options.log) driver.startLog();
     driver.setMetered(this.#isMetered());
     this.#playing = [];
@@ -449,7 +451,8 @@ export class Shoal extends Emitter<ShoalEvents> {
 
   #tellPlayhead(): void {
     const [media, details] = [this.#media, this.#hls.latestLevelDetails];
-    if (!media || !details || !this.#driver) return;
+    // Without data, as after hls.js has recovered from an error of the decoder, the element is at its beginning.
+    if (!media?.readyState || !details || !this.#driver) return;
     const position = programTimeAt(details, media.currentTime);
     if (position === null) return;
     const ahead = bufferedAhead(media.buffered, media.currentTime) * 1000;
@@ -466,6 +469,12 @@ export class Shoal extends Emitter<ShoalEvents> {
   }
 
   #tick(): void {
+    const now = performance.now();
+    if (this.#media?.paused === false) this.#activeAt = now;
+    else if (this.#driver && now - this.#activeAt > PAUSE_MAX_MS) {
+      this.#stop();
+      this.#setState('idle');
+    }
     this.#tellPlaying();
     this.#tellPlayhead();
     this.#meter.sample(this.#totals());
@@ -483,6 +492,7 @@ export class Shoal extends Emitter<ShoalEvents> {
   }
 
   #fail(code: ShoalErrorCode, message: string): void {
+    this.#early = [];
     this.#reason = code;
     this.#setState('origin');
     this.emit('error', { code, message, fatal: false });

@@ -42,7 +42,6 @@ function ask(driver: Driver, timeoutMs = 10_000): { events: string[]; answers: S
       events.push('fallback');
       settle();
     },
-    onProgress: (count) => events.push(`progress ${count}`),
   };
   return { events, answers, abort: driver.request(request), settled };
 }
@@ -62,7 +61,7 @@ test('a piece fetched from the origin is handed over block by block, stored and 
   const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`);
   const { events, answers, settled } = ask(driver);
   await settled;
-  assert.deepEqual(events, [`progress ${blockBytes(0)}`, `progress ${bytes.length}`, 'answer']);
+  assert.deepEqual(events, ['answer']);
   assert.deepEqual(new Uint8Array(answers[0]?.data ?? new ArrayBuffer(0)), bytes);
   assert.equal(answers[0]?.originBytes, bytes.length);
   assert.equal(driver.traffic.originBytes, bytes.length);
@@ -125,7 +124,6 @@ test('an answer that makes the player ask again does not re-enter the core', asy
       driver.request({
         target,
         timeoutMs: 1_000,
-        onProgress: () => undefined,
         onFallback: () => undefined,
         onAnswer: () => {
           order.push(round);

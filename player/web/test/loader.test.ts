@@ -58,6 +58,7 @@ function setUp(options: Partial<LoaderPort> & { progressive?: boolean } = {}): S
       return () => log.push('cancelled');
     },
     offerLoaded: () => true,
+    bandwidthBps: () => 10_000_000,
     onHandOver: (_url, _offset, data, _from, isFromSwarm) => {
       handedOver.push(data);
       log.push(isFromSwarm ? 'from swarm' : 'plain');
@@ -155,8 +156,18 @@ test('destroyed loader cancels its request without a word', () => {
 
 test('hls.js is told how long the bytes travelled, whenever they did', () => {
   const { loader } = setUp();
-  fillStats(loader.stats, answer(new ArrayBuffer(50_000), 200), 1_001);
+  const fromOrigin = { ...answer(new ArrayBuffer(50_000), 200), originBytes: 50_000 };
+  fillStats(loader.stats, fromOrigin, 1_001, 10_000_000, 0);
   const { start, first, end } = loader.stats.loading;
   assert.deepEqual([start, first, end], [801, 801, 1_001]);
   assert.equal(loader.stats.bwEstimate, 2_000_000);
+});
+
+test('peers that send slowly do not make hls.js think that the line is slow, and fast ones show that it is fast', () => {
+  const { loader } = setUp();
+  const estimateBps = 10_000_000;
+  for (const [transferMs, parsingMs, expectedMs] of [[300, 0, 40], [300, 8, 32], [300, 90, 0], [20, 8, 20]] as const) {
+    fillStats(loader.stats, answer(new ArrayBuffer(50_000), transferMs), 1_000, estimateBps, parsingMs);
+    assert.equal(1_000 - loader.stats.loading.start, expectedMs, `${transferMs} ms on the way, ${parsingMs} ms of parsing`);
+  }
 });

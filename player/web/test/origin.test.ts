@@ -29,7 +29,7 @@ function fetched(url: string, offset: number, length: number, isWhole = false): 
   return new Promise((resolve) => {
     const blocks = new Map<number, Uint8Array>();
     fetchRange(
-      { url, offset, length, isWhole, isRetry: false, blockBytes: BLOCK_BYTES },
+      { url, offset, length, isWhole, blockBytes: BLOCK_BYTES },
       {
         onBlock: (block, data) => void blocks.set(block, data),
         onBytes: () => undefined,
@@ -110,7 +110,7 @@ test('aborted fetch says nothing more', async () => {
     async (url) => {
       const heard: string[] = [];
       const controller = fetchRange(
-        { url, offset: 0, length: BLOCK_BYTES, isWhole: false, isRetry: false, blockBytes: BLOCK_BYTES },
+        { url, offset: 0, length: BLOCK_BYTES, isWhole: false, blockBytes: BLOCK_BYTES },
         {
           onBlock: () => heard.push('block'),
           onBytes: () => {

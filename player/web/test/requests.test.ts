@@ -8,7 +8,7 @@ function open(timeoutMs: number): { requests: Requests; taken: number[] } {
   const taken: number[] = [];
   const none = (): void => undefined;
   const target = { rendition: 0, msn: 7, part: null };
-  requests.open({ target, timeoutMs, onAnswer: none, onFallback: none, onProgress: none }, (id) => taken.push(id));
+  requests.open({ target, timeoutMs, onAnswer: none, onFallback: none }, (id) => taken.push(id));
   return { requests, taken };
 }
 
@@ -31,7 +31,7 @@ test('a request is taken from the core when nothing comes, and not while somethi
     const slow = open(10_000);
     for (let second = 0; second < 9; second++) {
       pass(1_000);
-      slow.requests.progress({ rendition: 0, msn: 7, part: second % 2 }, 100);
+      slow.requests.heardOf({ rendition: 0, msn: 7, part: second % 2 });
     }
     assert.deepEqual(slow.taken, []);
     pass(1_000);

@@ -114,7 +114,8 @@ export class Viewer {
 
   /** The same in a tab that is there already, with {@link PROBE} as its prelude. */
   static async load(tab: Tab, server: string, stream: string, sharing = true): Promise<Viewer> {
-    const query = sharing ? '?audit' : '?audit&sharing=off';
+    // Named, because the page remembers how its switch was left.
+    const query = `?audit&sharing=${sharing ? 'on' : 'off'}`;
     await tab.goto(`${server}/watch/${stream}${query}`);
     return new Viewer(tab);
   }

@@ -132,7 +132,7 @@ fn a_request_waits_for_its_record_as_long_as_what_the_player_was_given_since_las
         let known = sign(&record(piece, BLOCK_BYTES_MAX, start_ms, 500, part == 1));
         peer.handle_input(Time::from_ms(2), Input::Record { record: &known });
         let took = Span::from_ms(20);
-        let digests = [super::world::truth(piece, 0)];
+        let digests: Vec<_> = known.record().blocks.clone();
         peer.handle_input(
             Time::from_ms(2),
             Input::Loaded { piece, length: BLOCK_BYTES_MAX, digests: &digests, took },
@@ -248,4 +248,48 @@ fn a_request_without_a_record_ends_when_playback_begins_to_wait() {
     assert!(!fell_back(&mut peer), "one and a half seconds are left");
     playhead(&mut peer, 200, true);
     assert!(fell_back(&mut peer));
+}
+
+#[test]
+fn what_the_player_loaded_and_is_not_the_origins_comes_from_elsewhere() {
+    let mut peer = playing(1);
+    peer.handle_input(Time::from_ms(2), Input::Record { record: &the_record() });
+    let mut digests = the_record().record().blocks.clone();
+    digests[3] = super::world::truth(PIECE, 4);
+    let loaded = Input::Loaded {
+        piece: PIECE,
+        length: 12 * BLOCK_BYTES_MAX,
+        digests: &digests,
+        took: Span::from_ms(9),
+    };
+    peer.handle_input(Time::from_ms(3), loaded);
+    let outputs = drain(&mut peer);
+    assert!(outputs.iter().any(|output| matches!(output, Output::DropLoaded { .. })), "{outputs:?}");
+    // hls.js asks again. Whatever is between it and the origin would give it the same again.
+    let target = crate::Target::Piece(PIECE);
+    peer.handle_input(Time::from_ms(4), Input::Want { request: 1, target, deadline: None });
+    wake_until(&mut peer, Time::from_ms(1_600), Span::ZERO);
+    let outputs = drain(&mut peer);
+    assert!(outputs.iter().any(|output| matches!(output, Output::Fetch { .. })), "{outputs:?}");
+    assert!(!outputs.iter().any(|output| matches!(output, Output::Fallback { .. })), "{outputs:?}");
+}
+
+#[test]
+fn the_tracker_hears_soon_what_is_played_instead() {
+    let mut peer = Peer::new(config(), 1);
+    let report_interval = Span::from_secs(60);
+    let welcome = Input::Welcome { peer: 1, neighbors_max: 8, upload_ratio_percent: 200, report_interval };
+    peer.handle_input(Time::from_ms(1), welcome);
+    // Neither the line nor the sharing changes with it.
+    peer.handle_input(Time::from_ms(1), Input::Metered { on: true });
+    peer.handle_input(Time::from_ms(1), Input::Playing { renditions: &[0] });
+    wake_until(&mut peer, Time::from_ms(5_000), Span::ZERO);
+    drain(&mut peer);
+    peer.handle_input(Time::from_ms(5_000), Input::Playing { renditions: &[1] });
+    wake_until(&mut peer, Time::from_ms(7_000), Span::ZERO);
+    let told = drain(&mut peer).into_iter().find_map(|output| match output {
+        Output::Report(report) => Some(report.renditions),
+        _ => None,
+    });
+    assert_eq!(told, Some(vec![1]));
 }

@@ -266,13 +266,12 @@ impl Peer {
     }
 
     fn settle_loaded(&mut self, id: PieceId, length: u32, digests: &[BlockDigest]) {
-        let Some(piece) = self.pieces.get_mut(&id) else { return };
-        piece.is_loaded = true;
-        if let Some(record) = piece.record() {
+        let Some(piece) = self.pieces.get(&id) else { return };
+        let Some(record) = piece.record() else { return };
+        let is_true = record.length == length && record.blocks == digests;
+        if is_true {
             self.player.was_given(record);
         }
-        let is_true =
-            piece.record().is_some_and(|record| record.length == length && record.blocks == digests);
         if !is_true || piece.is_complete {
             self.stats.rejected_bytes += if is_true { 0 } else { u64::from(length) };
             self.stats.duplicate_bytes += if is_true { u64::from(length) } else { 0 };

@@ -160,12 +160,7 @@ impl Peer {
                 if piece.origin_lies >= ORIGIN_LIES_MAX && is_over {
                     return Answer::Fallback(FallbackReason::BadOrigin);
                 }
-                // The player loaded it once and it could not be verified: it must do so again.
-                return if piece.is_loaded {
-                    Answer::Fallback(FallbackReason::Refused)
-                } else {
-                    Answer::Wait
-                };
+                return Answer::Wait;
             }
             parts += 1;
             if matches!(request.target, Target::Piece(_)) || record.is_last_in_segment {

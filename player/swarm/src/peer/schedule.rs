@@ -89,7 +89,7 @@ impl Peer {
     /// Whether the local player still needs a piece.
     pub(super) fn is_needed(&self, id: PieceId, piece: &Piece) -> bool {
         let Some(record) = piece.record() else { return false };
-        if piece.is_complete || piece.is_loaded || piece.is_retired {
+        if piece.is_complete || piece.is_retired {
             return false;
         }
         // Of what was published long ago only what the player asks for: it may never get to the rest, and everybody can send

@@ -181,6 +181,13 @@ impl Peer {
         }
     }
 
+    /// Reports before its time, if reports are wanted at all.
+    pub(super) fn report_soon(&mut self) {
+        if self.report_at < Time::NEVER {
+            self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);
+        }
+    }
+
     /// Sets the upload rate: what the line, the stream and the viewer's own playback allow.
     pub(super) fn update_rate(&mut self) {
         let usable = self.usable_bps();
@@ -190,10 +197,8 @@ impl Peer {
         let is_short = self.player.stalled_for(self.now) > STALL_PATIENCE && !is_common;
         let rate = if is_short { usable / 4 } else { usable };
         // The planner plans on what was reported: it should soon know of a change that matters.
-        if self.plannable_bps().abs_diff(self.reported_bps) > self.reported_bps / 4
-            && self.report_at < Time::NEVER
-        {
-            self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);
+        if self.plannable_bps().abs_diff(self.reported_bps) > self.reported_bps / 4 {
+            self.report_soon();
         }
         self.uploads.set_rate(self.now, rate);
         self.update_flags();

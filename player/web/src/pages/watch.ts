@@ -60,6 +60,8 @@ let rebufferCount = 0;
 let endedEpoch: string | null = null;
 let retryTimer: ReturnType<typeof setTimeout> | undefined;
 let recoveredAt = 0;
+/** Said once, it holds for the page, however often the stream begins anew. */
+let hasConsented = false;
 
 const words: Record<PageState, [title: string, text: string]> = {
   loading: ['Loading…', ''],
@@ -98,6 +100,7 @@ function start(): void {
     },
   });
   shoal = attach(hls, { sharing: sharing.checked, audit: parameters.has('audit'), log: parameters.has('log') });
+  if (hasConsented) shoal.consent();
   shoal.on('stats', showStats);
   shoal.on('neighbors', () => {
     showStats();
@@ -286,9 +289,19 @@ function showStats(): void {
   );
 }
 
+/** Where the switch's place is kept, if the browser lets pages keep anything. */
+function storage(): Storage | null {
+  try {
+    return localStorage;
+  } catch {
+    return null;
+  }
+}
+
 function setUpControls(): void {
-  sharing.checked = parameters.get('sharing') !== 'off';
+  sharing.checked = (parameters.get('sharing') ?? storage()?.getItem('sharing')) !== 'off';
   sharing.addEventListener('change', () => {
+    storage()?.setItem('sharing', sharing.checked ? 'on' : 'off');
     shoal?.setSharing(sharing.checked);
     showStats();
   });
@@ -298,6 +311,7 @@ function setUpControls(): void {
     video.focus();
   });
   byId('allow').addEventListener('click', () => {
+    hasConsented = true;
     shoal?.consent();
     showStats();
   });
@@ -339,17 +353,18 @@ function setUp(): void {
   setUpControls();
   watchVideo();
   if (!STREAM_NAME.test(stream)) setState('waiting');
-  else if (Hls.isSupported()) start();
-  else if (video.canPlayType('application/vnd.apple.mpegurl') !== '') {
+  else if (Hls.isSupported()) {
+    start();
+    addEventListener('pagehide', stopPlayer);
+    // Back from the browser's page cache: the player is gone, so begin anew.
+    addEventListener('pageshow', ({ persisted }) => {
+      if (persisted) start();
+    });
+  } else if (video.canPlayType('application/vnd.apple.mpegurl') !== '') {
     // An iPhone without ManagedMediaSource: its own player, without peers.
     video.src = source;
     void play();
   } else setState('unsupported');
-  addEventListener('pagehide', stopPlayer);
-  // Back from the browser's page cache: the player is gone, so begin anew.
-  addEventListener('pageshow', ({ persisted }) => {
-    if (persisted) start();
-  });
 }
 
 setUp();

@@ -29,16 +29,10 @@ export const Tag = {
 
 /** Indices into {@link Core.stats} that the driver reads. */
 export const Stat = {
-  PeerBytes: 0,
-  OriginBytes: 1,
-  SentBytes: 2,
   DuplicateBytes: 3,
   LateBytes: 4,
   RejectedBytes: 5,
-  Pieces: 6,
-  Bans: 21,
   UplinkBps: 31,
-  BehindMs: 34,
 } as const;
 
 /** The length of a block in a piece of `length` bytes, as in `segmenter/digest`; the last one may be shorter. */
@@ -72,7 +66,6 @@ export interface Core {
   wantPiece(now: number, request: number, rendition: number, msn: number, part: number, deadline: number): void;
   wantSegment(now: number, request: number, rendition: number, msn: number, deadline: number): void;
   unwant(now: number, request: number): void;
-  share(now: number, on: boolean): void;
   metered(now: number, on: boolean): void;
   leave(now: number): void;
   segmentParts(rendition: number, msn: number): Float64Array | undefined;

@@ -21,9 +21,6 @@ import { PieceStore, keyOf } from './store.ts';
 import type { PieceKey } from './store.ts';
 import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
 
-/** The core is told that a channel drained when this many bytes wait in it. Zero, because browsers say it only when the
- * number falls from above: a short block under a higher mark would look queued for ever. */
-const DRAINED_BYTES = 0;
 /** Whole pieces that wait for the core's verdict. */
 const LOADED_MAX = 64;
 
@@ -77,30 +74,27 @@ export class Driver {
     // The core evicts by its own count; the slack covers pieces that are being filled while others go.
     this.#store = new PieceStore(storeBytesMax * 1.25, blockBytes);
     core.setStoreBytesMax(storeBytesMax);
-    this.#neighbors = new Neighbors(
-      {
-        onOpen: (peer) => {
-          this.#handleOpen(peer);
-        },
-        onMessage: (peer, channel, bytes) => {
-          if (channel === 'control') this.#input((now) => { core.message(now, peer, bytes); });
-          else this.#inputBytes(bytes.subarray(BLOCK_HEADER_BYTES), true, (now) => { core.block(now, peer, bytes); });
-        },
-        onDrained: (peer) => {
-          this.#input((now) => { core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
-        },
-        onLost: (peer, wasConnected) => {
-          events.send({ type: 'lost', peer, was_connected: wasConnected });
-          if (!wasConnected) return;
-          this.#input((now) => { core.neighborLost(now, peer); });
-          events.onNeighbors();
-        },
-        onSignal: (peer, data) => {
-          events.send({ type: 'signal', to: peer, data });
-        },
+    this.#neighbors = new Neighbors({
+      onOpen: (peer) => {
+        this.#handleOpen(peer);
       },
-      DRAINED_BYTES,
-    );
+      onMessage: (peer, channel, bytes) => {
+        if (channel === 'control') this.#input((now) => { core.message(now, peer, bytes); });
+        else this.#inputBytes(bytes.subarray(BLOCK_HEADER_BYTES), true, (now) => { core.block(now, peer, bytes); });
+      },
+      onDrained: (peer) => {
+        this.#input((now) => { core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
+      },
+      onLost: (peer, wasConnected) => {
+        events.send({ type: 'lost', peer, was_connected: wasConnected });
+        if (!wasConnected) return;
+        this.#input((now) => { core.neighborLost(now, peer); });
+        events.onNeighbors();
+      },
+      onSignal: (peer, data) => {
+        events.send({ type: 'signal', to: peer, data });
+      },
+    });
   }
 
   /** Peers with open channels. */
@@ -351,7 +345,7 @@ export class Driver {
           this.#sendBlock(field(0), pieceAt(1), field(4));
           break;
         case Tag.Fetch:
-          this.#fetch(field(0), pieceAt(1), field(4), field(5), field(6) === 1, field(7) === 1, field(8));
+          this.#fetch(field(0), pieceAt(1), field(4), field(5), field(6) === 1, field(8));
           break;
         case Tag.CancelFetch:
           this.#fetches.get(field(0))?.abort();
@@ -415,7 +409,7 @@ export class Driver {
     this.#inputs.push((now) => { this.core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
   }
 
-  #fetch(id: number, piece: Piece, offset: number, length: number, isWhole: boolean, isRetry: boolean, pieceLength: number): void {
+  #fetch(id: number, piece: Piece, offset: number, length: number, isWhole: boolean, pieceLength: number): void {
     const { core } = this;
     const url = this.catalog.urlOf(piece);
     if (url === null) {
@@ -423,7 +417,7 @@ export class Driver {
       return;
     }
     const controller = fetchRange(
-      { url, offset, length, isWhole, isRetry, blockBytes: blockBytes(pieceLength) },
+      { url, offset, length, isWhole, blockBytes: blockBytes(pieceLength) },
       {
         onBlock: (block, bytes) => {
           this.#inputBytes(bytes, false, (now) => { core.fetchBlock(now, id, block, bytes); });
@@ -464,7 +458,7 @@ export class Driver {
     const source = isFromPeer ? 'peerBytes' : 'originBytes';
     if (!this.#store.write(key, block, bytes, source, performance.now())) return;
     if (isFromPeer) this.traffic.peerBytes += bytes.length;
-    this.#requests.progress(piece, bytes.length);
+    this.#requests.heardOf(piece);
   }
 
   #keepLoaded(piece: Piece): void {

@@ -58,20 +58,11 @@ export class Neighbors {
   /** For connections to come. */
   configuration: RTCConfiguration = {};
 
-  constructor(
-    private readonly events: NeighborEvents,
-    /** `bufferedAmount` under which {@link NeighborEvents.onDrained} is called, in bytes. */
-    private readonly drainedBytes: number,
-  ) {}
+  constructor(private readonly events: NeighborEvents) {}
 
   /** Whether this browser has WebRTC data channels at all. */
   static get isSupported(): boolean {
     return typeof RTCPeerConnection === 'function' && 'createDataChannel' in RTCPeerConnection.prototype;
-  }
-
-  /** Connections, open or on their way. */
-  get size(): number {
-    return this.#links.size;
   }
 
   /** Peers with a connection, open or on its way. */
@@ -98,7 +89,7 @@ export class Neighbors {
   meet(peer: PeerId, offers: boolean): void {
     if (this.#links.has(peer)) return;
     try {
-      this.#links.set(peer, new Link(peer, offers, this.configuration, this.drainedBytes, this.events, this.#forget));
+      this.#links.set(peer, new Link(peer, offers, this.configuration, this.events, this.#forget));
     } catch {
       // Browsers bound the number of connections, and policies may refuse them: the peer is simply not reached.
       this.events.onLost(peer, false);
@@ -167,7 +158,6 @@ class Link {
     private readonly peer: PeerId,
     offers: boolean,
     configuration: RTCConfiguration,
-    drainedBytes: number,
     private readonly events: NeighborEvents,
     private readonly forget: (peer: PeerId, link: Link) => void,
   ) {
@@ -176,7 +166,7 @@ class Link {
       control: pc.createDataChannel('control', { negotiated: true, id: 0, ordered: true }),
       blocks: pc.createDataChannel('blocks', { negotiated: true, id: 1, ordered: false }),
     };
-    for (const name of ['control', 'blocks'] as const) this.#listen(name, drainedBytes);
+    for (const name of ['control', 'blocks'] as const) this.#listen(name);
     pc.onicecandidate = ({ candidate }) => {
       if (this.#isClosed) return;
       const signal: Signal = { kind: 'candidate', candidate: candidate?.candidate ?? '' };
@@ -262,10 +252,9 @@ class Link {
     this.#pc.onicecandidate = this.#pc.onconnectionstatechange = null;
   }
 
-  #listen(name: Channel, drainedBytes: number): void {
+  #listen(name: Channel): void {
     const channel = this.#channels[name];
     channel.binaryType = 'arraybuffer';
-    if (name === 'blocks') channel.bufferedAmountLowThreshold = drainedBytes;
     channel.onopen = () => {
       if (this.#wasOpen || !this.isOpen) return;
       this.#wasOpen = true;
@@ -276,6 +265,8 @@ class Link {
     channel.onclose = () => {
       this.lose();
     };
+    // When nothing waits any more, which is the mark that channels begin with: browsers tell it only when the number falls
+    // from above, so that a short block under a higher mark would look queued for ever.
     if (name === 'blocks') channel.onbufferedamountlow = () => {
       this.events.onDrained(this.peer);
     };

@@ -15,8 +15,6 @@ export interface RangeRequest {
   length: number;
   /** The whole resource, so that no `Range` header is needed. */
   isWhole: boolean;
-  /** Go around HTTP caches: an earlier answer was wrong. */
-  isRetry: boolean;
   /** The length of the piece's blocks. */
   blockBytes: number;
 }
@@ -40,7 +38,7 @@ export function fetchRange(request: RangeRequest, events: RangeEvents): AbortCon
 }
 
 async function run(request: RangeRequest, events: RangeEvents, controller: AbortController): Promise<void> {
-  const { offset, length, isWhole, isRetry, blockBytes } = request;
+  const { offset, length, isWhole, blockBytes } = request;
   let timer: ReturnType<typeof setTimeout> | undefined;
   let isSilent = false;
   const heard = (): void => {
@@ -60,7 +58,9 @@ async function run(request: RangeRequest, events: RangeEvents, controller: Abort
     heard();
     const response = await fetch(request.url, {
       signal: controller.signal,
-      cache: isRetry ? 'reload' : 'default',
+      // Chromium's cache lets one range of a URL through at a time, so that six would take six round trips. And what was wrong
+      // once must not come from it again.
+      cache: 'no-store',
       ...(!isWhole && { headers: { Range: `bytes=${offset}-${offset + length - 1}` } }),
     });
     if ((response.status !== 200 && response.status !== 206) || !response.body) {

@@ -22,13 +22,10 @@ export interface Request {
   onAnswer: (answer: Stored) => void;
   /** The swarm can't or shouldn't: load it over plain HTTP. */
   onFallback: () => void;
-  /** Bytes of the request that have come so far. */
-  onProgress: (bytes: number) => void;
 }
 
 interface Pending extends Request {
   timer: ReturnType<typeof setTimeout> | undefined;
-  bytes: number;
   /** Sets the timer anew, as far as the player's patience goes. */
   wait: () => void;
 }
@@ -53,7 +50,7 @@ export class Requests {
         onTimeout(id);
       }, Math.min(ANSWER_MAX_MS, until - performance.now()));
     };
-    const pending: Pending = { ...request, timer: undefined, bytes: 0, wait };
+    const pending: Pending = { ...request, timer: undefined, wait };
     wait();
     this.#pending.set(id, pending);
     return id;
@@ -73,14 +70,10 @@ export class Requests {
     this.take(id)?.onFallback();
   }
 
-  /** Tells the requests that a piece belongs to of its new bytes. */
-  progress(piece: Piece, bytes: number): void {
-    for (const request of this.#pending.values()) {
-      const { rendition, msn, part } = request.target;
-      if (piece.rendition !== rendition || piece.msn !== msn || (part !== null && piece.part !== part)) continue;
-      request.wait();
-      request.bytes += bytes;
-      request.onProgress(request.bytes);
+  /** Something of a piece came: the requests that it belongs to go on waiting. */
+  heardOf(piece: Piece): void {
+    for (const { target: { rendition, msn, part }, wait } of this.#pending.values()) {
+      if (piece.rendition === rendition && piece.msn === msn && (part === null || piece.part === part)) wait();
     }
   }
 }
