@@ -5,165 +5,18 @@ mod common;
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::process::{Child, Command, Stdio};
 
-use axum::http::StatusCode;
-use bytes::Bytes;
+use common::kept::{
+    check, check_file, check_lists, publish_short, recording_into, rewind, run, verify_media, with_dvr,
+};
 use common::{AUDIO, Audio, Fake, VIDEO, Video, World, push, push_all, until};
 use ed25519_dalek::SigningKey;
-use hyper_util::rt::{TokioExecutor, TokioIo};
-use hyper_util::server::conn::auto::Builder;
-use s3s::access::{S3Access, S3AccessContext};
-use s3s::auth::SimpleAuth;
-use s3s::service::S3ServiceBuilder;
-use s3s::{S3Error, S3ErrorCode, S3Result};
-use shoal_digest::{BlockDigest, OriginKey, Record, block_bytes};
-use shoal_playlist::lint::{lint_media, lint_multivariant, lint_renditions};
-use shoal_playlist::{MediaPlaylist, PlaylistKind, parse_media};
+use shoal_digest::Record;
+use shoal_playlist::{MediaPlaylist, parse_media};
 use shoal_segmenter::frame::{Input, TrackFormat};
-use shoal_segmenter::{Config, Publication, RecordingInfo, RecordingState, Secret, State, Streams};
+use shoal_segmenter::{Config, RecordingState, State, Streams};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
-
-/// A configuration that records into a directory.
-fn recording_into(directory: &Path) -> Config {
-    Config {
-        recording: true,
-        storage: directory.to_str().unwrap().to_owned(),
-        storage_free_bytes_min: 0,
-        ..Config::default()
-    }
-}
-
-impl World {
-    async fn ask(&self, path: &str, range: Option<&str>) -> (u16, Bytes) {
-        let mut request = self.client.get(format!("{}{path}", self.base));
-        if let Some(range) = range {
-            request = request.header("range", range);
-        }
-        let response = request.send().await.unwrap();
-        (response.status().as_u16(), response.bytes().await.expect("the body is whole"))
-    }
-
-    /// The only recording, once it is closed.
-    async fn recording(&self) -> RecordingInfo {
-        let is_closed = |info: &RecordingInfo| info.state == RecordingState::Closed;
-        until("the recording", || self.streams.recordings().first().is_some_and(is_closed)).await;
-        assert_eq!(self.streams.recordings().len(), 1);
-        self.streams.recordings().remove(0)
-    }
-
-    /// Waits until all that was pushed is published and, if it is to be, stored.
-    async fn settle(&self, publication: &Publication) {
-        until("the worker", || publication.is_idle()).await;
-        until("the storage", || self.streams.stats().iter().all(|stats| stats.is_stored)).await;
-    }
-}
-
-/// Runs a program to its end and demands that it had nothing to complain about.
-async fn run(program: &'static str, arguments: &[&str]) -> String {
-    let arguments: Vec<_> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-    let run = move || Command::new(program).args(&arguments).stdin(Stdio::null()).output();
-    let Output { status, stdout, stderr } = tokio::task::spawn_blocking(run).await.unwrap().unwrap();
-    let complaints = String::from_utf8_lossy(&stderr);
-    assert!(status.success() && complaints.is_empty(), "{program}: {complaints}");
-    String::from_utf8_lossy(&stdout).into_owned()
-}
-
-/// The frames that `ffprobe` decodes of the picture and of the sound.
-async fn frames(input: &str) -> [u64; 2] {
-    let show = "stream=codec_type,nb_read_frames";
-    let arguments = ["-v", "warning", "-count_frames", "-show_entries", show, "-of", "csv=p=0", input];
-    let text = run("ffprobe", &arguments).await;
-    ["video", "audio"].map(|kind| {
-        // An HLS stream is listed twice: in its program and by itself.
-        let line = text.lines().find(|line| line.starts_with(kind)).unwrap_or_else(|| panic!("{text}"));
-        line.split(',').nth(1).unwrap().trim().parse().unwrap()
-    })
-}
-
-/// Demands that every segment that a recording's rendition lists is what its signed records say; returns how many
-/// parts there are.
-async fn verify_media(world: &World, folder: &str, rendition: &str, key: &OriginKey) -> usize {
-    let playlist = parse_media(&world.text(&format!("{folder}/{rendition}/playlist.m3u8")).await).unwrap();
-    let mut parts = 0;
-    for segment in &playlist.segments {
-        let media = world.get(&format!("{folder}/{rendition}/{}", segment.uri)).await;
-        parts +=
-            verify(&media, &world.get(&format!("{folder}/{rendition}/{}.digest", segment.uri)).await, key);
-    }
-    parts
-}
-
-/// Demands that a segment is what its parts' records say; returns how many there are.
-fn verify(mut media: &[u8], mut records: &[u8], key: &OriginKey) -> usize {
-    let mut parts = 0;
-    while let Some((length, rest)) = records.split_first_chunk::<4>() {
-        let (record, rest) = rest.split_at(u32::from_be_bytes(*length) as usize);
-        let record = Record::verify(record, key).expect("the origin signed it");
-        let (part, other) = media.split_at(record.length as usize);
-        for (block, digest) in part.chunks(block_bytes(record.length) as usize).zip(&record.blocks) {
-            assert_eq!(BlockDigest::of(block), *digest);
-        }
-        (records, media, parts) = (rest, other, parts + 1);
-    }
-    assert!(media.is_empty(), "bytes without a record");
-    parts
-}
-
-/// Demands that the recording is whole: its playlists, its media by their records, and what ffmpeg makes of it.
-async fn check(world: &World, recording: &RecordingInfo, frames_min: u64) {
-    check_lists(world, recording).await;
-    let media = check_file(world, recording, frames_min).await;
-    let url = format!("{}{}", world.base, recording.url.as_ref().unwrap());
-    assert_eq!(frames(&url).await, media, "by the playlists");
-}
-
-/// Demands that the playlists are right and the media is what its records say.
-async fn check_lists(world: &World, recording: &RecordingInfo) {
-    let folder = format!("/vod/{}/{}", recording.stream, recording.epoch);
-    assert_eq!(recording.url.as_deref().unwrap(), format!("{folder}/index.m3u8"));
-    let text = world.text(&format!("{folder}/index.m3u8")).await;
-    assert_eq!(lint_multivariant(&text), []);
-    let (stream, epoch) = (&recording.stream, &recording.epoch);
-    assert!(text.contains(&format!(r#""live.shoal.stream",VALUE="{stream}/{epoch}""#)), "{text}");
-    assert!(text.contains(r#""live.shoal.tracker",VALUE="/tracker""#), "its viewers find each other: {text}");
-    let mut texts = Vec::new();
-    for rendition in &recording.renditions {
-        let text = world.text(&format!("{folder}/{rendition}/playlist.m3u8")).await;
-        let playlist = parse_media(&text).unwrap();
-        assert!(playlist.is_ended && playlist.kind == Some(PlaylistKind::Vod));
-        assert_eq!(lint_media(&text), [], "{text}");
-        texts.push(text);
-        assert!(verify_media(world, &folder, rendition, &world.streams.origin_key()).await > 0);
-    }
-    assert_eq!(lint_renditions(&texts.iter().map(String::as_str).collect::<Vec<_>>()), []);
-}
-
-/// Demands that the MP4 file has so many pictures, sound beside them, and any range of itself; returns what it has.
-async fn check_file(world: &World, recording: &RecordingInfo, frames_min: u64) -> [u64; 2] {
-    let mp4 = recording.mp4_url.clone().unwrap();
-    let url = format!("{}{mp4}", world.base);
-    let [video, audio] = frames(&url).await;
-    assert!(video >= frames_min, "{video} of {frames_min} frames");
-    // 30 pictures and 46.875 packets of AAC in a second; a part of one may be without the other's.
-    let expected = video * 46_875 / 30_000;
-    assert!(audio.abs_diff(expected) <= 30, "{audio} of {expected} packets");
-
-    let file = world.get(&mp4).await;
-    let length = file.len();
-    for (start, end) in [(0, 10), (length / 3, length / 3 * 2), (length - 10, length), (0, length)] {
-        let (status, range) = world.ask(&mp4, Some(&format!("bytes={start}-{}", end - 1))).await;
-        assert!(status == 206 && range == file.slice(start..end), "bytes {start} to {end}");
-    }
-    let probe =
-        run("ffprobe", &["-v", "warning", "-show_entries", "format=duration", "-of", "csv=p=0", &url]).await;
-    let (duration_s, expected_s): (f64, _) = (probe.trim().parse().unwrap(), video as f64 / 30.0);
-    assert!((duration_s - expected_s).abs() < 0.6, "{duration_s} s of {expected_s} s");
-    [video, audio]
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ended_stream_can_be_played_and_downloaded_to_the_last_frame() {
@@ -187,7 +40,7 @@ async fn ended_stream_can_be_played_and_downloaded_to_the_last_frame() {
         list.contains("\"state\":\"closed\"") && list.contains(recording.mp4_url.as_ref().unwrap()),
         "{list}"
     );
-    assert_eq!(world.ask("/vod/real/0/index.m3u8", None).await.0, 404);
+    assert_eq!(world.get_range("/vod/real/0/index.m3u8", None).await.0, 404);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -207,7 +60,7 @@ async fn interrupted_stream_is_one_recording_without_a_hole() {
     // Until the first segment without media is complete; each request waits for it for three target durations.
     let gap = world.streams.stats()[0].epoch.clone();
     let gap = format!("/live/real/{gap}/v0/playlist.m3u8?_HLS_msn=2");
-    while world.ask(&gap, None).await.0 != 200 {}
+    while world.get_range(&gap, None).await.0 != 200 {}
     let playlist = parse_media(&world.text(&gap).await).unwrap();
     assert!(playlist.segments[2].is_gap);
 
@@ -360,19 +213,6 @@ async fn killed_program_loses_at_most_the_unfinished_part() {
     assert_eq!(world.recording().await, recording);
 }
 
-/// Publishes fake media of so many milliseconds and ends the stream.
-async fn publish_short(world: &World, name: &str, milliseconds: i64) {
-    let publication = world.streams.publish(name).unwrap();
-    let mut fake = Fake::new();
-    fake.begin(&publication);
-    fake.push(&publication, milliseconds);
-    until("the worker", || publication.is_idle()).await;
-    publication.end();
-    let is_ended = || world.streams.list().iter().any(|info| info.name == name && info.state == State::Ended);
-    until("the end", is_ended).await;
-    world.streams.recorded(std::time::Duration::from_secs(20)).await;
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn recording_promises_keyframes_only_where_each_segment_has_one() {
     const TAG: &str = "#EXT-X-INDEPENDENT-SEGMENTS";
@@ -460,28 +300,6 @@ async fn storage_that_breaks_ends_the_recording_and_not_the_stream() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn storage_that_does_not_answer_ends_the_recording_and_not_the_stream() {
-    // Takes connections and says nothing.
-    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", silent.local_addr().unwrap());
-    tokio::spawn(async move {
-        let mut connections = Vec::new();
-        while let Ok((connection, _)) = silent.accept().await {
-            connections.push(connection);
-        }
-    });
-    let world = World::new(Config { storage_queue_bytes_max: 1 << 20, ..s3(&endpoint) }).await;
-    let publication = world.streams.publish("show").unwrap();
-    let mut fake = Fake::new();
-    fake.begin(&publication);
-    fake.push(&publication, 20_000);
-    until("the worker", || publication.is_idle()).await;
-    let recording = world.streams.list()[0].recording.clone().unwrap();
-    assert_eq!(recording.failure, "the storage can't keep up");
-    assert!(world.streams.stats()[0].parts >= 76, "{:?}", world.streams.stats());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn too_little_room_is_reported_and_does_not_stop_the_stream() {
     let directory = TempDir::new().unwrap();
     let config = Config { storage_free_bytes_min: u64::MAX, ..recording_into(directory.path()) };
@@ -528,58 +346,6 @@ async fn oldest_recordings_are_deleted_when_there_are_too_many_bytes_or_they_are
     until("the deletion", || names(&world) == ["c"] && !directory.path().join("b").exists()).await;
 }
 
-/// Publishes a minute with a window of ten, of which memory has twelve seconds, and reads all of it.
-async fn rewind(world: &World) -> Publication {
-    let publication = world.streams.publish("show").unwrap();
-    let mut fake = Fake::new();
-    fake.begin(&publication);
-    for _ in 0..12 {
-        fake.push(&publication, 5_000);
-        world.settle(&publication).await;
-    }
-    let stats = &world.streams.stats()[0];
-    // 12 s of memory, a segment in the making, and what was just being stored.
-    let second = stats.media_bytes / 60;
-    assert!(stats.held_bytes < 20 * second, "{} bytes held, {second} in a second", stats.held_bytes);
-    let base = format!("/live/show/{}", stats.epoch);
-    let mut texts = Vec::new();
-    for rendition in ["v0", "a0"] {
-        let text = world.text(&format!("{base}/{rendition}/playlist.m3u8")).await;
-        assert_eq!(lint_media(&text), [], "{text}");
-        let playlist = parse_media(&text).unwrap();
-        assert_eq!(playlist.media_sequence, 0);
-        assert!((29..=30).contains(&playlist.segments.len()), "{} segments", playlist.segments.len());
-        for segment in &playlist.segments {
-            let media = world.get(&format!("{base}/{rendition}/{}", segment.uri)).await;
-            let records = world.get(&format!("{base}/{rendition}/{}.digest", segment.uri)).await;
-            assert_eq!(verify(&media, &records, &world.streams.origin_key()), 4);
-            let path = format!("{base}/{rendition}/{}", segment.uri);
-            let (status, range) = world.ask(&path, Some("bytes=100-199")).await;
-            assert!(status == 206 && range == media.slice(100..200));
-            // Viewers swap parts, also of what playlists list as whole segments.
-            let (name, mut parts) = (segment.uri.replace("seg-", "part-"), Vec::new());
-            for part in 0..4 {
-                let name = format!("{base}/{rendition}/{}", name.replace(".m4s", &format!("-{part}.m4s")));
-                let bytes = world.get(&name).await;
-                let record = world.get(&format!("{name}.digest")).await;
-                let record = Record::verify(&record, &world.streams.origin_key()).expect("signed");
-                assert_eq!((record.piece.part, record.length as usize), (part, bytes.len()));
-                parts.extend_from_slice(&bytes);
-            }
-            assert!(parts == media, "the parts of {}", segment.uri);
-        }
-        let delta = world.text(&format!("{base}/{rendition}/playlist.m3u8?_HLS_skip=YES")).await;
-        assert!(delta.contains("#EXT-X-SKIP:SKIPPED-SEGMENTS=2"), "{delta}");
-        texts.push(text);
-    }
-    assert_eq!(lint_renditions(&[&texts[0], &texts[1]]), []);
-    publication
-}
-
-fn with_dvr(config: Config) -> Config {
-    Config { recording: false, window_ms: 12_000, dvr_ms: 600_000, ended_keep_ms: 0, ..config }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn viewers_can_go_back_further_than_memory_reaches() {
     let directory = TempDir::new().unwrap();
@@ -623,118 +389,6 @@ async fn window_shrinks_to_memory_when_its_storage_breaks() {
     }
 }
 
-/// A configuration that records into the bucket `media` of an S3 service.
-fn s3(endpoint: &str) -> Config {
-    Config {
-        recording: true,
-        storage: "s3://media/live".to_owned(),
-        s3_endpoint: endpoint.to_owned(),
-        s3_access_key_id: "shoal".to_owned(),
-        s3_secret_access_key: Secret("secret".to_owned()),
-        ..Config::default()
-    }
-}
-
-/// An S3 service, and its endpoint.
-async fn serve_s3(directory: &Path) -> String {
-    serve_s3_with(directory, Store::default()).await
-}
-
-/// What a test knows of a store, and does to it.
-#[derive(Clone, Default)]
-struct Store {
-    /// It has no room for objects, and says so in the words of a real one.
-    is_full: Arc<AtomicBool>,
-    /// How many objects with `/pages/` in their names were read.
-    pages_read: Arc<AtomicUsize>,
-}
-
-#[async_trait::async_trait]
-impl S3Access for Store {
-    async fn check(&self, cx: &mut S3AccessContext<'_>) -> S3Result<()> {
-        let is_page = cx.s3_path().get_object_key().is_some_and(|key| key.contains("/pages/"));
-        if cx.s3_op().name() == "GetObject" && is_page {
-            self.pages_read.fetch_add(1, Ordering::AcqRel);
-        }
-        if cx.s3_op().name() == "PutObject" && self.is_full.load(Ordering::Acquire) {
-            let code = S3ErrorCode::Custom("XMinioStorageFull".into());
-            let mut full = S3Error::with_message(code, "the free drive threshold has been reached");
-            full.set_status_code(StatusCode::INSUFFICIENT_STORAGE);
-            return Err(full);
-        }
-        Ok(())
-    }
-}
-
-/// The same, with `store` in between.
-async fn serve_s3_with(directory: &Path, store: Store) -> String {
-    std::fs::create_dir_all(directory.join("media")).unwrap();
-    let mut builder = S3ServiceBuilder::new(s3s_fs::FileSystem::new(directory).unwrap());
-    builder.set_auth(SimpleAuth::from_single("shoal", "secret"));
-    builder.set_access(store);
-    let service = builder.build();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("http://{}", listener.local_addr().unwrap());
-    tokio::spawn(async move {
-        while let Ok((socket, _)) = listener.accept().await {
-            let service = service.clone();
-            tokio::spawn(async move {
-                let builder = Builder::new(TokioExecutor::new());
-                let _ = builder.serve_connection(TokioIo::new(socket), service).await;
-            });
-        }
-    });
-    endpoint
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn s3_store_keeps_recordings_over_a_restart() {
-    let directory = TempDir::new().unwrap();
-    let endpoint = serve_s3(directory.path()).await;
-    let world = World::new(s3(&endpoint)).await;
-    let publication = world.streams.publish("real").unwrap();
-    publication.expect_tracks(&[AUDIO, VIDEO]);
-    let (mut video, mut audio) = (Video::new(VIDEO, 320, 180), Audio::new());
-    video.rhythm = Some(60);
-    push(&publication, Audio::format());
-    push_all(&publication, &mut video, &mut audio, 130);
-    world.settle(&publication).await;
-    // As a crash would leave it: the parts of the last segment are there, and nobody closes it.
-    let other = World::new(s3(&endpoint)).await;
-    let recording = other.recording().await;
-    check(&other, &recording, 120).await;
-    publication.end();
-    world.streams.recorded(std::time::Duration::from_secs(20)).await;
-    check(&world, &world.recording().await, 130).await;
-    let world = World::new(Config { recordings_bytes_max: 1, ..s3(&endpoint) }).await;
-    let header = directory.path().join(format!("media/live/real/{}/recording.json", recording.epoch));
-    until("the deletion", || !header.exists()).await;
-    assert!(world.streams.recordings().is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn page_of_a_recording_is_read_once_for_all_that_it_describes() {
-    let directory = TempDir::new().unwrap();
-    let store = Store::default();
-    let endpoint = serve_s3_with(directory.path(), store.clone()).await;
-    let world = World::new(s3(&endpoint)).await;
-    publish_short(&world, "show", 40_000).await;
-    let folder = format!("/vod/show/{}", world.recording().await.epoch);
-    let before = store.pages_read.load(Ordering::Acquire);
-    let reads = || store.pages_read.load(Ordering::Acquire) - before;
-    for file in ["part-0-0.m4s", "part-0-1.m4s", "part-15-3.m4s", "part-7-0.m4s", "seg-9.m4s"] {
-        assert_eq!(world.ask(&format!("{folder}/v0/{file}"), Some("bytes=0-0")).await.0, 206, "{file}");
-        world.get(&format!("{folder}/v0/{file}.digest")).await;
-        assert_eq!(reads(), 1, "{file}");
-    }
-    world.get(&format!("{folder}/v0/seg-16.m4s")).await;
-    assert_eq!(reads(), 2, "of the page behind it");
-    world.get(&format!("{folder}/a0/part-0-0.m4s")).await;
-    assert_eq!(reads(), 3, "of the sound's");
-    world.get(&format!("{folder}/v0/part-0-2.m4s")).await;
-    assert_eq!(reads(), 3);
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn page_of_a_long_window_is_read_again_when_it_has_grown() {
     let directory = TempDir::new().unwrap();
@@ -756,43 +410,6 @@ async fn page_of_a_long_window_is_read_again_when_it_has_grown() {
     for msn in 0..16 {
         world.get(&format!("{folder}/seg-{msn}.m4s")).await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn s3_store_serves_a_long_window() {
-    let directory = TempDir::new().unwrap();
-    let endpoint = serve_s3(directory.path()).await;
-    let world = World::new(with_dvr(s3(&endpoint))).await;
-    rewind(&world).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn store_that_fills_up_ends_the_recording_which_is_closed_when_there_is_room_again() {
-    let directory = TempDir::new().unwrap();
-    let store = Store::default();
-    let endpoint = serve_s3_with(directory.path(), store.clone()).await;
-    let world = World::new(s3(&endpoint)).await;
-    let publication = world.streams.publish("show").unwrap();
-    let mut fake = Fake::new();
-    fake.begin(&publication);
-    fake.push(&publication, 5_000);
-    world.settle(&publication).await;
-    store.is_full.store(true, Ordering::Release);
-    fake.push(&publication, 5_000);
-    let failure = || world.streams.list()[0].recording.clone().unwrap().failure;
-    until("the report", || failure().contains("XMinioStorageFull")).await;
-    let parts = world.streams.stats()[0].parts;
-    fake.push(&publication, 5_000);
-    until("the worker", || publication.is_idle()).await;
-    assert!(world.streams.stats()[0].parts >= parts + 18, "the stream goes on");
-
-    // The next start, at the latest, closes what was stored in time. The first server's attempts go on failing: two that close
-    // the same recording at the same time is another matter.
-    let endpoint = serve_s3_with(directory.path(), Store::default()).await;
-    let world = World::new(s3(&endpoint)).await;
-    let recording = world.recording().await;
-    check_lists(&world, &recording).await;
-    assert!((4_900..5_200).contains(&recording.duration_ms), "{recording:?}");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! A publisher made of real encoders (x264, libopus), and an origin on a real socket.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub(crate) mod kept;
+
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
