@@ -12,7 +12,10 @@ use std::{
 };
 
 use bytes::{Bytes, BytesMut};
-use shoal_swarm::{PeerId, wire::BLOCK_HEADER_BYTES};
+use shoal_swarm::{
+    PeerId,
+    wire::{BLOCK_HEADER_BYTES, BLOCKS_CHANNEL, CONTROL_CHANNEL},
+};
 use shoal_tracker_protocol::{IceServer, Signal};
 use tokio::{sync::mpsc, time::sleep};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -28,9 +31,6 @@ use webrtc::{
 use crate::identity::Identity;
 use crate::uplink::Uplink;
 
-/// WIRE.md: the ids of the two channels, agreed upon beforehand.
-const CONTROL_CHANNEL: u16 = 0;
-const BLOCKS_CHANNEL: u16 = 1;
 /// How often the send queue is looked at while it drains: a block of 16 KiB takes as long at 6 Mbit/s.
 const QUEUE_INTERVAL: Duration = Duration::from_millis(20);
 /// webrtc (0.21) loses what arrives together with the end of SCTP's handshake, before it has opened the channels. Whoever is
@@ -212,8 +212,9 @@ impl Link {
             negotiated: Some(id),
             ..RTCDataChannelInit::default()
         };
-        let control = connection.create_data_channel("control", Some(channel(CONTROL_CHANNEL, true))).await?;
-        let blocks = connection.create_data_channel("blocks", Some(channel(BLOCKS_CHANNEL, false))).await?;
+        let [(control, control_id), (blocks, blocks_id)] = [CONTROL_CHANNEL, BLOCKS_CHANNEL];
+        let control = connection.create_data_channel(control, Some(channel(control_id, true))).await?;
+        let blocks = connection.create_data_channel(blocks, Some(channel(blocks_id, false))).await?;
         let (opened, mut opened_in) = mpsc::channel(2);
         tokio::spawn(self.clone().read(control.clone(), NeighborEventKind::Control, opened.clone()));
         tokio::spawn(self.clone().read(blocks.clone(), NeighborEventKind::Block, opened));

@@ -150,6 +150,8 @@ struct Viewer {
     base: Url,
     zero: Instant,
     swarm: Option<Swarm>,
+    /// Its number in the swarm, as the last welcome gave it.
+    number: Option<PeerId>,
     neighbors: BTreeMap<PeerId, Neighbor>,
     next_generation: u64,
     uplink: Arc<Uplink>,
@@ -181,6 +183,7 @@ impl Viewer {
             base,
             zero: Instant::now(),
             swarm: None,
+            number: None,
             neighbors: BTreeMap::new(),
             next_generation: 0,
             uplink,

@@ -71,6 +71,14 @@ impl Viewer {
             swarm.connection.ice_servers.clone_from(&welcome.ice_servers);
             swarm.connection.relay_only = welcome.relay_only;
         }
+        // PROTOCOL.md, step 6: who has another number now is no longer whom the neighbors know.
+        if self.number.replace(welcome.peer).is_some_and(|number| number != welcome.peer) {
+            for (peer, neighbor) in std::mem::take(&mut self.neighbors) {
+                if neighbor.is_open {
+                    self.input(&Input::NeighborLost { peer }, None);
+                }
+            }
+        }
         let input = Input::Welcome {
             peer: welcome.peer,
             neighbors_max: u16::try_from(welcome.neighbors_max).unwrap_or(u16::MAX),
@@ -78,6 +86,9 @@ impl Viewer {
             report_interval: Span::from_ms(u64::from(welcome.report_interval_ms)),
         };
         self.input(&input, None);
+        for (peer, _) in self.neighbors.iter().filter(|(_, neighbor)| neighbor.is_open) {
+            self.tell_tracker(ViewerMessage::Connected { peer: *peer, rtt_ms: 0 });
+        }
         self.handle_sharing(welcome.sharing);
         if welcome.consent_required {
             // Whoever starts this program has agreed by starting it.
@@ -98,16 +109,16 @@ impl Viewer {
 
     pub(super) fn introduce(&mut self, peer: PeerId, offers: bool) {
         let Some(swarm) = self.swarm.as_ref().filter(|swarm| swarm.sharing) else { return };
+        // A tracker that was restarted does not know who is connected already.
+        if self.neighbors.get(&peer).is_some_and(|neighbor| neighbor.is_open) {
+            return;
+        }
         self.next_generation += 1;
         let generation = self.next_generation;
         let events = self.inbox.neighbors.clone();
         let options = swarm.connection.clone();
         let neighbor = Neighbor::connect(peer, generation, offers, options, self.uplink.clone(), events);
-        if let Some(old) = self.neighbors.insert(peer, neighbor)
-            && old.is_open
-        {
-            self.input(&Input::NeighborLost { peer }, None);
-        }
+        self.neighbors.insert(peer, neighbor);
     }
 
     pub(super) fn published(&mut self, piece: protocol::Piece, uri: &str, record: &str) {

@@ -12,6 +12,9 @@ const FIRST_BLOCK_INITIAL: Span = Span::from_ms(300);
 const NEXT_BLOCK_INITIAL: Span = Span::from_ms(32);
 /// Enough for a 95th percentile, few enough to follow an origin whose load changes within half a minute.
 const SAMPLES: usize = 32;
+/// No measurement counts for more, in microseconds: a fetch that the machine slept through, or one among a newcomer's first
+/// few, would have everything asked of the origin at once for as long as it is remembered.
+const SAMPLE_MAX_US: u64 = 1_000_000;
 /// The first wait after a failure; doubled for each further one, and jittered.
 const BACKOFF_FIRST: Span = Span::from_ms(100);
 /// No longer, because those who ask first bring everybody back; the others do not ask at all meanwhile.
@@ -127,6 +130,14 @@ impl Origin {
         self.next_block.add(Span::from_us(took.as_us() / 2 / u64::from(blocks.max(1))));
     }
 
+    /// A fetch is given up. That it took so long to begin is a measurement, too: with the old ones only, an origin that has
+    /// become slow would never be waited for long enough.
+    pub(crate) fn stalled(&mut self, now: Time, fetch: FetchId) {
+        if let Some(fetch) = self.fetches.get(&fetch).filter(|fetch| fetch.received == 0) {
+            self.first_block.add(now.since(fetch.started));
+        }
+    }
+
     pub(crate) fn failed(&mut self, now: Time, rng: &mut Rng) {
         self.failures = (self.failures + 1).min(6);
         let backoff = (BACKOFF_FIRST.as_us() << (self.failures - 1)).min(BACKOFF_MAX.as_us());
@@ -165,7 +176,7 @@ impl Samples {
     }
 
     fn add(&mut self, span: Span) {
-        self.ring[self.count % SAMPLES] = u32::try_from(span.as_us()).unwrap_or(u32::MAX);
+        self.ring[self.count % SAMPLES] = span.as_us().min(SAMPLE_MAX_US) as u32;
         self.count += 1;
         let mut sorted = self.ring;
         let sorted = &mut sorted[..self.count.min(SAMPLES)];

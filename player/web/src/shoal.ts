@@ -385,7 +385,6 @@ export class Shoal extends Emitter<ShoalEvents> {
           driver.handleTrackerLost();
           this.#handleAlone(isFinal ? 'tracker-refused' : 'tracker-away');
         },
-        onMalformed: () => undefined,
       },
     );
     this.#tracker = tracker;

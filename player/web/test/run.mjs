@@ -20,7 +20,7 @@ await build({
   format: 'esm',
   target: 'node20',
   outExtension: { '.js': '.mjs' },
-  external: ['hls.js', 'playwright-core'],
+  external: ['hls.js'],
   sourcemap: 'inline',
   logLevel: 'warning',
 });

@@ -102,9 +102,10 @@ test('nothing that comes from outside makes the module trap', () => {
     let outputs = 0;
     start(core);
     for (let step = 0; step < 8000; step += 1) {
-      disturb(core, 2 + step * 3, next);
+      const now = 2 + step * 3;
+      disturb(core, now, next);
       outputs += drain(core);
-      assert.ok(core.nextDeadline() > step, 'no deadline lies in the past');
+      assert.ok(core.nextDeadline() >= now, 'no deadline lies in the past');
     }
     const [, , , , , rejected = 0] = core.stats();
     assert.equal(core.stats()[6], 0, 'no piece came of it');

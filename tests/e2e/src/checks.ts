@@ -26,7 +26,8 @@ export async function assertVerified(entries: AuditEntry[]): Promise<number> {
     assert.equal(createHash('sha256').update(range).digest('hex'), entry.sha256, `${entry.url}: bytes`);
     compared += entry.length;
   }
-  assert.ok(compared > 0, 'something could be compared');
+  const given = media.reduce((sum, { length }) => sum + length, 0);
+  assert.ok(compared > given / 2, `${compared} of ${given} bytes could be compared`);
   return compared;
 }
 

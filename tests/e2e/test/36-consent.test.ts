@@ -8,7 +8,7 @@ import type { Browser } from '../src/browsers.ts';
 import { Server } from '../src/program.ts';
 import type { Program } from '../src/program.ts';
 import { Viewer } from '../src/viewer.ts';
-import { until } from '../src/wait.ts';
+import { pause, until } from '../src/wait.ts';
 
 const STREAM = 'asked';
 const ADMIN = 'the operator';
@@ -66,6 +66,8 @@ test('nobody is connected before he agrees, and who does not agree plays all the
   }
   await one.tab.click('#allow');
   assert.equal(await isAsked(one), false);
+  // Longer than an introduction takes.
+  await pause(2_000);
   for (const viewer of viewers) assert.equal(await made(viewer), 0, 'one alone meets nobody');
   await other.tab.click('#allow');
   for (const viewer of [one, other]) await untilNeighbors(viewer, 1);

@@ -61,7 +61,7 @@ test('offers that are none', async () => {
     fetch(url, { method: 'POST', headers: { 'content-type': type }, body: body as BodyInit });
   for (const body of ['', 'nonsense', 'v=0', 'v=0\r\no=-\r\n', randomBytes(3000), '{"sdp":1}', 'v=0\r\n'.repeat(2000)]) {
     const response = await post(body);
-    assert.ok([400, 422].includes(response.status), `${response.status} for ${String(body).slice(0, 20)}`);
+    assert.equal(response.status, 400, String(body).slice(0, 20));
     assert.ok((await response.text()).length > 5, 'it says what is wrong');
   }
   assert.equal((await post('{}', 'application/json')).status, 415);
@@ -86,26 +86,34 @@ test('a second publisher on a live name is refused with 409', async () => {
 });
 
 test('unknown streams, sessions, parts and names', async () => {
-  for (const [path, expected] of [
-    ['/live/nobody/index.m3u8', [404]],
-    [`/live/${STREAM}/${'0'.repeat(32)}/v0/playlist.m3u8`, [404, 410]],
-    [`/live/${STREAM}/zz/v0/playlist.m3u8`, [400, 404]],
-    [`/live/${STREAM}/${'0'.repeat(32)}/v0/part-1-1.m4s`, [404, 410]],
-    ['/live/..%2f..%2fetc/index.m3u8', [400, 404]],
-    ['/whip/session/nothing', [404, 405]],
-    ['/live/' + 'x'.repeat(5000) + '/index.m3u8', [400, 404, 414]],
-  ] as const) {
-    const { status } = await fetch(server.url + path);
-    assert.ok((expected as readonly number[]).includes(status), `${status} for ${path.slice(0, 60)}`);
+  for (const path of [
+    '/live/nobody/index.m3u8',
+    `/live/${STREAM}/${'0'.repeat(32)}/v0/playlist.m3u8`,
+    `/live/${STREAM}/zz/v0/playlist.m3u8`,
+    `/live/${STREAM}/${'0'.repeat(32)}/v0/part-1-1.m4s`,
+    '/live/..%2f..%2fetc/index.m3u8',
+    '/whip/session/nothing',
+    '/live/' + 'x'.repeat(5000) + '/index.m3u8',
+  ]) {
+    assert.equal((await fetch(server.url + path)).status, 404, path.slice(0, 60));
   }
   for (const name of ['with%20space', 'x'.repeat(65), '%00', 'a%2fb']) {
     const response = await fetch(`${server.url}/whip/${name}`, { method: 'POST', headers: { 'content-type': 'application/sdp' }, body: 'v=0' });
-    assert.ok([400, 404, 422].includes(response.status), `${response.status} for ${name}`);
+    assert.equal(response.status, 400, name);
   }
   const [url = ''] = await server.mediaPlaylists(STREAM);
-  for (const query of ['_HLS_msn=99999999', '_HLS_msn=-1', '_HLS_msn=1&_HLS_part=999999', '_HLS_part=1', '_HLS_msn=abc', '_HLS_skip=maybe']) {
+  for (const [query, expected] of [
+    ['_HLS_msn=99999999', 400],
+    ['_HLS_msn=-1', 400],
+    ['_HLS_msn=abc', 400],
+    ['_HLS_part=1', 400],
+    // A part that its segment never had is in the playlist as soon as that segment is over.
+    ['_HLS_msn=1&_HLS_part=999999', 200],
+    // What is not understood is not skipped.
+    ['_HLS_skip=maybe', 200],
+  ] as const) {
     const { status } = await fetch(`${url}?${query}`, { signal: AbortSignal.timeout(15_000) });
-    assert.ok([200, 400, 404, 503].includes(status), `${status} for ${query}`);
+    assert.equal(status, expected, query);
   }
   await assertBystanderIsWell();
 });

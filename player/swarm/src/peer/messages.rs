@@ -18,6 +18,8 @@ use crate::{
 
 /// At most this many answers wait for one neighbor.
 const ANSWERS_MAX: u16 = 16;
+/// More than 8 Mbit/s makes nobody a better parent, and a class is only said.
+const UPLINK_CLASS_MAX: u8 = 13;
 /// With this much waiting in the upload queue, whoever asks is better served elsewhere.
 const BACKLOG_MAX: Span = Span::from_ms(600);
 /// Where the line is busy, answers leave behind what is pushed within this time: a push feeds all below the child, an answer
@@ -184,7 +186,7 @@ impl Peer {
     fn accept_state(&mut self, peer: PeerId, flags: Flags, uplink_class: u8, is_new: bool) {
         let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
         let before = std::mem::replace(&mut neighbor.flags, flags);
-        neighbor.uplink_class = uplink_class;
+        neighbor.uplink_class = uplink_class.min(UPLINK_CLASS_MAX);
         if flags.wants_haves && !before.wants_haves {
             self.announce_all(peer, is_new);
         }

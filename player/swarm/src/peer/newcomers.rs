@@ -3,7 +3,7 @@
 
 use super::world::{World, config, record, sign};
 use crate::{
-    BLOCK_BYTES_MAX, Config, Input, Output, Peer, PieceId, SignedRecord, Span, Time,
+    BLOCK_BYTES_MAX, Config, Input, Output, Peer, PieceId, Place, SignedRecord, Span, Time,
     wire::{Control, Flags, VERSION},
 };
 
@@ -292,4 +292,64 @@ fn the_tracker_hears_soon_what_is_played_instead() {
         _ => None,
     });
     assert_eq!(told, Some(vec![1]));
+}
+
+#[test]
+fn without_a_tracker_nobody_brings_in_what_he_does_not_play() {
+    let fetched = |rendition: u8| {
+        let mut peer = playing(1);
+        let of_another = PieceId { rendition, ..PIECE };
+        let known = sign(&record(of_another, BLOCK_BYTES_MAX, 1_000_000, 500, false));
+        peer.handle_input(Time::from_ms(2), Input::Record { record: &known });
+        peer.handle_input(Time::from_ms(3), Input::TrackerLost);
+        wake_until(&mut peer, Time::from_ms(3_000), Span::ZERO);
+        drain(&mut peer).iter().any(|output| matches!(output, Output::Fetch { .. }))
+    };
+    assert!(fetched(0));
+    assert!(!fetched(1));
+}
+
+#[test]
+fn a_piece_that_the_origin_refuses_does_not_stop_the_others() {
+    let mut peer = playing(1);
+    let places = [Place { stripe: 0, is_root: true, parent: None, children: &[], expected: Span::ZERO }];
+    peer.handle_input(Time::from_ms(2), Input::Plan { rendition: 0, stripes: 1, places: &places });
+    peer.handle_input(Time::from_ms(3), Input::Record { record: &the_record() });
+    let next = PieceId { part: 1, ..PIECE };
+    let known = sign(&record(next, 12 * BLOCK_BYTES_MAX, 1_000_500, 500, false));
+    let target = crate::Target::Piece(PIECE);
+    peer.handle_input(Time::from_ms(3), Input::Want { request: 1, target, deadline: None });
+    let (mut refused, mut others, mut fell_back) = (0, 0, false);
+    for step in 4..2_000 {
+        if step == 200 {
+            peer.handle_input(Time::from_ms(step), Input::Record { record: &known });
+        }
+        for output in drain(&mut peer) {
+            match output {
+                Output::Fetch { fetch, piece, .. } if piece == PIECE => {
+                    refused += 1;
+                    peer.handle_input(Time::from_ms(step), Input::FetchFailed { fetch, status: 404 });
+                }
+                Output::Fetch { piece, .. } => others += u32::from(piece == next),
+                Output::Fallback { .. } => fell_back = true,
+                _ => {}
+            }
+        }
+        wake_until(&mut peer, Time::from_ms(step + 1), Span::ZERO);
+        if step == 300 {
+            assert_eq!((refused, others), (3, 1), "the next one was fetched at once");
+        }
+    }
+    assert!(fell_back, "the player is told to load it by itself");
+}
+
+#[test]
+fn an_origin_that_became_slow_is_waited_for_longer() {
+    let mut peer = playing(1);
+    load(&mut peer, 10, Span::from_ms(24));
+    let quick = peer.origin.patience();
+    peer.handle_input(Time::from_ms(2), Input::Record { record: &the_record() });
+    wake_until(&mut peer, Time::from_ms(6_000), Span::ZERO);
+    assert!(peer.stats().fetches_failed > 0, "nothing came");
+    assert!(peer.origin.patience() > quick + quick, "{:?} after {quick:?}", peer.origin.patience());
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use shoal_digest::{BlockDigest, PieceId};
+use shoal_digest::{BlockDigest, PieceId, Record};
 
 use super::{Held, Hunt, Loaded, Peer};
 use crate::{
@@ -28,7 +28,8 @@ pub(super) const RECORD_WAIT_MAX: Span = Span::from_secs(10);
 impl Peer {
     pub(super) fn accept_record_bytes(&mut self, bytes: &[u8], from: Option<PeerId>) {
         // What is known already need not be verified again: a flood of true records costs a comparison each.
-        if self.pieces.values().rev().take(64).any(|piece| is_same(piece, bytes)) {
+        let piece = Record::decode_unverified(bytes).ok().and_then(|record| self.pieces.get(&record.piece));
+        if piece.is_some_and(|piece| is_same(piece, bytes)) {
             return;
         }
         let record = SignedRecord::verify(bytes, &self.config.key);
@@ -193,7 +194,7 @@ impl Peer {
         by_age.min().map(|(_, id)| id)
     }
 
-    fn learn_rate(&mut self, record: &shoal_digest::Record) {
+    fn learn_rate(&mut self, record: &Record) {
         let sample = u64::from(record.length) * 8000 / u64::from(record.duration_ms.max(1));
         let rate = self.rates.get_or_insert_with(record.piece.rendition, || sample);
         // Parts with a keyframe are several times as long as the others: smooth over about two segments.

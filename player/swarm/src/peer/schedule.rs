@@ -147,6 +147,8 @@ impl Peer {
         let mut expired: Vec<u32> = Vec::new();
 
         let ways = self.ways(id, piece);
+        // What this origin does not have, or has wrong, neighbors may have.
+        let may_fetch = piece.origin_lies < ORIGIN_LIES_MAX;
         for block in piece.missing() {
             let state = &piece.blocks[block as usize];
             if let Some(fetch) = state.fetch.and_then(|fetch| self.origin.fetches.get(&fetch)) {
@@ -154,22 +156,26 @@ impl Peer {
                 continue;
             }
             let (seed_at, late_at) = self.seeded_or_late(id, piece, block, moments.is_needed, &ways);
-            if seed_at.max(self.origin.closed_until) <= self.now {
-                seeds.insert(block);
-                continue;
-            }
-            if seed_at < Time::NEVER {
-                next = next.min(seed_at.max(self.origin.closed_until));
+            if may_fetch && seed_at < Time::NEVER {
+                let seed_at = seed_at.max(self.origin.closed_until);
+                if seed_at <= self.now {
+                    seeds.insert(block);
+                    continue;
+                }
+                next = next.min(seed_at);
             }
             if !moments.is_needed {
                 continue;
             }
             let call_at = self.call_at(piece, block, moments, late_at);
-            if call_at <= self.now {
+            if call_at > self.now {
+                next = next.min(call_at);
+            } else {
                 calls.insert(block);
-                continue;
+                if may_fetch {
+                    continue;
+                }
             }
-            next = next.min(call_at);
             let is_expired = |pull: &Pull| pull.until <= self.now;
             #[cfg(test)]
             let is_expired = |pull: &Pull| is_expired(pull) && !self.unsafe_mode.no_pull_timeout;
@@ -248,8 +254,9 @@ impl Peer {
                 let is_fed = stripe.source().is_some_and(|source| {
                     self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
                 });
-                if !is_fed && is_needed && self.is_starved() {
-                    // Questions and answers would be late, too: what a plain player does is the best that can be done.
+                if !is_fed && is_needed && (self.is_starved() || !self.is_sharing_on) {
+                    // Questions and answers would be late, too, or there is nobody to ask by the operator's will: what a plain
+                    // player does is the best that can be done.
                     return (piece.since, piece.since + self.origin.patience());
                 }
                 // What nobody will push is asked for when others can be expected to have it.
@@ -371,8 +378,8 @@ impl Peer {
     /// Without a plan: when the local peer brings a piece into the swarm. Neighbors agree by rendezvous hash, weighted by
     /// uplink; each further one steps in later.
     fn seed_time(&self, id: PieceId, piece: &Piece) -> Time {
-        if self.has_tracker {
-            // A plan is on its way. Until then only deadlines count.
+        if self.has_tracker || !self.plays(id.rendition) {
+            // A plan is on its way, and until then only deadlines count; or this is for those who play it.
             return Time::NEVER;
         }
         let (_, rank) = self.standing(id);
@@ -562,7 +569,12 @@ impl Peer {
         let Some(ended) = self.origin.fetches.remove(&fetch) else { return };
         if failure.is_some() || ended.received < ended.count {
             self.stats.fetches_failed += 1;
-            self.origin.failed(self.now, &mut self.rng);
+            // A refusal is about this piece, and not about the origin.
+            let is_refused = matches!(failure, Some(400..=499)) && !matches!(failure, Some(408 | 429));
+            match self.pieces.get_mut(&ended.piece).filter(|_| is_refused) {
+                Some(piece) => piece.origin_lies = piece.origin_lies.saturating_add(1),
+                None => self.origin.failed(self.now, &mut self.rng),
+            }
         }
         self.release_fetch(fetch, ended.piece);
     }
@@ -602,6 +614,7 @@ impl Peer {
         let (now, patience) = (self.now, self.origin.patience());
         for fetch in self.origin.fetches.keys_where(&|_, fetch| now.since(fetch.progress) >= patience) {
             self.stats.fetches_failed += 1;
+            self.origin.stalled(now, fetch);
             self.origin.failed(now, &mut self.rng);
             self.cancel_fetch(fetch);
         }

@@ -647,7 +647,7 @@ impl World {
         let stored: u64 = v.store.keys().map(|piece| u64::from(self.records[piece].record().length)).sum();
         assert_eq!(stats.store_bytes, stored, "the store is what it is thought to be");
         assert_eq!(v.held.len(), v.peer.held.len(), "held bytes are neither lost nor kept");
-        // Bytes add up: what peers sent was stored, or was a duplicate, late, rejected or is still held.
+        // Nothing is lost on the way: what peers sent was stored, or was a duplicate, late, rejected or is still held.
         let received: u64 = v.received.values().sum();
         let held: u64 = v.peer.held.values().map(|held| u64::from(held.length)).sum();
         let wasted = stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes;

@@ -22,14 +22,12 @@ const CLOSE_COMING_BACK = 4000;
 
 /** What the driver wants to know. */
 export interface TrackerEvents {
-  /** The tracker took this viewer in; `isResumed` after a lost connection with the same peer id. */
-  onWelcome: (welcome: Welcome, isResumed: boolean) => void;
+  /** The tracker took this viewer in, after a lost connection usually with the same peer id. */
+  onWelcome: (welcome: Welcome) => void;
   /** Everything but `welcome` and `pong`. */
   onMessage: (message: TrackerMessage) => void;
   /** The connection was lost or refused; it will be tried again unless `isFinal`. */
   onLost: (isFinal: boolean) => void;
-  /** A frame was not a message of the protocol; it was skipped. */
-  onMalformed: () => void;
 }
 
 /** What identifies this viewer to the tracker. */
@@ -113,8 +111,8 @@ export class TrackerSocket {
     socket.onmessage = ({ data }) => {
       this.#heardAt = performance.now();
       const message = typeof data === 'string' ? parseTrackerMessage(data) : null;
+      // What this version does not know, or nobody should say, is skipped.
       if (message) this.#receive(socket, message);
-      else this.events.onMalformed();
     };
     socket.onclose = socket.onerror = () => {
       this.#lose(socket);
@@ -142,12 +140,11 @@ export class TrackerSocket {
         clearTimeout(this.#timer);
         silence(this.#leaving, CLOSE_COMING_BACK);
         this.#leaving = null;
-        const isResumed = this.#welcome?.peer === message.peer;
         this.#welcome = message;
         this.#attempt = 0;
         this.#isJoined = true;
         this.#startHeartbeat(socket, message.silence_max_ms);
-        this.events.onWelcome(message, isResumed);
+        this.events.onWelcome(message);
         return;
       }
       case 'pong':

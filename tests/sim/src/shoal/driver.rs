@@ -135,7 +135,8 @@ impl World<'_> {
                     state.store.is_complete(first.rendition, number, length),
                     "{first:?} is delivered before it is complete"
                 );
-                self.measure.bad_bytes += state.store.bad_blocks(first.rendition, number) * 16_384;
+                self.measure.bad_bytes += state.store.bad_blocks(first.rendition, number)
+                    * u64::from(shoal_swarm::block_bytes(length));
                 self.answer(viewer, state, request, first.rendition, number);
             }
             Output::Fallback { request, .. } => {
