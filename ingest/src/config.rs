@@ -82,7 +82,7 @@ pub struct IceServer {
     /// User name, for TURN.
     pub username: String,
     /// Password, for TURN.
-    pub credential: String,
+    pub credential: Secret,
 }
 
 /// Who needs no token.
@@ -112,6 +112,12 @@ impl Secret {
     /// The text.
     pub fn expose(&self) -> &str {
         &self.0
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self::new(text)
     }
 }
 
@@ -202,6 +208,20 @@ mod tests {
         let config = Config { silence_max_ms: 5, ..Config::default() };
         let error = config.validate().unwrap_err();
         assert_eq!(error, "ingest.silence_max_ms = 5: must be between 1000 and 60000");
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let credential = Secret::new("hidden-password");
+        let server = IceServer { url: "turn:a.example".into(), username: "user".into(), credential };
+        let config = Config {
+            ice_servers: vec![server],
+            stream_keys: vec![Secret::new("cam:hidden-key")],
+            jwt_hs256_secret: Secret::new("hidden-secret"),
+            ..Config::default()
+        };
+        let shown = format!("{config:?}");
+        assert!(!shown.contains("hidden") && shown.contains("credential: Secret(..)"), "{shown}");
     }
 
     #[test]

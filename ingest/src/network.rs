@@ -323,7 +323,8 @@ pub(crate) fn own_addresses(bound: SocketAddr) -> Vec<SocketAddr> {
 
 /// Whether an address can be reached from the whole internet, as far as the address itself tells.
 pub(crate) fn is_global(ip: IpAddr) -> bool {
-    match ip {
+    // An IPv4 address in IPv6 clothes (`::ffff:a.b.c.d`) is the IPv4 address.
+    match ip.to_canonical() {
         IpAddr::V4(ip) => {
             let is_shared = ip.octets()[0] == 100 && (64..128).contains(&ip.octets()[1]);
             !(ip.is_private() || ip.is_loopback() || ip.is_link_local() || ip.is_unspecified() || is_shared)
@@ -473,12 +474,21 @@ mod tests {
 
     #[test]
     fn private_addresses_are_known_as_such() {
-        for ip in
-            ["10.1.2.3", "192.168.1.1", "100.64.0.1", "127.0.0.1", "169.254.1.1", "::1", "fd00::1", "fe80::1"]
-        {
+        for ip in [
+            "10.1.2.3",
+            "192.168.1.1",
+            "100.64.0.1",
+            "127.0.0.1",
+            "169.254.1.1",
+            "::1",
+            "fd00::1",
+            "fe80::1",
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+        ] {
             assert!(!is_global(ip.parse().unwrap()), "{ip}");
         }
-        for ip in ["8.8.8.8", "100.128.0.1", "2a00::1"] {
+        for ip in ["8.8.8.8", "100.128.0.1", "2a00::1", "::ffff:8.8.8.8"] {
             assert!(is_global(ip.parse().unwrap()), "{ip}");
         }
     }

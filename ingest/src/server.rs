@@ -505,7 +505,7 @@ fn ice_server_link(server: &crate::config::IceServer) -> String {
     let quote = |text: &str| text.replace('\\', "\\\\").replace('"', "\\\"");
     let mut link = format!("<{}>; rel=\"ice-server\"", server.url.replace(['<', '>'], ""));
     if !server.username.is_empty() {
-        let (username, credential) = (quote(&server.username), quote(&server.credential));
+        let (username, credential) = (quote(&server.username), quote(server.credential.expose()));
         link.push_str(&format!(
             "; username=\"{username}\"; credential=\"{credential}\"; credential-type=\"password\""
         ));

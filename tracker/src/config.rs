@@ -25,13 +25,45 @@ pub enum PeerPolicy {
     RelayOnly,
 }
 
+/// A text that must not be seen: its `Debug` output says only whether it is set. Everything else reads it as a `str`;
+/// serde writes and reads the text itself, for the configuration file.
+#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl std::ops::Deref for Secret {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl From<&str> for Secret {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "Secret(none)" } else { "Secret(..)" })
+    }
+}
+
 /// Swarms: who may join, how many, and what viewers are asked to give.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// 64 hex digits from which swarm ids and resume tokens are made; random at each start when empty. Set it where
     /// viewers shall keep their places when the tracker is restarted.
-    pub secret: String,
+    pub secret: Secret,
     /// Connections at a time. Allowed: 1 to 10000000.
     pub viewers_max: u32,
     /// Connections at a time from one address (one /64 with IPv6); not counted for loopback. Allowed: 1 to 10000000.
@@ -47,11 +79,11 @@ pub struct Config {
     pub trusted_proxies: Vec<String>,
     /// Secret that the broadcaster's back end signs viewer tokens with (JWT, HS256), at least 32 characters; no tokens
     /// when empty.
-    pub viewer_token_secret: String,
+    pub viewer_token_secret: Secret,
     /// Whether every stream wants a viewer token; else only those that the operator makes private.
     pub tokens_required: bool,
     /// Bearer token for the operator's routes under /api/tracker; they are closed when empty.
-    pub admin_token: String,
+    pub admin_token: Secret,
     /// A connection that has not joined after this time is closed, in milliseconds. Allowed: 100 to 60000.
     pub join_within_ms: u32,
     /// The longest message of a viewer, in bytes. Allowed: 4096 to 1048576.
@@ -139,7 +171,7 @@ pub struct Config {
     pub turn_urls: Vec<String>,
     /// Secret of TURN credentials (coturn's `static-auth-secret`): each viewer gets credentials of its own that end. Needed
     /// for `turn_urls`; random at each start for the program's own server when empty.
-    pub turn_secret: String,
+    pub turn_secret: Secret,
     /// TURN credentials are good for this long, in seconds. Allowed: 60 to 2592000.
     pub turn_credential_s: u32,
     /// Answer the WebTorrent protocol at /announce, for other players. It knows no streams, tokens or consent: it refuses
@@ -167,16 +199,16 @@ impl Default for Config {
     fn default() -> Self {
         let swarm = swarm::Settings::default();
         Self {
-            secret: String::new(),
+            secret: Secret::default(),
             viewers_max: 20_000,
             viewers_per_address_max: 256,
             joins_per_s_max: 2_000,
             joins_per_address_per_min_max: 240,
             origins_allowed: Vec::new(),
             trusted_proxies: Vec::new(),
-            viewer_token_secret: String::new(),
+            viewer_token_secret: Secret::default(),
             tokens_required: false,
-            admin_token: String::new(),
+            admin_token: Secret::default(),
             join_within_ms: 5_000,
             message_bytes_max: 32 * 1024,
             messages_per_s_max: swarm.messages_per_s_max,
@@ -214,7 +246,7 @@ impl Default for Config {
             turn_allocations_per_address_max: 256,
             turn_peers_allowed: Vec::new(),
             turn_urls: Vec::new(),
-            turn_secret: String::new(),
+            turn_secret: Secret::default(),
             turn_credential_s: 6 * 3_600,
             announce: true,
             announce_interval_s: 60,
@@ -301,7 +333,7 @@ impl Config {
             return Ok(None);
         }
         let mut bytes = [0; 32];
-        match hex::decode_to_slice(&self.secret, &mut bytes) {
+        match hex::decode_to_slice(self.secret.as_bytes(), &mut bytes) {
             Ok(()) => Ok(Some(bytes)),
             Err(_) => Err(Error::Config("secret must be 64 hex digits or empty".into())),
         }
@@ -382,6 +414,36 @@ mod tests {
         let foreign = |url| Config { ice_servers: vec![server(url)], ..own.clone() };
         assert_eq!(foreign("turns:relay.example").swarm_settings().relays, Relays::Unknown);
         assert_eq!(foreign("stun:a.example").swarm_settings().relays, own.swarm_settings().relays);
+    }
+
+    #[test]
+    fn secrets_are_read_and_written_but_not_shown() {
+        let secrets = ["first".repeat(8), "second".repeat(8), "third".repeat(8), "fourth".repeat(8)];
+        let [secret, viewer_token_secret, admin_token, turn_secret] =
+            secrets.each_ref().map(|text| Secret::from(text.as_str()));
+        let server = IceServer {
+            urls: vec!["turn:a.example".into()],
+            username: Some("user".into()),
+            credential: Some("password".repeat(4)),
+        };
+        let ice_servers = vec![server];
+        let config = Config {
+            secret,
+            viewer_token_secret,
+            admin_token,
+            turn_secret,
+            ice_servers,
+            ..Config::default()
+        };
+        let shown = format!("{config:?} {config:#?}");
+        let written = serde_json::to_string(&config).unwrap();
+        for hidden in secrets.iter().chain(config.ice_servers[0].credential.as_ref()) {
+            assert!(!shown.contains(hidden.as_str()), "{hidden} is shown");
+            assert!(written.contains(&format!("\"{hidden}\"")), "{hidden} is not written");
+        }
+        assert!(shown.contains("admin_token: Secret(..)"), "{shown}");
+        assert!(format!("{:?}", Config::default()).contains("admin_token: Secret(none)"));
+        assert_eq!(serde_json::from_str::<Config>(&written).unwrap(), config);
     }
 
     #[test]

@@ -121,7 +121,7 @@ async fn sharing_is_switched_live_for_a_stream_and_for_all() {
 
 #[tokio::test]
 async fn what_was_switched_for_a_stream_stays_when_its_publisher_comes_back() {
-    let secret = "a secret of the broadcaster's back end".to_owned();
+    let secret = "a secret of the broadcaster's back end".into();
     let server = Server::live(Config {
         viewer_token_secret: secret,
         turn_urls: vec!["turn:r".into()],
@@ -175,7 +175,7 @@ async fn what_was_switched_for_a_stream_stays_when_its_publisher_comes_back() {
 
 #[tokio::test]
 async fn what_is_switched_before_a_stream_is_live_counts_from_its_first_moment() {
-    let secret = "a secret of the broadcaster's back end".to_owned();
+    let secret = "a secret of the broadcaster's back end".into();
     let server = Server::start(Config { viewer_token_secret: secret, ..config() }).await;
     let put = async |name: &str, what: &str, body: &str| {
         let path = format!("/api/tracker/streams/{name}/{what}");

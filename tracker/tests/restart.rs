@@ -30,7 +30,8 @@ impl Victim {
     async fn start(port: u16) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let config = Config { secret: "ab".repeat(32), joins_per_s_max: JOINS_PER_S, ..Config::default() };
+        let config =
+            Config { secret: "ab".repeat(32).into(), joins_per_s_max: JOINS_PER_S, ..Config::default() };
         let serving = runtime.spawn(async move {
             let listener = TcpListener::bind(("127.0.0.1", port)).await.unwrap();
             let address = listener.local_addr().unwrap();

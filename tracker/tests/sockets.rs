@@ -173,6 +173,21 @@ async fn nonsense_between_good_messages_ends_a_connection_too() {
 }
 
 #[tokio::test]
+async fn nonsense_before_the_welcome_ends_a_connection_too() {
+    let server = Server::live(Config::default()).await;
+    let mut viewer = server.connect(&[]).await.unwrap();
+    // In one write, and on one thread: the tracker reads it all before the swarm has answered the join. As many strikes as
+    // end a connection and none more, so that those before the welcome must have counted.
+    viewer.socket.feed(Message::text(serde_json::to_string(&join("demo")).unwrap())).await.unwrap();
+    for _ in 0..51 {
+        viewer.socket.feed(Message::text("{")).await.unwrap();
+    }
+    viewer.socket.flush().await.unwrap();
+    assert_eq!(viewer.close_code().await, 1000);
+    server.eventually("it is gone", |tracker| tracker.viewers("demo") == 0).await;
+}
+
+#[tokio::test]
 async fn nobody_signals_to_a_viewer_without_an_introduction() {
     let server = Server::live(Config { consent_required: true, ..Config::default() }).await;
     let (mut victim, mut stranger) = (server.join().await, server.join().await);
@@ -297,7 +312,7 @@ async fn a_stopping_tracker_tells_viewers_when_to_come_back_and_lets_nobody_in()
 
 #[tokio::test]
 async fn viewers_keep_their_places_when_the_tracker_is_restarted_with_the_same_secret() {
-    let config = Config { secret: "ab".repeat(32), drain_ms: 0, ..Config::default() };
+    let config = Config { secret: "ab".repeat(32).into(), drain_ms: 0, ..Config::default() };
     let server = Server::live(config.clone()).await;
     let mut viewer = server.join().await;
     let before = viewer.welcome.clone().unwrap();
@@ -381,9 +396,11 @@ async fn addresses_behind_a_trusted_proxy_are_told_apart() {
 async fn a_flooding_viewer_is_cut_off_while_others_are_answered() {
     let server = Server::live(Config::default()).await;
     let (mut good, mut bad) = (server.join().await, server.join().await);
+    // Offers are passed on only from the one of an introduced pair who is to make them, answers only from the other.
+    let (_, offers) = introduction(&mut bad).await;
     let (good_peer, text) = (good.peer(), "x".repeat(10_000));
     let flood = tokio::spawn(async move {
-        let data = Signal::Offer { sdp: text };
+        let data = if offers { Signal::Offer { sdp: text } } else { Signal::Answer { sdp: text } };
         let message = serde_json::to_string(&ViewerMessage::Signal { to: good_peer, data }).unwrap();
         for sent in 0.. {
             // Reading as well, or our own side would be the slow one.
@@ -404,7 +421,7 @@ async fn a_flooding_viewer_is_cut_off_while_others_are_answered() {
     }
     let sent: u32 = flood.await.unwrap();
     let passed = good.seen.iter().filter(|message| matches!(message, TrackerMessage::Signal { .. })).count();
-    assert!(passed <= 64, "{passed} of {sent} reached the victim");
+    assert!((1..=64).contains(&passed), "{passed} of {sent} reached the victim");
     assert!(slowest < Duration::from_secs(2), "others waited {slowest:?}");
 }
 

@@ -264,7 +264,7 @@ pub struct PublishedPiece {
 }
 
 /// A STUN or TURN server, as `RTCIceServer` wants it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IceServer {
     /// `stun:` or `turn:` URLs.
     pub urls: Vec<String>,
@@ -274,6 +274,17 @@ pub struct IceServer {
     /// Its password.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<String>,
+}
+
+/// The password is not shown, only whether there is one.
+impl std::fmt::Debug for IceServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("IceServer")
+            .field("urls", &self.urls)
+            .field("username", &self.username)
+            .field("credential", &self.credential.as_ref().map(|_| ".."))
+            .finish()
+    }
 }
 
 /// A viewer's place in one stripe's tree.

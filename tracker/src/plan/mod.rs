@@ -411,12 +411,6 @@ impl Planner {
         std::mem::take(&mut self.outputs)
     }
 
-    /// Whether signaling between the two may be passed on.
-    #[must_use]
-    pub fn is_introduced(&self, a: PeerId, b: PeerId) -> bool {
-        matches!(self.links.get(a, b), Some(links::Link::Introduced { .. } | links::Link::Connected { .. }))
-    }
-
     /// Those to whom a viewer is connected.
     pub fn neighbors(&self, id: PeerId) -> impl Iterator<Item = PeerId> + '_ {
         self.links.connected(id).map(|(other, _)| other)

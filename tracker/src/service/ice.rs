@@ -9,7 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use shoal_tracker_protocol::IceServer;
 
 use crate::turn::credential;
-use crate::{Config, PeerPolicy};
+use crate::{Config, PeerPolicy, Secret};
 
 /// Our own servers.
 #[derive(Clone, Debug, Default)]
@@ -17,7 +17,7 @@ pub(super) struct Own {
     /// The port of STUN, if it is on, and of TURN.
     pub(super) stun_port: Option<u16>,
     /// The secret of TURN credentials, for our own server and for others.
-    pub(super) turn_secret: String,
+    pub(super) turn_secret: Secret,
 }
 
 /// The servers for one viewer. `host` is how it reached us. Also where viewers may not connect: that may be switched
@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn our_own_stun_server_is_named_as_the_viewer_reached_us() {
-        let own = Own { stun_port: Some(3478), turn_secret: String::new() };
+        let own = Own { stun_port: Some(3478), turn_secret: Secret::default() };
         let listed = |host| servers(&Config::default(), PeerPolicy::default(), Some(host), &own);
         let url = |host| listed(host).pop().map(|server| server.urls[0].clone());
         assert_eq!(url("live.example:8080").as_deref(), Some("stun:live.example:3478"));

@@ -145,9 +145,10 @@ impl Tracker {
         let relay = config.stun_address()?.map(bind).transpose()?;
         let own_ice = ice::Own {
             stun_port: relay.as_ref().and_then(|relay| relay.udp.local_addr().ok()).map(|own| own.port()),
-            turn_secret: match config.turn_secret.as_str() {
-                "" => hex::encode(rand::random::<[u8; 32]>()),
-                secret => secret.to_owned(),
+            turn_secret: if config.turn_secret.is_empty() {
+                hex::encode(rand::random::<[u8; 32]>()).into()
+            } else {
+                config.turn_secret.clone()
             },
         };
         let relay = Mutex::new(relay);
@@ -272,7 +273,7 @@ impl Tracker {
         let shared = &self.shared;
         let (learn, mut learned) = mpsc::unbounded_channel();
         let relay = shared.relay.lock().take().map(|sockets| {
-            let (config, secret) = (shared.config.clone(), shared.own_ice.turn_secret.clone());
+            let (config, secret) = (shared.config.clone(), shared.own_ice.turn_secret.to_string());
             let gate = Arc::clone(&shared.gate);
             tokio::spawn(relay::serve(sockets, config, secret, gate, learn, shared.clock))
         });

@@ -187,6 +187,10 @@ impl Viewer {
                             (_, None) => {
                                 // It spoke before it was welcomed; a second join, or nothing that matters yet.
                                 strikes += 1;
+                                if strikes > STRIKES_MAX {
+                                    let _ = self.refuse_malformed(true).await;
+                                    break End::Broken;
+                                }
                             }
                             (Err(_), _) => {
                                 strikes += 1;
