@@ -10,12 +10,14 @@ pub enum Error {
     #[error("settings: {0}")]
     Settings(String),
     /// A port cannot be opened: taken, or not allowed for this user.
-    #[error("{purpose} port {address}")]
+    #[error("{purpose} port {address} (set by {setting})")]
     Port {
         /// What the port is for.
         purpose: &'static str,
         /// The address from the settings.
         address: std::net::SocketAddr,
+        /// The setting, and the flag if there is one, to choose another.
+        setting: &'static str,
         /// What the system said.
         source: std::io::Error,
     },

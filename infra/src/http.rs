@@ -51,10 +51,11 @@ pub(crate) struct Port {
 /// [`Error::Port`] if it is taken or not allowed.
 pub(crate) async fn bind(
     purpose: &'static str,
+    setting: &'static str,
     address: SocketAddr,
     tls: Option<TlsAcceptor>,
 ) -> Result<Port, Error> {
-    let fail = |source| Error::Port { purpose, address, source };
+    let fail = |source| Error::Port { purpose, address, setting, source };
     let listener = TcpListener::bind(address).await.map_err(fail)?;
     let address = listener.local_addr().map_err(fail)?;
     Ok(Port { address, listener, tls })

@@ -71,8 +71,7 @@ pub async fn run(flags: Lint) -> ExitCode {
 async fn judge(flags: &Lint) -> Result<Report, Error> {
     let fetcher = Fetcher::new(&flags.headers, flags.insecure)?;
     let fail = |reason: String| Error::Service { service: "lint", reason };
-    let url = Url::parse(&watch::playlist_url(&flags.url))
-        .map_err(|error| fail(format!("{}: {error}", flags.url)))?;
+    let url = playlist_url(&flags.url).map_err(|reason| fail(format!("{}: {reason}", flags.url)))?;
     let first = fetcher.playlist(&url).await.map_err(|reason| fail(format!("{url}: {reason}")))?;
     if !(200..300).contains(&first.status) {
         return Err(fail(format!("{url}: status {}", first.status)));
@@ -100,6 +99,7 @@ async fn judge(flags: &Lint) -> Result<Report, Error> {
         report.count_revision(&url);
     }
     let mut uris = listed.unwrap_or_else(|| vec![url.to_string()]);
+    report.leave_out(uris.len().saturating_sub(PLAYLISTS_MAX));
     uris.truncate(PLAYLISTS_MAX);
     let mut playlists = Vec::new();
     for uri in &uris {
@@ -150,6 +150,17 @@ async fn judge(flags: &Lint) -> Result<Report, Error> {
         report.add(&url, &text, lint_bandwidth(&text, &peaks));
     }
     Arc::into_inner(report).ok_or_else(|| fail("a follower is left over".to_owned()))
+}
+
+/// The playlist's URL behind what the user gave.
+fn playlist_url(given: &str) -> Result<Url, String> {
+    let whole = "give the whole URL, with http:// or https://";
+    match Url::parse(&watch::playlist_url(given)) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") => Ok(url),
+        Err(error) if given.contains("://") => Err(error.to_string()),
+        // `host:8080/x` is one with the scheme `host`.
+        _ => Err(whole.to_owned()),
+    }
 }
 
 /// Fetches all media playlists together, again and again, and judges them against each other.

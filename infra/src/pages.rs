@@ -78,7 +78,6 @@ pub(crate) fn router(connect: Vec<String>) -> Router {
         .route("/watch/{stream}", page("/watch.html"))
         .route("/recording/{stream}/{epoch}", page("/recording.html"))
         .route("/assets/{*path}", get(asset))
-        .route("/favicon.ico", get(asset))
         .with_state(Arc::new(Pages { files, connect }))
 }
 
@@ -202,15 +201,10 @@ fn has_hash(path: &str) -> bool {
 fn content_type(path: &str) -> &'static str {
     match path.rsplit('.').next().unwrap_or("") {
         "html" => "text/html; charset=utf-8",
-        "js" | "mjs" => "text/javascript; charset=utf-8",
+        "js" => "text/javascript; charset=utf-8",
         "css" => "text/css; charset=utf-8",
         "wasm" => "application/wasm",
         "svg" => "image/svg+xml",
-        "png" => "image/png",
-        "ico" => "image/x-icon",
-        "woff2" => "font/woff2",
-        "json" | "map" => "application/json",
-        "webmanifest" => "application/manifest+json",
         _ => "application/octet-stream",
     }
 }

@@ -119,26 +119,36 @@ impl Server {
         shoal_segmenter::check_ffmpeg().map_err(|error| Error::service("FFmpeg", error))?;
         let key = SigningKey::from_bytes(&keys::load(&settings.keys)?);
         let certificates = Certificates::load(&settings.http)?;
-        let clear = port::bind("HTTP", settings.http.address()?, None).await?;
+        let clear = port::bind("HTTP", "http.listen or --listen", settings.http.address()?, None).await?;
         let address = clear.address;
         let mut ports = vec![clear];
         if let (Some(certificates), Some(address)) = (&certificates, settings.http.tls_address()?) {
-            ports.push(port::bind("TLS", address, Some(certificates.acceptor())).await?);
+            ports.push(port::bind("TLS", "http.tls_listen", address, Some(certificates.acceptor())).await?);
         }
         let tls_address = ports.get(1).map(|port| port.address);
         let streams = Streams::open(settings.segmenter.clone(), key)
             .map_err(|error| Error::service("storage", error))?;
-        let tracker =
-            Tracker::new(settings.tracker.clone()).map_err(|error| Error::service("tracker", error))?;
+        let tracker = Tracker::new(settings.tracker.clone()).map_err(|error| match error {
+            shoal_tracker::Error::StunPort { address, source } => {
+                Error::Port { purpose: "STUN", address, setting: "tracker.stun_listen", source }
+            }
+            error => Error::service("tracker", error),
+        })?;
         tracker.watch_recordings({
             let streams = streams.clone();
             move |stream, epoch| streams.has_recording(stream, &hex::encode(epoch))
         });
         // Before there can be a publisher: an event that nobody hears is lost.
         let events = streams.subscribe();
-        let ingest = Ingest::bind(settings.ingest.clone(), Arc::new(streams.clone()))
-            .await
-            .map_err(|error| Error::service("ingest", error))?;
+        let ingest =
+            Ingest::bind(settings.ingest.clone(), Arc::new(streams.clone())).await.map_err(|error| {
+                match error {
+                    shoal_ingest::Error::Bind { address, source } => {
+                        Error::Port { purpose: "media", address, setting: "ingest.media_address", source }
+                    }
+                    error => Error::service("ingest", error),
+                }
+            })?;
         let media_address = ingest.media_address();
         streams.pull(&settings.pull).map_err(|error| Error::service("pull", error))?;
 

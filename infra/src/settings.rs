@@ -377,11 +377,32 @@ mod tests {
         Some((number(low), number(high)))
     }
 
+    /// Numbers whose documentation names no range: those of which any is allowed, and the ports, which bound each other.
+    const BOUNDLESS: &[&str] = &[
+        "ingest.frames_out_of_order_max",
+        "segmenter.grace_ms",
+        "segmenter.ended_keep_ms",
+        "segmenter.settle_ms",
+        "segmenter.storage_free_bytes_min",
+        "segmenter.recordings_keep_hours",
+        "segmenter.recordings_bytes_max",
+        "tracker.introductions_burst",
+        "tracker.introductions_per_hour",
+        "tracker.turn_port_min",
+        "tracker.turn_port_max",
+    ];
+
     #[test]
     fn allowed_values_are_those_that_the_documentation_names() {
-        let mut checked = 0;
+        let (mut checked, defaults) = (0, defaults());
         for (table, _, keys) in documented() {
             for (key, doc) in *keys {
+                let is_number = defaults[*table].get(*key).is_some_and(toml::Value::is_integer);
+                let is_boundless = BOUNDLESS.contains(&format!("{table}.{key}").as_str());
+                assert!(
+                    !is_number || is_boundless != allowed(doc).is_some(),
+                    "{table}.{key}: its documentation has to say what is allowed, or it has to be in BOUNDLESS"
+                );
                 let Some((low, high)) = allowed(doc) else { continue };
                 for value in [low.map(|low| low - 1), high.map(|high| high + 1)].into_iter().flatten() {
                     // A number below zero can't be read at all.
@@ -433,6 +454,6 @@ mod tests {
         let mut settings = Settings::default();
         settings.segmenter.part_ms = 5;
         let error = settings.validate().unwrap_err().to_string();
-        assert!(error.contains("segmenter.part_ms = 5 "), "{error}");
+        assert!(error.contains("segmenter.part_ms = 5: "), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The signals that end the program.
+//! The signals that the program acts on: those that end it, and SIGHUP.
 
 /// SIGHUP, which asks a service to read its files again. Where there is no such signal it never comes.
 pub(crate) struct Hangups {

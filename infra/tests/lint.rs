@@ -107,7 +107,9 @@ fn what_cannot_be_judged_is_exit_code_2_and_one_line() {
         ("http://127.0.0.1:1/index.m3u8".to_owned(), "refused"),
         (serving.url("/live/nobody/index.m3u8"), "status 404"),
         (serving.url("/healthz"), "no playlist"),
-        ("not a url".to_owned(), "relative URL"),
+        ("host.example/x".to_owned(), "give the whole URL, with http:// or https://"),
+        ("localhost:8080/watch/show".to_owned(), "give the whole URL, with http:// or https://"),
+        ("http://".to_owned(), "empty host"),
     ] {
         let (code, stdout, stderr) = lint(&url, &[]);
         assert_eq!(code, Some(2), "{url}: {stdout}{stderr}");

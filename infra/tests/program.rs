@@ -78,14 +78,27 @@ impl Drop for Serving {
 }
 
 #[test]
-fn taken_port_is_one_line_and_exit_code_1() {
+fn taken_port_is_one_line_that_names_its_setting_and_exit_code_1() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
-    let output = shoal().args(["serve", "--listen", &address]).output().unwrap();
-    let message = stderr_of(&output);
-    assert_eq!(output.status.code(), Some(1), "{message}");
-    assert_eq!(message.lines().count(), 1, "{message}");
-    assert!(message.contains("HTTP port") && message.contains(&address), "{message}");
+    for (variable, port, setting) in [
+        ("SHOAL_HTTP_LISTEN", "HTTP port", "http.listen or --listen"),
+        ("SHOAL_HTTP_TLS_LISTEN", "TLS port", "http.tls_listen"),
+        ("SHOAL_INGEST_MEDIA_ADDRESS", "media port", "ingest.media_address"),
+        ("SHOAL_TRACKER_STUN_LISTEN", "STUN port", "tracker.stun_listen"),
+    ] {
+        let mut command = shoal();
+        let anywhere = "127.0.0.1:0";
+        command.env("SHOAL_HTTP_LISTEN", anywhere).env("SHOAL_INGEST_MEDIA_ADDRESS", anywhere);
+        command.env("SHOAL_HTTP_TLS_SELF_SIGNED", "true").env("SHOAL_TRACKER_STUN_LISTEN", anywhere);
+        // So that the STUN port is one of TCP too, like the one that is taken.
+        command.env("SHOAL_TRACKER_TURN", "true");
+        let output = command.env(variable, &address).arg("serve").output().unwrap();
+        let message = stderr_of(&output);
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+        assert!([port, &address, setting].iter().all(|words| message.contains(words)), "{message}");
+    }
 }
 
 #[test]

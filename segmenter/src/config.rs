@@ -127,7 +127,7 @@ impl std::fmt::Debug for Secret {
 #[non_exhaustive]
 pub enum ConfigError {
     /// A setting outside its range.
-    #[error("segmenter.{key} = {value} is not within {min}..={max}")]
+    #[error("segmenter.{key} = {value}: allowed is {}", range(*.min, *.max))]
     Range {
         /// Its name.
         key: &'static str,
@@ -135,15 +135,25 @@ pub enum ConfigError {
         value: u64,
         /// The smallest that is allowed.
         min: u64,
-        /// The largest.
+        /// The largest; `u64::MAX` where there is none.
         max: u64,
     },
+    /// The tracker's address cannot stand in a playlist.
+    #[error(
+        "segmenter.tracker_url = {0:?} holds a quote or a control character: neither can stand in a playlist"
+    )]
+    TrackerUrl(String),
     /// Something is to be kept that does not fit into memory.
     #[error("segmenter.{key} needs a storage: a directory or s3://BUCKET/PREFIX, and not \"{MEMORY}\"")]
     MemoryOnly {
         /// The setting that asks for it.
         key: &'static str,
     },
+}
+
+/// A range in words.
+fn range(min: u64, max: u64) -> String {
+    if max == u64::MAX { format!("at least {min}") } else { format!("{min} to {max}") }
 }
 
 /// The value of [`Config::storage`] with which nothing is kept anywhere else.
@@ -180,14 +190,6 @@ impl Config {
             ("storage_queue_bytes_max", self.storage_queue_bytes_max as u64, 1 << 20, u64::MAX),
             ("audio_bps", u64::from(self.audio_bps), 32_000, 320_000),
         ];
-        // It stands in quotes in the multivariant playlist.
-        let unquotable = self.tracker_url.chars().filter(|c| *c == '"' || c.is_control()).count();
-        let checks = checks.into_iter().chain([(
-            "tracker_url (quotes and control characters)",
-            unquotable as u64,
-            0,
-            0,
-        )]);
         checks.into_iter().try_for_each(|(key, value, min, max)| {
             if (min..=max).contains(&value) {
                 Ok(())
@@ -195,6 +197,10 @@ impl Config {
                 Err(ConfigError::Range { key, value, min, max })
             }
         })?;
+        // It stands in quotes in the multivariant playlist.
+        if self.tracker_url.contains(|c: char| c == '"' || c.is_control()) {
+            return Err(ConfigError::TrackerUrl(self.tracker_url.clone()));
+        }
         if self.storage == MEMORY {
             for (key, is_wanted) in [("recording", self.recording), ("dvr_ms", self.has_dvr())] {
                 if is_wanted {
@@ -328,8 +334,27 @@ mod tests {
 
     #[test]
     fn error_names_key_value_and_range() {
-        let config = Config { part_ms: 50, ..Config::default() };
-        let text = config.validate().unwrap_err().to_string();
-        assert_eq!(text, "segmenter.part_ms = 50 is not within 200..=2000");
+        let text = |config: Config| config.validate().unwrap_err().to_string();
+        assert_eq!(
+            text(Config { part_ms: 50, ..Config::default() }),
+            "segmenter.part_ms = 50: allowed is 200 to 2000"
+        );
+        assert_eq!(
+            text(Config { queue_bytes_max: 1, ..Config::default() }),
+            "segmenter.queue_bytes_max = 1: allowed is at least 65536"
+        );
+    }
+
+    #[test]
+    fn address_that_would_break_the_playlist_is_refused_in_words() {
+        for tracker_url in ["/tracker\"", "/tracker\n#EXT-X-ENDLIST"] {
+            let config = Config { tracker_url: tracker_url.to_owned(), ..Config::default() };
+            let text = config.validate().unwrap_err().to_string();
+            assert!(
+                text.contains(&format!("tracker_url = {tracker_url:?}")) && text.contains("quote"),
+                "{text}"
+            );
+            assert_eq!(text.lines().count(), 1, "{text}");
+        }
     }
 }

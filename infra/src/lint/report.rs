@@ -31,6 +31,8 @@ struct Inner {
     revisions: BTreeMap<String, u64>,
     files: u64,
     file_bytes: u64,
+    /// Playlists that were not looked at.
+    left_out: usize,
 }
 
 /// A rule that a playlist breaks.
@@ -62,6 +64,8 @@ struct Document<'a> {
     is_clean: bool,
     seconds: f64,
     revisions: &'a BTreeMap<String, u64>,
+    /// Playlists of the stream that were not looked at, because it has too many.
+    playlists_left_out: usize,
     media_files: u64,
     media_bytes: u64,
     broken: &'a BTreeMap<String, BTreeMap<&'static str, Broken>>,
@@ -111,6 +115,11 @@ impl Report {
         *self.inner.lock().revisions.entry(playlist.to_string()).or_default() += 1;
     }
 
+    /// Says that so many playlists are not looked at.
+    pub(super) fn leave_out(&self, playlists: usize) {
+        self.inner.lock().left_out = playlists;
+    }
+
     pub(super) fn count_file(&self, bytes: usize) {
         let mut inner = self.inner.lock();
         inner.files += 1;
@@ -133,6 +142,7 @@ impl Report {
             is_clean: inner.broken.is_empty(),
             seconds: (self.began.elapsed().as_secs_f64() * 10.0).round() / 10.0,
             revisions: &inner.revisions,
+            playlists_left_out: inner.left_out,
             media_files: inner.files,
             media_bytes: inner.file_bytes,
             broken: &inner.broken,
@@ -161,6 +171,9 @@ impl Report {
                     writeln!(out, "    and {more} more")?;
                 }
             }
+        }
+        if inner.left_out > 0 {
+            writeln!(out, "{} more playlists of the stream were not looked at", inner.left_out)?;
         }
         let broken: usize = inner.broken.values().map(BTreeMap::len).sum();
         let verdict = match broken {
@@ -234,6 +247,23 @@ mod tests {
         assert_eq!(json["is_clean"], false);
         assert_eq!(json["broken"]["http://h/a.m3u8"]["syntax"]["times"], 5);
         assert_eq!(json["broken"]["http://h/a.m3u8"]["syntax"]["places"][0]["line"], 2);
+    }
+
+    #[test]
+    fn what_was_not_looked_at_is_said() {
+        let written = |left_out| {
+            let report = Report::new(Url::parse("http://h/a.m3u8").unwrap());
+            report.leave_out(left_out);
+            let (mut text, mut json) = (Vec::new(), Vec::new());
+            report.write_text(&mut text).unwrap();
+            report.write_json(&mut json).unwrap();
+            let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+            (String::from_utf8(text).unwrap(), json)
+        };
+        let (text, json) = written(3);
+        assert!(text.contains("3 more playlists of the stream were not looked at\n"), "{text}");
+        assert_eq!(json["playlists_left_out"], 3);
+        assert!(!written(0).0.contains("not looked at"));
     }
 
     #[test]

@@ -20,18 +20,21 @@ pub struct Config {
     /// lead to, each `HOST` or `HOST:PORT`; nothing is ever fetched from others.
     pub streams: Vec<Source>,
     /// At most this many video renditions of a stream are pulled: the best, the smallest, and some between.
+    /// Allowed: 1 to 32.
     pub renditions_max: usize,
-    /// The largest playlist that is read, in bytes.
+    /// The largest playlist that is read, in bytes. Allowed: 1024 to 67108864.
     pub playlist_bytes_max: usize,
-    /// The largest segment, part or initialization section that is read, in bytes.
+    /// The largest segment, part or initialization section that is read, in bytes. Allowed: 1024 to 67108864.
     pub piece_bytes_max: usize,
-    /// How many redirects in a row are followed.
+    /// How many redirects in a row are followed. Allowed: 0 to 20.
     pub redirects_max: usize,
-    /// How long a connection may take, in milliseconds.
+    /// How long a connection may take, in milliseconds. Allowed: 100 to 60000.
     pub connect_timeout_ms: u64,
     /// How long an answer may take in all, in milliseconds; longer where the playlist's target duration says so.
+    /// Allowed: 500 to 600000.
     pub request_timeout_ms: u64,
     /// The longest pause between two attempts, in milliseconds. It begins with 250 and doubles.
+    /// Allowed: 250 to 600000.
     pub retry_max_ms: u64,
 }
 
@@ -161,7 +164,7 @@ impl Config {
         ];
         for (key, value, min, max) in checks {
             if !(min..=max).contains(&value) {
-                return Err(PullConfigError(format!("pull.{key} = {value} is not within {min}..={max}")));
+                return Err(PullConfigError(format!("pull.{key} = {value}: allowed is {min} to {max}")));
             }
         }
         for (index, source) in self.streams.iter().enumerate() {
