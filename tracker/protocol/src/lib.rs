@@ -99,7 +99,7 @@ pub enum ViewerMessage {
 /// A viewer's measurements.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Report {
-    /// The usable uplink in kbit/s: what may be planned on, after the viewer's own caps. 0 when not known.
+    /// The usable uplink in kbit/s: what may be planned on, after the viewer's own caps. 0 when nothing may be.
     pub uplink_kbps: u32,
     /// The renditions that are being played, by number.
     pub renditions: Vec<u8>,

@@ -113,7 +113,8 @@ pub(super) struct Member {
     /// Whether the planner knows it.
     pub(super) is_seeded: bool,
     pub(super) renditions: Vec<u8>,
-    pub(super) uplink_kbps: u32,
+    /// As it last reported.
+    pub(super) uplink_kbps: Option<u32>,
     pub(super) heard_ms: u64,
     /// Its entry in the swarm's list of checks.
     pub(super) check_ms: u64,
@@ -138,11 +139,7 @@ impl Member {
 
     /// What may be planned on: nothing from a viewer that does not give.
     pub(super) fn usable_kbps(&self) -> Option<u32> {
-        match (self.shares, self.uplink_kbps) {
-            (false, _) => Some(0),
-            (true, 0) => None,
-            (true, kbps) => Some(kbps),
-        }
+        if self.shares { self.uplink_kbps } else { Some(0) }
     }
 
     pub(super) fn newcomer(&self) -> Newcomer<'_> {

@@ -242,7 +242,7 @@ impl Swarm {
             sharing: !is_banned && self.switch.allows(session.peer),
             is_seeded: false,
             renditions: joining.renditions.iter().copied().take(RENDITIONS_MAX).collect(),
-            uplink_kbps: old.as_ref().map_or(0, |old| old.uplink_kbps),
+            uplink_kbps: old.as_ref().and_then(|old| old.uplink_kbps),
             heard_ms: now_ms,
             check_ms: expires_ms.map_or(silent_ms, |expires| expires.min(silent_ms)),
             messages: old
@@ -367,7 +367,7 @@ impl Swarm {
 
     fn handle_report(&mut self, now_ms: u64, peer: PeerId, report: &Report) {
         let Some(member) = self.members.get_mut(&peer) else { return };
-        member.uplink_kbps = report.uplink_kbps.min(UPLINK_KBPS_MAX);
+        member.uplink_kbps = Some(report.uplink_kbps.min(UPLINK_KBPS_MAX));
         member.renditions = report.renditions.iter().copied().take(RENDITIONS_MAX).collect();
         let counters = &mut self.counters;
         counters.peer_bytes += report.peer_bytes.min(REPORT_BYTES_MAX);

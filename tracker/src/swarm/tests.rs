@@ -245,6 +245,31 @@ fn four_viewers_fetch_each_stripe_once_and_feed_each_other() {
 }
 
 #[test]
+fn who_reports_that_it_can_give_nothing_is_planned_on_no_more() {
+    let mut world = World::new(Settings::default());
+    let peers: Vec<PeerId> = (0..4)
+        .map(|_| {
+            let peer = world.join_from("127.0.0.1");
+            world.report(peer, 20_000);
+            world.run_for(700);
+            peer
+        })
+        .collect();
+    world.run_for(5_000);
+    let children = |world: &World, peer: PeerId| -> usize {
+        world.viewers[&peer].places.values().map(|place| place.children.len()).sum()
+    };
+    let busy = *peers.iter().max_by_key(|peer| children(&world, **peer)).unwrap();
+    assert!(children(&world, busy) > 0);
+    world.report(busy, 0);
+    world.run_for(10_000);
+    assert_eq!(children(&world, busy), 0);
+    world.report(busy, 20_000);
+    world.run_for(60_000);
+    assert!(children(&world, busy) > 0, "its line is back");
+}
+
+#[test]
 fn a_joining_viewer_has_its_plan_within_50_ms_of_its_first_connection() {
     let mut world = World::new(Settings::default());
     world.join_from("127.0.0.1");
