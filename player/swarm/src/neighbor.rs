@@ -24,6 +24,8 @@ pub(crate) struct Neighbor {
     pub(crate) asked: u16,
     /// Bytes in its blocks channel's send queue.
     pub(crate) buffered: u32,
+    /// When something last left that channel, or began to wait in it.
+    pub(crate) drained_at: Time,
     pub(crate) strikes: u32,
     /// Blocks from it that were of no use, less the useful ones: a flood shows here.
     pub(crate) useless: i32,
@@ -52,6 +54,7 @@ impl Neighbor {
             service: rtt + rtt,
             asked: 0,
             buffered: 0,
+            drained_at: Time::ZERO,
             strikes: 0,
             useless: 0,
             held: 0,

@@ -74,6 +74,7 @@ pub(crate) struct Unsafe {
     pub(crate) no_pull_timeout: bool,
     pub(crate) no_fair_answers: bool,
     pub(crate) no_strikes: bool,
+    pub(crate) no_stuck_limit: bool,
 }
 
 /// A block whose record is not known yet.

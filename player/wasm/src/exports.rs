@@ -152,8 +152,8 @@ extern "C" fn sharing(now: f64, on: u32) {
 }
 
 #[unsafe(export_name = "neighborConnected")]
-extern "C" fn neighbor_connected(now: f64, peer: u32, rtt_ms: f64) {
-    handle(now, Input::NeighborConnected { peer, rtt: (rtt_ms >= 0.0).then(|| span(rtt_ms)) });
+extern "C" fn neighbor_connected(now: f64, peer: u32) {
+    handle(now, Input::NeighborConnected { peer, rtt: None });
 }
 
 #[unsafe(export_name = "neighborLost")]
@@ -219,19 +219,18 @@ extern "C" fn playhead(now: f64, position: f64, buffered_until: f64, rate_percen
     handle(now, Input::Playhead { position_ms, buffered_until_ms, rate_percent, is_stalled });
 }
 
-fn want(now: f64, request: u32, target: Target, deadline: f64) {
-    let deadline = (deadline >= 0.0).then(|| time(deadline));
-    handle(now, Input::Want { request, target, deadline });
+fn want(now: f64, request: u32, target: Target) {
+    handle(now, Input::Want { request, target, deadline: None });
 }
 
 #[unsafe(export_name = "wantPiece")]
-extern "C" fn want_piece(now: f64, request: u32, rendition: u32, msn: f64, part: u32, deadline: f64) {
-    want(now, request, Target::Piece(piece(rendition, msn, part)), deadline);
+extern "C" fn want_piece(now: f64, request: u32, rendition: u32, msn: f64, part: u32) {
+    want(now, request, Target::Piece(piece(rendition, msn, part)));
 }
 
 #[unsafe(export_name = "wantSegment")]
-extern "C" fn want_segment(now: f64, request: u32, rendition: u32, msn: f64, deadline: f64) {
-    want(now, request, Target::Segment { rendition: rendition as u8, msn: msn as u64 }, deadline);
+extern "C" fn want_segment(now: f64, request: u32, rendition: u32, msn: f64) {
+    want(now, request, Target::Segment { rendition: rendition as u8, msn: msn as u64 });
 }
 
 #[unsafe(no_mangle)]

@@ -46,12 +46,12 @@ impl From<Output> for Fields {
                 let fields = Self::of(2, &[peer.into(), rendition, msn, part, block.into()]);
                 Self { bytes: header.to_vec(), ..fields }
             }
-            Output::Fetch { fetch, piece, piece_length, offset, length, is_whole, is_retry } => {
+            // Pages go around HTTP caches for all ranges, so that `is_retry` tells them nothing.
+            Output::Fetch { fetch, piece, piece_length, offset, length, is_whole, is_retry: _ } => {
                 let (rendition, msn, part) = three(piece);
                 let (offset, length, piece_length) = (offset.into(), length.into(), piece_length.into());
-                let (is_whole, is_retry) = (is_whole.into(), is_retry.into());
-                let values =
-                    [fetch.into(), rendition, msn, part, offset, length, is_whole, is_retry, piece_length];
+                let is_whole = is_whole.into();
+                let values = [fetch.into(), rendition, msn, part, offset, length, is_whole, piece_length];
                 Self::of(3, &values)
             }
             Output::CancelFetch { fetch } => Self::of(4, &[fetch.into()]),

@@ -52,7 +52,7 @@ test('a piece fetched from the origin is handed over block by block, stored and 
   const server = createServer((_, response) => response.writeHead(200).end(bytes));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const core = fakeCore({
-    wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 0, 5, 2, 0, bytes.length, 1, 0, bytes.length] }],
+    wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 0, 5, 2, 0, bytes.length, 1, bytes.length] }],
     fetchBlock: (_now: never, _fetch: never, block: never) => [
       { tag: Tag.Store, fields: [0, 5, 2, block, bytes.length, -1] },
       ...((block as number) === 1 ? [deliver(1)] : []),
@@ -201,7 +201,7 @@ test('a deliver without stored bytes falls back instead of handing over nothing'
 });
 
 test('fetch of a piece whose URL is not known fails at once', () => {
-  const core = fakeCore({ wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 7, 5, 2, 0, 10, 1, 0] }] });
+  const core = fakeCore({ wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 7, 5, 2, 0, 10, 1, 10] }] });
   const { driver } = make(core);
   ask(driver);
   assert.deepEqual(core.calls.at(-1)?.[0], 'fetchFailed');

@@ -75,12 +75,12 @@ function disturb(core: Core, now: number, next: (below: number) => number): void
     () => { core.record(now, noise(next, 1)); },
     () => { core.plan(now, next(3), next(20), Float64Array.from({ length: next(20) }, () => next(5) - 1 + 100 * next(2))); },
     () => { core.loaded(now, next(2), next(4), next(4), noise(next, 0), next(500)); },
-    () => { core.neighborConnected(now, peer, next(200) - 1); core.message(now, peer, hello(peer)); },
+    () => { core.neighborConnected(now, peer); core.message(now, peer, hello(peer)); },
     () => { core.neighborLost(now, peer); },
     () => { core.fetchBlock(now, next(10), next(5000), noise(next, 0)); },
     () => { core.fetchFailed(now, next(10), next(600)); },
-    () => { core.wantPiece(now, next(100), next(2), next(4), next(4), next(2) === 0 ? -1 : now + next(3000)); },
-    () => { core.wantSegment(now, next(100), next(2), next(4), -1); },
+    () => { core.wantPiece(now, next(100), next(2), next(4), next(4)); },
+    () => { core.wantSegment(now, next(100), next(2), next(4)); },
     () => { core.unwant(now, next(100)); },
     () => { core.playhead(now, 1e12 + next(1e6), 1e12 + next(1e6), next(3) * 100, next(2) === 0); },
     () => { core.sendQueue(now, peer, next(2 ** 31)); },
@@ -142,7 +142,7 @@ test('a piece of any length that is fetched as the module asks for it is deliver
     core.record(2, recordOf(5, bytes));
     // The player is where the segment begins, so that there is no time to ask anybody else.
     core.playhead(3, 1_700_000_000_000, 1_700_000_000_000, 100, false);
-    core.wantPiece(3, 1, 0, 5, 0, 4);
+    core.wantPiece(3, 1, 0, 5, 0);
     const stored: number[] = [];
     let isDelivered = false;
     for (let tag = core.poll(); tag !== Tag.None; tag = core.poll()) {
@@ -150,7 +150,7 @@ test('a piece of any length that is fetched as the module asks for it is deliver
       isDelivered ||= tag === Tag.Deliver;
       if (tag === Tag.Store) stored.push(field(4));
       if (tag !== Tag.Fetch) continue;
-      const [fetch, offset, end, step] = [field(0), field(4), field(4) + field(5), blockBytes(field(8))];
+      const [fetch, offset, end, step] = [field(0), field(4), field(4) + field(5), blockBytes(field(7))];
       for (let at = offset; at < end; at += step) {
         core.fetchBlock(4, fetch, at / step, bytes.slice(at, Math.min(at + step, end)));
       }
@@ -180,7 +180,7 @@ test('what a neighbor is told comes out byte for byte, and the log holds what we
   core.startLog();
   start(core);
   drain(core);
-  core.neighborConnected(2, 100, -1);
+  core.neighborConnected(2, 100);
   assert.equal(core.poll(), Tag.SendControl);
   assert.equal(core.field(0), 100);
   assert.deepEqual([...core.bytes().subarray(0, 2)], [1, 1], 'hello, version 1');

@@ -12,6 +12,7 @@ use super::world::{Manner, World, config, record, sign, truth};
 use crate::{
     BlockDigest, DisconnectReason, Input, Output, Peer, Place, Span, Time,
     bits::Bits,
+    upload::CHANNEL_BYTES_MAX,
     wire::{BlockHeader, Control, SetsBuilder, VERSION},
 };
 
@@ -551,4 +552,41 @@ proptest! {
             prop_assert!(peer.next_deadline().is_none_or(|(at, _)| at > now));
         }
     }
+}
+
+#[test]
+fn uplink_drain_by_a_neighbor_that_takes_nothing_ends() {
+    // Whether a neighbor is left that goes on talking while what it was sent waits, or does not.
+    let is_left = |unsafe_mode: Unsafe, takes: bool| {
+        let mut peer = victim(unsafe_mode);
+        let children = [ATTACKER];
+        let places =
+            [Place { stripe: 0, is_root: true, parent: None, children: &children, expected: Span::ZERO }];
+        peer.handle_input(Time::from_ms(2), Input::Plan { rendition: 0, stripes: 1, places: &places });
+        teach(&mut peer, piece(0));
+        let digests: Vec<_> = (0..4).map(|block| truth(piece(0), block)).collect();
+        let took = Span::from_ms(5);
+        let loaded = Input::Loaded { piece: piece(0), length: 4 * BLOCK_BYTES_MIN, digests: &digests, took };
+        peer.handle_input(Time::from_ms(60), loaded);
+        let (mut is_sent, mut is_left) = (false, false);
+        for second in 1..15 {
+            for output in drain(&mut peer) {
+                is_left |= matches!(output, Output::Disconnect { reason: DisconnectReason::Silent, .. });
+                if matches!(output, Output::SendBlock { .. }) {
+                    is_sent = true;
+                    let buffered = if takes { 0 } else { CHANNEL_BYTES_MAX };
+                    peer.handle_input(Time::from_ms(61), Input::SendQueue { peer: ATTACKER, buffered });
+                }
+            }
+            let ping = Control::Ping { nonce: second }.to_bytes();
+            let now = Time::from_ms(u64::from(second) * 1_000);
+            peer.handle_input(now, Input::Message { peer: ATTACKER, bytes: &ping });
+            peer.handle_input(now, Input::Wake);
+        }
+        assert!(is_sent, "it was sent something");
+        is_left
+    };
+    assert!(is_left(Unsafe::default(), false));
+    assert!(!is_left(Unsafe { no_stuck_limit: true, ..Unsafe::default() }, false), "control");
+    assert!(!is_left(Unsafe::default(), true), "who takes what it is sent stays");
 }

@@ -390,6 +390,9 @@ impl Peer {
             return;
         }
         known.has.insert(index);
+        if neighbor.buffered == 0 {
+            neighbor.drained_at = self.now;
+        }
         neighbor.buffered += bytes;
         self.uploads.sent(self.now, bytes);
         self.stats.sent_bytes += u64::from(bytes);
@@ -399,6 +402,9 @@ impl Peer {
 
     pub(super) fn accept_send_queue(&mut self, peer: PeerId, buffered: u32) {
         let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
+        if buffered < neighbor.buffered {
+            neighbor.drained_at = self.now;
+        }
         neighbor.buffered = buffered;
         self.uploads.drained(self.now, self.buffered());
     }

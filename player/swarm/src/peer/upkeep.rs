@@ -9,6 +9,7 @@ use crate::{
     output::{DisconnectReason, Report},
     plan::Plan,
     stats::Stats,
+    upload::CHANNEL_BYTES_MAX,
     wire::Control,
 };
 
@@ -22,6 +23,9 @@ const QUIET_IDLE: Span = Span::from_secs(10);
 const SUSPECT_AFTER: Span = Span::from_ms(700);
 /// Without an answer for this long, it is gone.
 const GONE_AFTER: Span = Span::from_secs(4);
+/// Who talks and takes nothing for so long is gone, too: a full channel that drains at less than 52 kbit/s is of no use to anybody,
+/// and for as long as it waits the line looks as slow as that.
+const STUCK_AFTER: Span = Span::from_secs(10);
 /// A foster parent that pushes nothing for this long is no use.
 const FOSTER_PATIENCE: Span = Span::from_secs(2);
 /// With this much waiting in the upload queue, a child has to go.
@@ -102,6 +106,14 @@ impl Peer {
         let mut asked = Vec::new();
         let mut has_suspects = false;
         for (peer, neighbor) in self.neighbors.iter_mut() {
+            let is_stuck =
+                neighbor.buffered >= CHANNEL_BYTES_MAX && now.since(neighbor.drained_at) >= STUCK_AFTER;
+            #[cfg(test)]
+            let is_stuck = is_stuck && !self.unsafe_mode.no_stuck_limit;
+            if is_stuck {
+                gone.push(*peer);
+                continue;
+            }
             if let Some((sent, _)) = neighbor.ping {
                 if neighbor.heard > sent {
                     // It is there; the pong itself only measures.

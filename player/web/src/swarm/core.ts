@@ -52,7 +52,7 @@ export interface Core {
   recordFailed(now: number, rendition: number, msn: number, part: number): void;
   plan(now: number, rendition: number, stripes: number, places: Float64Array): void;
   sharing(now: number, on: boolean): void;
-  neighborConnected(now: number, peer: number, rttMs: number): void;
+  neighborConnected(now: number, peer: number): void;
   neighborLost(now: number, peer: number): void;
   message(now: number, peer: number, bytes: Uint8Array): void;
   block(now: number, peer: number, message: Uint8Array): void;
@@ -63,8 +63,8 @@ export interface Core {
   loaded(now: number, rendition: number, msn: number, part: number, bytes: Uint8Array, tookMs: number): void;
   playing(now: number, renditions: Uint8Array): void;
   playhead(now: number, positionMs: number, bufferedUntilMs: number, ratePercent: number, isStalled: boolean): void;
-  wantPiece(now: number, request: number, rendition: number, msn: number, part: number, deadline: number): void;
-  wantSegment(now: number, request: number, rendition: number, msn: number, deadline: number): void;
+  wantPiece(now: number, request: number, rendition: number, msn: number, part: number): void;
+  wantSegment(now: number, request: number, rendition: number, msn: number): void;
   unwant(now: number, request: number): void;
   metered(now: number, on: boolean): void;
   leave(now: number): void;

@@ -184,8 +184,8 @@ export class Driver {
       this.#requests.fallBack(late);
     });
     this.#input((now) => {
-      if (part === null) this.core.wantSegment(now, id, rendition, msn, -1);
-      else this.core.wantPiece(now, id, rendition, msn, part, -1);
+      if (part === null) this.core.wantSegment(now, id, rendition, msn);
+      else this.core.wantPiece(now, id, rendition, msn, part);
     });
     return () => {
       if (!this.#requests.take(id)) return;
@@ -261,7 +261,7 @@ export class Driver {
   }
 
   #handleOpen(peer: PeerId): void {
-    this.#input((now) => { this.core.neighborConnected(now, peer, -1); });
+    this.#input((now) => { this.core.neighborConnected(now, peer); });
     this.events.onNeighbors();
     void this.#tellConnected(peer);
   }
@@ -345,7 +345,7 @@ export class Driver {
           this.#sendBlock(field(0), pieceAt(1), field(4));
           break;
         case Tag.Fetch:
-          this.#fetch(field(0), pieceAt(1), field(4), field(5), field(6) === 1, field(8));
+          this.#fetch(field(0), pieceAt(1), field(4), field(5), field(6) === 1, field(7));
           break;
         case Tag.CancelFetch:
           this.#fetches.get(field(0))?.abort();
