@@ -3,7 +3,7 @@
 use shoal_swarm::{Output, PieceId, Stats};
 
 /// The most numbers that an output has.
-const NUMBERS_MAX: usize = 9;
+const NUMBERS_MAX: usize = 8;
 
 /// One output.
 #[derive(Debug)]
