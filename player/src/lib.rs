@@ -7,8 +7,8 @@
 //! ([`Mode::Seed`]).
 //!
 //! The files follow the data: `source` reads playlists, `tracker` is the socket to the tracker, `neighbor` one peer
-//! connection, `identity` the certificate that it shows, `origin` fetches over HTTP, `store` holds bytes, `playback` is the clock, `viewer` drives the core with
-//! all of them.
+//! connection, `identity` the certificate that it shows, `uplink` the rate that all connections share, `origin` fetches over HTTP,
+//! `store` holds bytes, `playback` is the clock, `viewer` drives the core with all of them.
 
 mod identity;
 mod neighbor;

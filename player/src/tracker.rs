@@ -21,6 +21,7 @@ use crate::Token;
 /// PROTOCOL.md says.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// A tracker with less patience is pinged no more often.
 const PING_MIN: Duration = Duration::from_secs(1);
 /// Who has not been taken in by then tries again.
 const WELCOME_MAX: Duration = Duration::from_secs(10);

@@ -175,7 +175,8 @@ function parseMs(stats?: LoaderStats): number {
 export function fillStats(stats: LoaderStats, answer: Stored, now: number, bandwidthBps: number, parsingMs: number): void {
   const total = answer.data.byteLength;
   const expectedMs = Math.max(0, (8_000 * total) / bandwidthBps - parsingMs);
-  const tookMs = answer.originBytes > 0 ? answer.transferMs : Math.min(answer.transferMs, expectedMs);
+  // A player of its own kind may have no estimate (NaN): then the time stands as it was.
+  const tookMs = answer.originBytes === 0 && expectedMs < answer.transferMs ? expectedMs : answer.transferMs;
   stats.loading.start = stats.loading.first = now - tookMs;
   stats.loading.end = now;
   stats.loaded = stats.total = total;

@@ -170,4 +170,6 @@ test('peers that send slowly do not make hls.js think that the line is slow, and
     fillStats(loader.stats, answer(new ArrayBuffer(50_000), transferMs), 1_000, estimateBps, parsingMs);
     assert.equal(1_000 - loader.stats.loading.start, expectedMs, `${transferMs} ms on the way, ${parsingMs} ms of parsing`);
   }
+  fillStats(loader.stats, answer(new ArrayBuffer(50_000), 300), 1_000, Number.NaN, 0);
+  assert.equal(loader.stats.loading.start, 700, 'without an estimate the time stands');
 });

@@ -125,12 +125,16 @@ pub fn has_copy(headers: &HeaderMap, tag: &str) -> bool {
 /// Whether the client takes a content coding (`gzip`, `br`): it names it, or everything, and does not refuse it (RFC 9110,
 /// section 12.5.3).
 pub fn accepts_coding(headers: &HeaderMap, wanted: &str) -> bool {
-    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).any(|coding| {
-        let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
-        let is_refused = matches!(parameters.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000");
-        [wanted, "*"].contains(&name.trim()) && !is_refused
-    })
+    let values = || headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    // None where it is not named.
+    let accepts = |wanted: &str| {
+        values().flat_map(|value| value.split(',')).find_map(|coding| {
+            let (name, parameters) = coding.split_once(';').unwrap_or((coding, ""));
+            let is_refused = matches!(parameters.trim(), "q=0" | "q=0.0" | "q=0.00" | "q=0.000");
+            (name.trim() == wanted).then_some(!is_refused)
+        })
+    };
+    accepts(wanted).or_else(|| accepts("*")).unwrap_or(false)
 }
 
 /// What a `Range` header asks of a body.
@@ -213,6 +217,8 @@ mod tests {
             ("br;q=1.0, gzip;q=0.8", true),
             ("*", true),
             ("gzip;q=0", false),
+            ("gzip;q=0, *", false),
+            ("*;q=0", false),
             ("identity", false),
             ("", false),
         ] {

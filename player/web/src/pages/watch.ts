@@ -301,9 +301,10 @@ function storage(): Storage | null {
 function setUpControls(): void {
   sharing.checked = (parameters.get('sharing') ?? storage()?.getItem('sharing')) !== 'off';
   sharing.addEventListener('change', () => {
-    storage()?.setItem('sharing', sharing.checked ? 'on' : 'off');
     shoal?.setSharing(sharing.checked);
     showStats();
+    // Last, because a full storage throws: what the viewer wants counts all the same.
+    storage()?.setItem('sharing', sharing.checked ? 'on' : 'off');
   });
   byId('go-live').addEventListener('click', () => follower?.goLive());
   byId('unmute').addEventListener('click', () => {
