@@ -1,178 +1,40 @@
 //! A live stream as the origin sees it: renditions with their windows, shared between the stream's worker, which is
 //! the only writer, and any number of requests.
+//!
+//! `rendition.rs` is what each rendition holds, `publish.rs` is the writer's side; here is the stream's own state, and
+//! what requests read.
+
+mod publish;
+mod rendition;
+#[cfg(test)]
+mod tests;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use bytes::Bytes;
 use ed25519_dalek::SigningKey;
 use parking_lot::Mutex;
-use serde::{Deserialize, Serialize};
-use shoal_digest::{Epoch, OriginKey, PieceId, Record};
+use serde::Serialize;
+use shoal_digest::{Epoch, OriginKey};
 use shoal_playlist::RenditionReport;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::broadcast;
 
+pub(crate) use self::publish::NewPart;
+pub(crate) use self::rendition::{Description, Rendition};
 use crate::config::{Config, Constants};
 use crate::counters::Counters;
-use crate::events::{Event, Published, RenditionInfo};
+use crate::events::{Event, RenditionInfo};
 use crate::ladder::{self, LadderStatus};
-use crate::pictures::{Offer, POSTER, Pictures, SOURCE_SIDE, Studio};
+use crate::pictures::{POSTER, Pictures, Studio};
 use crate::recording::{NewRecording, Recorder, Recordings};
 use crate::rendered::{Cached, Text};
 use crate::transcode::Slots;
-use crate::window::{PartEntry, Progress, Window};
-
-/// What the worker knows of a part that it publishes.
-#[derive(Debug)]
-pub(crate) struct NewPart {
-    pub(crate) bytes: Bytes,
-    pub(crate) start_ms: i64,
-    pub(crate) duration_us: i64,
-    /// Whether it begins with a keyframe.
-    pub(crate) is_independent: bool,
-    /// Whether there is a keyframe anywhere in it.
-    pub(crate) has_keyframe: bool,
-    pub(crate) is_last: bool,
-}
-
-/// One encoded version of the stream.
-#[derive(Debug)]
-pub(crate) struct Rendition {
-    pub(crate) number: u8,
-    pub(crate) name: String,
-    window: Mutex<Window>,
-    progress: watch::Sender<Progress>,
-    description: Mutex<Description>,
-    playlists: [Cached; 2],
-    /// Whether a ladder publishes it, rather than the stream's worker.
-    is_of_ladder: bool,
-    is_given_up: AtomicBool,
-}
-
-/// What the multivariant playlist says about a rendition.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Description {
-    pub(crate) codecs: String,
-    /// Width and height; none for audio.
-    pub(crate) resolution: Option<(u32, u32)>,
-    pub(crate) frame_rate_milli: u64,
-    /// The highest bit rate of a segment so far, in bits per second.
-    pub(crate) peak_bps: u64,
-    media_bytes: u64,
-    media_us: u64,
-    /// Of the segment in the making.
-    open_bytes: u64,
-    open_us: u64,
-}
-
-impl Description {
-    pub(crate) fn video(codecs: String, width: u32, height: u32) -> Self {
-        Self { codecs, resolution: Some((width, height)), ..Default::default() }
-    }
-
-    pub(crate) fn audio(codecs: &str) -> Self {
-        Self { codecs: codecs.to_owned(), ..Default::default() }
-    }
-
-    pub(crate) fn is_video(&self) -> bool {
-        self.resolution.is_some()
-    }
-
-    /// Whether a segment is complete, so that its bit rate is known.
-    pub(crate) fn is_measured(&self) -> bool {
-        self.media_us > 0
-    }
-
-    pub(crate) fn average_bps(&self) -> u64 {
-        bits_per_second(self.media_bytes, self.media_us)
-    }
-
-    /// Counts the segment in the making, which was cut short; its bit rate counts only if there is no other.
-    pub(crate) fn end_open_segment(&mut self) {
-        self.end_segment(0);
-    }
-
-    /// With the rates of another.
-    fn like(self, other: &Self) -> Self {
-        let Self { codecs, resolution, .. } = self;
-        Self { codecs, resolution, ..other.clone() }
-    }
-
-    fn end_segment(&mut self, target_us: u64) {
-        let (bytes, us) = (std::mem::take(&mut self.open_bytes), std::mem::take(&mut self.open_us));
-        self.media_bytes += bytes;
-        self.media_us += us;
-        // Section 4.4.6.2: the peak counts segments of 0.5 to 1.5 target durations; the very first one counts anyhow.
-        if self.peak_bps == 0 || (target_us / 2..=target_us * 3 / 2).contains(&us) {
-            self.peak_bps = self.peak_bps.max(bits_per_second(bytes, us));
-        }
-    }
-}
-
-fn bits_per_second(bytes: u64, us: u64) -> u64 {
-    (bytes * 8 * 1_000_000).checked_div(us).unwrap_or(0)
-}
-
-impl Rendition {
-    pub(crate) fn new(
-        number: u8,
-        name: String,
-        constants: Constants,
-        init: Bytes,
-        description: Description,
-    ) -> Self {
-        let window = Window::new(constants, init);
-        let progress = watch::Sender::new(window.progress());
-        Self {
-            number,
-            name,
-            window: Mutex::new(window),
-            progress,
-            description: Mutex::new(description),
-            playlists: Default::default(),
-            is_of_ladder: false,
-            is_given_up: AtomicBool::new(false),
-        }
-    }
-
-    /// The same, to be published by a ladder.
-    pub(crate) fn of_ladder(self) -> Self {
-        Self { is_of_ladder: true, ..self }
-    }
-
-    /// It was given up: only gaps come.
-    pub(crate) fn give_up(&self) {
-        self.is_given_up.store(true, Ordering::Release);
-    }
-
-    /// Whether what is to be said of it will not become known.
-    pub(crate) fn is_given_up(&self) -> bool {
-        self.is_given_up.load(Ordering::Acquire)
-    }
-
-    /// Reads the window; hold it only for a moment.
-    pub(crate) fn with_window<T>(&self, read: impl FnOnce(&Window) -> T) -> T {
-        read(&self.window.lock())
-    }
-
-    pub(crate) fn description(&self) -> Description {
-        self.description.lock().clone()
-    }
-
-    pub(crate) fn describe(&self, change: impl FnOnce(&mut Description)) {
-        change(&mut self.description.lock());
-    }
-
-    /// Wakes whenever the rendition grew or ended.
-    pub(crate) fn watch(&self) -> watch::Receiver<Progress> {
-        self.progress.subscribe()
-    }
-}
+use crate::window::Window;
 
 /// What a stream is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// It is to be pulled from another origin, and nothing has come yet.
@@ -365,166 +227,6 @@ impl Live {
         self.renditions.iter().map(|rendition| rendition.with_window(Window::bytes)).sum()
     }
 
-    /// Signs a part, makes it available, wakes those who wait for it and tells the tracker.
-    pub(crate) fn publish(&self, rendition: &Rendition, part: NewPart) {
-        let NewPart { bytes, start_ms, duration_us, is_independent, has_keyframe, is_last } = part;
-        let at = rendition.with_window(Window::progress);
-        let piece = PieceId {
-            rendition: rendition.number,
-            msn: at.msn,
-            // A segment of 10 s in parts of 200 ms has 50.
-            part: u16::try_from(at.parts).expect("a segment has few parts"),
-        };
-        let duration_ms = u32::try_from((duration_us + 500) / 1000).unwrap_or(u32::MAX);
-        let start_unsigned = u64::try_from(start_ms).unwrap_or(0);
-        let record =
-            Record::of(self.epoch, piece, is_last, is_independent, start_unsigned, duration_ms, &bytes);
-        let record = Bytes::from(record.sign(&self.shared.signing_key));
-        let length = bytes.len();
-        self.counters.add_media(length);
-        {
-            let target_us = self.constants.target_duration_s * 1_000_000;
-            let mut description = rendition.description.lock();
-            description.open_bytes += length as u64;
-            description.open_us += duration_us.unsigned_abs();
-            if is_last {
-                description.end_segment(target_us);
-            }
-        }
-        if piece.part == 0 && is_independent {
-            self.offer_picture(rendition, piece.msn, start_ms, &bytes);
-        }
-        let entry = PartEntry {
-            duration_us,
-            bytes,
-            record: record.clone(),
-            is_independent: has_keyframe,
-            is_gap: false,
-        };
-        self.change(rendition, |window| {
-            window.add_part(entry, start_ms);
-            if is_last {
-                window.end_segment();
-            }
-        });
-        // Named as playlists name it.
-        let file = match self.constants.has_parts {
-            true => format!("part-{}-{}.m4s", piece.msn, piece.part),
-            false => format!("seg-{}.m4s", piece.msn),
-        };
-        self.emit(Event::Published(Arc::new(Published {
-            stream: self.name.clone(),
-            epoch: self.epoch,
-            piece,
-            uri: format!("{}/{}/{file}", self.epoch_hex(), rendition.name),
-            length: u32::try_from(length).unwrap_or(u32::MAX),
-            duration_ms,
-            is_last_in_segment: is_last,
-            record,
-        })));
-        self.shed();
-    }
-
-    /// A segment begins with this part, and it with a keyframe: it may become a picture.
-    fn offer_picture(&self, rendition: &Rendition, msn: u64, date_ms: i64, part: &Bytes) {
-        let Some(pictures) = &self.pictures else { return };
-        if !rendition.description.lock().is_video() {
-            return;
-        }
-        let offer = Offer::new(
-            msn,
-            date_ms,
-            self.constants.segment_us,
-            self.picture_source() == Some(rendition.number),
-        );
-        pictures.offer(offer, || {
-            let init = rendition.with_window(|window| window.newest_init().cloned());
-            Some((init?, part.clone()))
-        });
-    }
-
-    /// The rendition that pictures are made of: the smallest that is good enough, or else the largest.
-    fn picture_source(&self) -> Option<u8> {
-        let sizes = self.renditions.iter().filter_map(|rendition| {
-            let (width, height) = rendition.description.lock().resolution?;
-            Some((width.max(height), rendition.number))
-        });
-        // Those too small come behind all others, largest first.
-        let rank = |(side, _): &(u32, u8)| if *side >= SOURCE_SIDE { *side } else { u32::MAX - *side };
-        sizes.min_by_key(rank).map(|(_, number)| number)
-    }
-
-    /// Adds a part that has no media.
-    pub(crate) fn publish_gap(&self, rendition: &Rendition, start_ms: i64, duration_us: i64, is_last: bool) {
-        let entry = PartEntry {
-            duration_us,
-            bytes: Bytes::new(),
-            record: Bytes::new(),
-            is_independent: false,
-            is_gap: true,
-        };
-        if is_last {
-            rendition.description.lock().end_open_segment();
-        }
-        self.change(rendition, |window| {
-            window.add_part(entry, start_ms);
-            if is_last {
-                window.end_segment();
-            }
-        });
-    }
-
-    /// Ends a rendition's segment behind the parts that it has; nothing where it has none.
-    pub(crate) fn end_segment(&self, rendition: &Rendition) {
-        rendition.description.lock().end_open_segment();
-        self.change(rendition, Window::end_segment);
-    }
-
-    /// Ends all open segments, and brings renditions that are behind to the same media sequence number, which is
-    /// returned, with gaps that reach to `until_ms` and are not longer than `gap_us`. Their date is that of the end of the
-    /// rendition, as `end_ms` gives it by rendition number. A ladder is not touched: it does the same in its own time.
-    pub(crate) fn align(&self, gap_us: i64, until_ms: i64, end_ms: impl Fn(u8) -> i64) -> u64 {
-        for rendition in self.own_renditions() {
-            self.end_segment(rendition);
-        }
-        let msn = |rendition: &Arc<Rendition>| rendition.with_window(Window::progress).msn;
-        let newest = self.own_renditions().map(msn).max().unwrap_or(0);
-        for rendition in self.own_renditions() {
-            let behind = newest - msn(rendition);
-            let from_ms = end_ms(rendition.number);
-            let missing_us = until_ms.saturating_sub(from_ms).saturating_mul(1000);
-            let gap_us = (missing_us / behind.max(1) as i64).clamp(1_000, gap_us);
-            for index in 0..behind {
-                tracing::warn!(rendition = rendition.name, "a segment is missing");
-                let start_ms = from_ms + index as i64 * gap_us / 1000;
-                self.publish_gap(rendition, start_ms, gap_us, true);
-            }
-        }
-        newest
-    }
-
-    /// Changes a rendition's window and wakes those who wait for it.
-    pub(crate) fn change(&self, rendition: &Rendition, change: impl FnOnce(&mut Window)) {
-        let (progress, changes) = {
-            let mut window = rendition.window.lock();
-            // Under the lock, so that whoever sees the change renders it: a text of the revision before would be kept by
-            // a CDN under a URL that asked for more. And first, so that a text of the new revision waits for the change.
-            self.revision.fetch_add(1, Ordering::AcqRel);
-            change(&mut window);
-            if let Some(recorder) = &self.recorder {
-                match recorder.stored_to(rendition.number) {
-                    Some(msn) => window.set_stored(msn),
-                    None => window.lose_storage(),
-                }
-            }
-            (window.progress(), window.take_changes())
-        };
-        rendition.progress.send_replace(progress);
-        if let (Some(recorder), false) = (&self.recorder, changes.is_empty()) {
-            recorder.take(rendition.number, changes, || rendition.description());
-        }
-    }
-
     /// A segment began with something else than a keyframe.
     pub(crate) fn has_dependent_segment(&self) {
         if !self.has_dependent_segment.swap(true, Ordering::AcqRel) {
@@ -557,26 +259,6 @@ impl Live {
         self.recorder.as_ref().is_none_or(Recorder::is_idle)
     }
 
-    /// Lets the oldest media go while the stream holds more than its limit.
-    fn shed(&self) {
-        while self.held_bytes() > self.bytes_max {
-            // The rendition with the oldest media first, so that the windows stay alike.
-            let oldest = self
-                .renditions
-                .iter()
-                .min_by_key(|rendition| rendition.with_window(|window| window.oldest().unwrap_or(u64::MAX)));
-            let mut has_shed = false;
-            if let Some(rendition) = oldest {
-                self.change(rendition, |window| has_shed = window.shed());
-            }
-            if !has_shed {
-                metrics::counter!("segmenter_over_limit_total", "stream" => self.name.to_string())
-                    .increment(1);
-                return;
-            }
-        }
-    }
-
     /// The rendition's playlist as it is now, rendered once per revision.
     pub(crate) fn playlist(&self, rendition: &Rendition, with_delta: bool) -> Arc<Text> {
         rendition.playlists[usize::from(with_delta)].get(self.revision(), || {
@@ -605,6 +287,3 @@ impl Live {
         let _ = self.shared.events.send(event);
     }
 }
-
-#[cfg(test)]
-mod tests;

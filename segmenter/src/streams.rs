@@ -1,7 +1,9 @@
 //! The registry of streams: who may publish under which name, what is live, and the way to its figures.
 //!
 //! Each stream has one worker thread (`worker.rs`), which does all media work, so that one stream's load or bug
-//! never holds up another or a request. The registry only hands out queues to it.
+//! never holds up another or a request. The registry only hands out queues to it: see `publication.rs`.
+
+mod publication;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -13,27 +15,24 @@ use base64::engine::general_purpose::STANDARD;
 use ed25519_dalek::SigningKey;
 use parking_lot::Mutex;
 use shoal_digest::OriginKey;
-use tokio::sync::{broadcast, mpsc as tokio_mpsc, watch};
+use tokio::sync::{broadcast, watch};
 
+pub(crate) use self::publication::{Feed, weight};
+pub use self::publication::{KeyframeRequest, Overflow, Publication};
 use crate::config::Config;
 use crate::counters::StreamStats;
 use crate::events::{Event, RenditionInfo};
-use crate::frame::{Input, TrackId};
 use crate::ladder::LadderStatus;
 use crate::live::{Live, RecordingStatus, Shared, State};
 use crate::pictures::Studio;
 use crate::pull::{self, PullError, Puller, Upstream, UpstreamStatus};
 use crate::recording::{RecordingInfo, Recordings};
 use crate::storage::StorageError;
-use crate::transcode::{Slots, Transcoding};
+use crate::transcode::Slots;
 use crate::worker::{Message, Worker};
 
 /// So many events may wait for a slow subscriber before it misses some: 10 s of 64 streams.
 const EVENTS_MAX: usize = 4096;
-/// So many keyframe requests may wait for the ingest. One in half a second and track is made at most.
-const KEYFRAME_REQUESTS_MAX: usize = 16;
-/// What a queued input weighs besides its bytes.
-const INPUT_OVERHEAD_BYTES: usize = 256;
 
 /// All streams of this process. Cloning gives another handle.
 #[derive(Clone, Debug)]
@@ -76,19 +75,6 @@ pub enum PublishError {
     /// No room for another stream.
     #[error("the server has no room for another stream")]
     Full,
-}
-
-/// The stream's worker can't keep up; the frame was dropped. The worker drops video up to the next keyframe and asks
-/// for one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the stream's queue is full")]
-pub struct Overflow;
-
-/// A request to the publisher for a keyframe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct KeyframeRequest {
-    /// The track that needs it.
-    pub track: TrackId,
 }
 
 /// A stream in the list.
@@ -206,13 +192,8 @@ impl Streams {
             return Err(PublishError::Busy);
         }
         drop(table);
-        let (sender, keyframes) = tokio_mpsc::channel(KEYFRAME_REQUESTS_MAX);
-        let has_lost = Arc::new(AtomicBool::new(false));
-        entry.send(Message::Attach { keyframes: sender, has_lost: has_lost.clone() });
-        let queue_bytes_max = self.0.config.queue_bytes_max;
-        let feed = Feed { entry: entry.clone(), has_lost, queue_bytes_max };
-        let transcoding = Mutex::new(Transcoding::new(feed, self.0.shared.slots.clone()));
-        Ok(Publication { entry, transcoding, keyframes: Some(keyframes), is_ended: false })
+        let slots = self.0.shared.slots.clone();
+        Ok(Publication::attach(entry, self.0.config.queue_bytes_max, slots))
     }
 
     fn start(&self, name: &str) -> Arc<Entry> {
@@ -381,121 +362,10 @@ impl Drop for Forget {
     }
 }
 
-/// A publisher's hold on a stream. Dropping it means that the publisher is gone: the stream waits for it to come
-/// back before it ends.
-#[derive(Debug)]
-pub struct Publication {
-    entry: Arc<Entry>,
-    transcoding: Mutex<Transcoding>,
-    keyframes: Option<tokio_mpsc::Receiver<KeyframeRequest>>,
-    is_ended: bool,
-}
-
-/// A publication's way into its worker's inbox.
-#[derive(Clone, Debug)]
-pub(crate) struct Feed {
-    entry: Arc<Entry>,
-    has_lost: Arc<AtomicBool>,
-    queue_bytes_max: usize,
-}
-
-impl Feed {
-    /// Hands an input to the worker. Never blocks.
-    pub(crate) fn push(&self, input: Input) -> Result<(), Overflow> {
-        let bytes = weight(&input);
-        let queued = self.entry.queued_bytes.fetch_add(bytes, Ordering::AcqRel);
-        if queued + bytes > self.queue_bytes_max {
-            self.entry.queued_bytes.fetch_sub(bytes, Ordering::AcqRel);
-            self.lose();
-            metrics::counter!("segmenter_overflow_total").increment(1);
-            if matches!(input, Input::Frame(_)) {
-                crate::session::count_dropped("queue_full", 1);
-            }
-            return Err(Overflow);
-        }
-        self.entry.send(Message::Input(input));
-        Ok(())
-    }
-
-    /// Lets the worker know that pictures are missing, so that it asks for a keyframe.
-    pub(crate) fn lose(&self) {
-        self.has_lost.store(true, Ordering::Release);
-    }
-}
-
-impl Publication {
-    /// Says which tracks will come, so that the stream starts as soon as all of their formats are known and not
-    /// before. Optional: otherwise the stream waits a moment for further tracks after the first.
-    pub fn expect_tracks(&self, tracks: &[TrackId]) {
-        self.entry.send(Message::Expect(tracks.to_vec()));
-    }
-
-    /// Makes sure that so many VP8 tracks can be transcoded; false when the machine has no room for them. What was
-    /// reserved is given back when the publication is dropped.
-    #[must_use]
-    pub fn reserve_transcoders(&self, count: usize) -> bool {
-        self.transcoding.lock().reserve(count)
-    }
-
-    /// What the publisher is to be told, in words, because it can't go on like this: its VP8 is more than the machine
-    /// can transcode.
-    #[must_use]
-    pub fn problem(&self) -> Option<&'static str> {
-        self.transcoding.lock().problem()
-    }
-
-    /// Hands an input to the stream's worker. Never blocks.
-    ///
-    /// # Errors
-    /// [`Overflow`] if the worker, or what transcodes VP8 before it, is too far behind.
-    pub fn push(&self, input: Input) -> Result<(), Overflow> {
-        self.transcoding.lock().push(input)
-    }
-
-    /// The requests for keyframes that the stream makes of its publisher. The second call gets a closed channel.
-    pub fn take_keyframe_requests(&mut self) -> tokio_mpsc::Receiver<KeyframeRequest> {
-        self.keyframes.take().unwrap_or_else(|| tokio_mpsc::channel(1).1)
-    }
-
-    /// Whether the stream's worker has taken everything that was pushed, and its ladder has encoded it.
-    #[must_use]
-    pub fn is_idle(&self) -> bool {
-        self.transcoding.lock().is_idle()
-            && self.entry.queued_bytes.load(Ordering::Acquire) == 0
-            && self.entry.live.borrow().as_ref().is_none_or(|live| live.is_ladder_idle())
-    }
-
-    /// Ends the stream at once: the publisher stopped on purpose and will not come back.
-    pub fn end(mut self) {
-        self.is_ended = true;
-    }
-}
-
-impl Drop for Publication {
-    fn drop(&mut self) {
-        // In this order: whoever takes the name next must come after our leaving in the worker's queue.
-        self.transcoding.get_mut().close();
-        if self.is_ended {
-            self.entry.is_closed.store(true, Ordering::Release);
-            self.entry.send(Message::End);
-        } else {
-            self.entry.send(Message::Detach);
-        }
-        self.entry.has_publisher.store(false, Ordering::Release);
-    }
-}
-
-/// What an input counts in the queue.
-pub(crate) fn weight(input: &Input) -> usize {
-    match input {
-        Input::Frame(frame) => frame.data.len() + INPUT_OVERHEAD_BYTES,
-        Input::Format { .. } | Input::Discontinuity => INPUT_OVERHEAD_BYTES,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::frame::{Input, TrackId};
 
     fn streams(config: Config) -> Streams {
         Streams::new(config, SigningKey::from_bytes(&[1; 32]))

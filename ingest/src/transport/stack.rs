@@ -5,7 +5,7 @@
 //! - It never leaves the pair that ICE selected first. Once it has selected, connectivity checks from any
 //!   authenticated address are shown to it as coming from the selected one, and what it sends there goes to the
 //!   address that the publisher uses: the one it nominated last, or the one from which its last media came.
-//! - It reads candidates and everything else from the offer: see `sdp.rs` for what it gets to see.
+//! - It reads candidates and everything else from the offer: see `sdp/reduce.rs` for what it gets to see.
 //! - Its local candidate must match the address that a datagram is said to have come in on: `Route::local`.
 
 use std::collections::{HashMap, VecDeque};
@@ -321,7 +321,7 @@ fn words(error: rtc::shared::error::Error) -> StackError {
     StackError(error.to_string())
 }
 
-/// The codecs of the offer, as offered: what is to be answered was decided in `sdp.rs`.
+/// The codecs of the offer, as offered: what is to be answered was decided in `sdp/codecs.rs`.
 fn media_engine(offer: &Offer) -> rtc::shared::error::Result<MediaEngine> {
     let mut engine = MediaEngine::default();
     let feedback = |typ: &str, parameter: &str| RTCPFeedback { typ: typ.into(), parameter: parameter.into() };

@@ -1,21 +1,23 @@
 //! A publisher without I/O for tests: the same WebRTC crate in its sending role, with pictures and sounds whose
 //! bytes say what they are, so that every frame that comes out can be checked against what went in.
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used)] // each test binary uses a part
+#![allow(dead_code, unused_imports, unreachable_pub, clippy::unwrap_used)] // each test binary uses a part
 
 pub mod camera;
+mod listener;
 pub mod live;
+mod log;
+mod made;
 pub mod net;
 pub mod recorder;
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
-use rtc::interceptor::{Interceptor, NackResponderBuilder, Packet, Registry, Slot, StreamInfo, TaggedPacket};
+use rtc::interceptor::{NackResponderBuilder, Registry, Slot};
 use rtc::media_stream::MediaStreamTrack;
 use rtc::peer_connection::configuration::media_engine::MediaEngine;
 use rtc::peer_connection::event::RTCPeerConnectionEvent;
@@ -23,9 +25,7 @@ use rtc::peer_connection::sdp::RTCSessionDescription;
 use rtc::peer_connection::state::RTCPeerConnectionState;
 use rtc::peer_connection::transport::RTCIceCandidateInit;
 use rtc::peer_connection::{RTCPeerConnection, RTCPeerConnectionBuilder};
-use rtc::rtcp::payload_feedbacks::picture_loss_indication::PictureLossIndication;
 use rtc::rtcp::sender_report::SenderReport;
-use rtc::rtcp::transport_feedbacks::transport_layer_nack::TransportLayerNack;
 use rtc::rtp::header::Header;
 use rtc::rtp_transceiver::rtp_sender::{
     RTCPFeedback, RTCRtpCodec, RTCRtpCodecParameters, RTCRtpCodingParameters, RTCRtpEncodingParameters,
@@ -33,24 +33,15 @@ use rtc::rtp_transceiver::rtp_sender::{
 };
 use rtc::rtp_transceiver::{RTCRtpSenderId, RTCRtpTransceiverDirection, RTCRtpTransceiverInit};
 use rtc::sansio::Protocol as _;
-use rtc::shared::error::Error as RtcError;
 use rtc::shared::{TaggedBytesMut, TransportContext, TransportProtocol};
 
-/// x264's parameter sets for 1280x720 and 640x360, high profile.
-pub const SPS_720: &str = "6764001facd9405005bb011000000300100000030320f1831960";
-pub const SPS_360: &str = "6764001eacd940a02ff970110000030001000003003c0f162d96";
-pub const PPS: &str = "68ebe3cb22c0";
+pub use listener::Asked;
+use listener::Listener;
+pub use log::LogBuffer;
+pub use made::{PPS, SPS_360, SPS_720, Style, fragment, picture, picture_number, slices, sound};
 
 pub const FRAME_INTERVAL: Duration = Duration::from_nanos(33_333_333);
 pub const SOUND_INTERVAL: Duration = Duration::from_millis(20);
-const PAYLOAD_MAX: usize = 1100;
-
-/// What the server asked for.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Asked {
-    pub keyframes: u64,
-    pub retransmissions: u64,
-}
 
 /// Media that was encoded beforehand, sent in a loop.
 pub struct Reel {
@@ -67,15 +58,6 @@ pub enum Media {
     Camera(camera::Camera),
     /// Real both.
     Reel(Reel),
-}
-
-/// How pictures are put into packets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// Parameter sets in a STAP-A, as libwebrtc does.
-    Browser,
-    /// Parameter sets in packets of their own, four slices.
-    Obs,
 }
 
 /// See the module.
@@ -115,21 +97,59 @@ struct Sending {
     packets: u32,
 }
 
+impl Sending {
+    /// Adds a track that only sends; its retransmissions have a stream of their own if there is a second number.
+    fn add(
+        connection: &mut RTCPeerConnection,
+        (kind, name, codec): (RtpCodecKind, &str, RTCRtpCodec),
+        (ssrc, rtx): (u32, Option<u32>),
+        payload_type: u8,
+    ) -> Self {
+        let encoding = RTCRtpEncodingParameters {
+            rtp_coding_parameters: RTCRtpCodingParameters {
+                ssrc: Some(ssrc),
+                rtx: rtx.map(|ssrc| RTCRtpRtxParameters { ssrc }),
+                ..Default::default()
+            },
+            active: true,
+            codec,
+            ..Default::default()
+        };
+        let track = MediaStreamTrack::new("s".into(), name.into(), name.into(), kind, vec![encoding.clone()]);
+        let init = RTCRtpTransceiverInit {
+            direction: RTCRtpTransceiverDirection::Sendonly,
+            streams: vec!["s".into()],
+            send_encodings: vec![encoding],
+        };
+        let transceiver = connection.add_transceiver_from_track(track, Some(init)).unwrap();
+        let id = connection.rtp_transceiver(transceiver).unwrap().sender().unwrap();
+        // Close to the wrap, which every test so passes.
+        let first_timestamp = u32::MAX - 90_000 * 2;
+        Self { id, ssrc, payload_type, sequence: 65_500, first_timestamp, last_timestamp: 0, packets: 0 }
+    }
+}
+
+/// Video, its retransmissions, audio.
+fn codecs() -> [RTCRtpCodec; 3] {
+    const H264: &str = "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=64001f";
+    let feedback = |typ: &str, parameter: &str| RTCPFeedback { typ: typ.into(), parameter: parameter.into() };
+    let codec = |mime: &str, clock_rate, channels, fmtp: &str, rtcp_feedback| RTCRtpCodec {
+        mime_type: mime.into(),
+        clock_rate,
+        channels,
+        sdp_fmtp_line: fmtp.into(),
+        rtcp_feedback,
+    };
+    [
+        codec("video/H264", 90_000, 0, H264, vec![feedback("nack", ""), feedback("nack", "pli")]),
+        codec("video/rtx", 90_000, 0, "apt=102", vec![]),
+        codec("audio/opus", 48_000, 2, "minptime=10;stereo=1;sprop-stereo=1", vec![]),
+    ]
+}
+
 impl Publisher {
     pub fn new(now: Instant, local: SocketAddr) -> Self {
-        let feedback =
-            |typ: &str, parameter: &str| RTCPFeedback { typ: typ.into(), parameter: parameter.into() };
-        let codec = |mime: &str, clock_rate, channels, fmtp: &str, rtcp_feedback| RTCRtpCodec {
-            mime_type: mime.into(),
-            clock_rate,
-            channels,
-            sdp_fmtp_line: fmtp.into(),
-            rtcp_feedback,
-        };
-        const H264: &str = "level-asymmetry-allowed=1;packetization-mode=1;profile-level-id=64001f";
-        let video = codec("video/H264", 90_000, 0, H264, vec![feedback("nack", ""), feedback("nack", "pli")]);
-        let rtx = codec("video/rtx", 90_000, 0, "apt=102", vec![]);
-        let audio = codec("audio/opus", 48_000, 2, "minptime=10;stereo=1;sprop-stereo=1", vec![]);
+        let [video, rtx, audio] = codecs();
         let mut engine = MediaEngine::default();
         for (rtp_codec, payload_type, kind) in [
             (video.clone(), 102, RtpCodecKind::Video),
@@ -138,45 +158,19 @@ impl Publisher {
         ] {
             engine.register_codec(RTCRtpCodecParameters { rtp_codec, payload_type }, kind).unwrap();
         }
-        let rtcp = Arc::<Mutex<Asked>>::default();
+        let listener = Listener::default();
+        let rtcp = Arc::clone(&listener.asked);
         let registry = Registry::new()
             .with(Slot::NackResponder, NackResponderBuilder::new().with_size(1024).build())
-            .with(
-                Slot::from(14_000),
-                Listener { asked: Arc::clone(&rtcp), reads: VecDeque::new(), writes: VecDeque::new() },
-            );
+            .with(Slot::from(14_000), listener);
         let mut connection = RTCPeerConnectionBuilder::new()
             .with_media_engine(engine)
             .with_interceptor_registry(registry)
             .build(now)
             .unwrap();
-        let mut add = |kind, name: &str, rtp_codec, ssrc: u32, rtx: Option<u32>, payload_type| {
-            let encoding = RTCRtpEncodingParameters {
-                rtp_coding_parameters: RTCRtpCodingParameters {
-                    ssrc: Some(ssrc),
-                    rtx: rtx.map(|ssrc| RTCRtpRtxParameters { ssrc }),
-                    ..Default::default()
-                },
-                active: true,
-                codec: rtp_codec,
-                ..Default::default()
-            };
-            let track =
-                MediaStreamTrack::new("s".into(), name.into(), name.into(), kind, vec![encoding.clone()]);
-            let init = RTCRtpTransceiverInit {
-                direction: RTCRtpTransceiverDirection::Sendonly,
-                streams: vec!["s".into()],
-                send_encodings: vec![encoding],
-            };
-            let transceiver = connection.add_transceiver_from_track(track, Some(init)).unwrap();
-            let id = connection.rtp_transceiver(transceiver).unwrap().sender().unwrap();
-            // Close to the wrap, which every test so passes.
-            let first_timestamp = u32::MAX - 90_000 * 2;
-            let sequence = 65_500;
-            Sending { id, ssrc, payload_type, sequence, first_timestamp, last_timestamp: 0, packets: 0 }
-        };
-        let audio = add(RtpCodecKind::Audio, "a", audio, 1111, None, 111);
-        let video = add(RtpCodecKind::Video, "v", video, 2222, Some(3333), 102);
+        let (a, v) = (RtpCodecKind::Audio, RtpCodecKind::Video);
+        let audio = Sending::add(&mut connection, (a, "a", audio), (1111, None), 111);
+        let video = Sending::add(&mut connection, (v, "v", video), (2222, Some(3333)), 102);
         Self {
             connection,
             video,
@@ -437,152 +431,5 @@ impl Publisher {
         let id = sending.id;
         let packet = rtc::rtp::Packet { header, payload };
         self.connection.rtp_sender(id).unwrap().write_rtp(now, packet).unwrap();
-    }
-}
-
-/// The NAL units of a picture: real slice headers, then its number, then bytes that follow from it.
-pub fn slices(number: u32, is_keyframe: bool, bytes: usize, style: Style) -> Vec<Vec<u8>> {
-    let count = if style == Style::Obs { 4 } else { 1 };
-    (0..count)
-        .map(|index| {
-            // first_mb_in_slice 0 for the first, 1 for the others; slice_type I or P; picture parameter set 0
-            let mut nal = match (is_keyframe, index) {
-                (true, 0) => vec![0x65, 0x88, 0x80],
-                (true, _) => vec![0x65, 0x42, 0x20],
-                (false, 0) => vec![0x41, 0x9a, 0x80],
-                (false, _) => vec![0x41, 0x46, 0xa0],
-            };
-            nal.extend(number.to_be_bytes());
-            nal.push(index as u8);
-            let mut state = number.wrapping_mul(2_654_435_761).wrapping_add(index);
-            while nal.len() < bytes / count as usize {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                nal.push((state >> 24) as u8);
-            }
-            nal
-        })
-        .collect()
-}
-
-/// A picture as it should come out.
-pub fn picture(number: u32, is_keyframe: bool, bytes: usize, style: Style) -> Bytes {
-    let bytes = if is_keyframe { bytes * 4 } else { bytes };
-    let mut out = Vec::new();
-    for nal in slices(number, is_keyframe, bytes, style) {
-        out.extend((nal.len() as u32).to_be_bytes());
-        out.extend(nal);
-    }
-    out.into()
-}
-
-/// The number of a picture that came out.
-pub fn picture_number(data: &[u8]) -> u32 {
-    u32::from_be_bytes(data[7..11].try_into().unwrap())
-}
-
-/// A stereo CELT packet of 20 ms with its number.
-pub fn sound(number: u32) -> Bytes {
-    let mut packet = vec![0xfc];
-    packet.extend(number.to_be_bytes());
-    packet.resize(80, 0);
-    packet.into()
-}
-
-fn fragment(nal: &[u8], payloads: &mut Vec<Bytes>) {
-    if nal.len() <= PAYLOAD_MAX {
-        payloads.push(Bytes::copy_from_slice(nal));
-        return;
-    }
-    let chunks: Vec<&[u8]> = nal[1..].chunks(PAYLOAD_MAX).collect();
-    for (index, chunk) in chunks.iter().enumerate() {
-        let start = if index == 0 { 0x80 } else { 0 };
-        let end = if index + 1 == chunks.len() { 0x40 } else { 0 };
-        let mut payload = vec![nal[0] & 0xe0 | 28, start | end | nal[0] & 0x1f];
-        payload.extend_from_slice(chunk);
-        payloads.push(payload.into());
-    }
-}
-
-/// Counts what the server asks for.
-struct Listener {
-    asked: Arc<Mutex<Asked>>,
-    reads: VecDeque<TaggedPacket>,
-    writes: VecDeque<TaggedPacket>,
-}
-
-impl rtc::sansio::Protocol<TaggedPacket, TaggedPacket, ()> for Listener {
-    type Rout = TaggedPacket;
-    type Wout = TaggedPacket;
-    type Eout = ();
-    type Error = RtcError;
-    type Time = Instant;
-
-    fn handle_read(&mut self, message: TaggedPacket) -> Result<(), RtcError> {
-        if let Packet::Rtcp(packets) = &message.message.packet {
-            let mut asked = self.asked.lock();
-            for packet in packets {
-                if packet.as_any().is::<PictureLossIndication>() {
-                    asked.keyframes += 1;
-                }
-                if let Some(nack) = packet.as_any().downcast_ref::<TransportLayerNack>() {
-                    asked.retransmissions += nack
-                        .nacks
-                        .iter()
-                        .map(|pair| 1 + u64::from(pair.lost_packets.count_ones()))
-                        .sum::<u64>();
-                }
-            }
-        }
-        self.reads.push_back(message);
-        Ok(())
-    }
-
-    fn poll_read(&mut self) -> Option<TaggedPacket> {
-        self.reads.pop_front()
-    }
-
-    fn handle_write(&mut self, message: TaggedPacket) -> Result<(), RtcError> {
-        self.writes.push_back(message);
-        Ok(())
-    }
-
-    fn poll_write(&mut self) -> Option<TaggedPacket> {
-        self.writes.pop_front()
-    }
-}
-
-impl Interceptor for Listener {
-    fn bind_local_stream(&mut self, _: &StreamInfo) {}
-    fn unbind_local_stream(&mut self, _: &StreamInfo) {}
-    fn bind_remote_stream(&mut self, _: &StreamInfo) {}
-    fn unbind_remote_stream(&mut self, _: &StreamInfo) {}
-}
-
-/// Where a test's log goes.
-#[derive(Clone, Default)]
-pub struct LogBuffer(Arc<Mutex<Vec<u8>>>);
-
-impl LogBuffer {
-    pub fn text(&self) -> String {
-        String::from_utf8_lossy(&self.0.lock()).into_owned()
-    }
-}
-
-impl std::io::Write for LogBuffer {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl tracing_subscriber::fmt::MakeWriter<'_> for LogBuffer {
-    type Writer = Self;
-
-    fn make_writer(&self) -> Self {
-        self.clone()
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::AtomicBool;
 
+use bytes::Bytes;
 use shoal_playlist::parse_media;
 
 use super::*;

@@ -2,9 +2,13 @@
 
 use tracing::{info, warn};
 
-use super::{Session, SessionError, VIDEO_LAG_MAX_US, VideoTrack};
+use super::video::VideoTrack;
+use super::{Session, SessionError};
 use crate::config::Constants;
 use crate::window::Window;
+
+/// Video may lag so far behind the audio, beyond the longest segment, before a gap takes its place.
+const VIDEO_LAG_MAX_US: i64 = 500_000;
 
 /// The layer that leads may lag so far behind another one before that one leads: longer than a lost picture takes to be
 /// repaired or replaced.

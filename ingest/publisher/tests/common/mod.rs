@@ -3,6 +3,7 @@
 
 #![allow(dead_code)] // Each test file uses its part.
 
+mod connection;
 pub(crate) mod decode;
 
 use axum::{
@@ -12,50 +13,18 @@ use axum::{
     response::{IntoResponse, Response},
     routing::{delete, post},
 };
-use bytes::BytesMut;
-use rtc::{
-    interceptor::{Attribute, Interceptor, Packet, Slot, StreamInfo, TaggedPacket},
-    peer_connection::{
-        RTCPeerConnection, RTCPeerConnectionBuilder,
-        configuration::{
-            interceptor_registry::{Registry, register_default_interceptors},
-            media_engine::MediaEngine,
-            setting_engine::SettingEngineBuilder,
-        },
-        event::{RTCPeerConnectionEvent, RTCTrackEvent},
-        message::RTCMessage,
-        sdp::RTCSessionDescription,
-        transport::{RTCDtlsRole, RTCIceCandidateInit},
-    },
-    rtcp::{
-        goodbye::Goodbye,
-        payload_feedbacks::{
-            full_intra_request::{FirEntry, FullIntraRequest},
-            picture_loss_indication::PictureLossIndication,
-        },
-        receiver_report::ReceiverReport,
-        sender_report::SenderReport,
-    },
-    rtp_transceiver::RTCRtpReceiverId,
-    sansio::Protocol,
-    shared::{
-        TaggedBytesMut, TransportContext, TransportProtocol,
-        error::Error as RtcError,
-        tcp_framing::{TcpFrameDecoder, frame_packet},
-    },
-};
+use connection::{Driver, answer};
+use rtc::rtcp::sender_report::SenderReport;
 use std::{
-    collections::VecDeque,
     net::SocketAddr,
     sync::{
         Arc, Mutex,
         atomic::{AtomicU32, Ordering},
     },
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream, UdpSocket},
+    net::{TcpListener, UdpSocket},
     sync::mpsc,
 };
 
@@ -214,7 +183,7 @@ async fn offer(
     if !shared.behavior.is_udp_dead || shared.behavior.has_tcp {
         let (sender, commands) = mpsc::unbounded_channel();
         shared.sessions.lock().unwrap().push(sender);
-        tokio::spawn(drive(connection, socket, listener, shared.clone(), commands));
+        tokio::spawn(Driver::new(connection, socket, listener, shared.clone()).run(commands));
     }
     let location = format!("{}{}", shared.behavior.location_prefix, 7);
     let headers = [(header::CONTENT_TYPE, "application/sdp".to_owned()), (header::LOCATION, location)];
@@ -228,213 +197,4 @@ async fn end(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> StatusCod
 
 fn authorization(headers: &HeaderMap) -> Option<String> {
     headers.get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned())
-}
-
-fn answer(offer: String, local: SocketAddr, tcp: Option<SocketAddr>) -> (RTCPeerConnection, String) {
-    let mut media_engine = MediaEngine::default();
-    media_engine.register_default_codecs().unwrap();
-    let registry = register_default_interceptors(Registry::new(), &mut media_engine)
-        .unwrap()
-        .with(Slot::Custom(4_500), Tap::default());
-    let settings = SettingEngineBuilder::new().with_answering_dtls_role(RTCDtlsRole::Server).build();
-    let mut connection = RTCPeerConnectionBuilder::new()
-        .with_media_engine(media_engine)
-        .with_setting_engine(settings)
-        .with_interceptor_registry(registry)
-        .build(Instant::now())
-        .unwrap();
-    let offer = RTCSessionDescription::offer(offer).unwrap();
-    connection.set_remote_description(Instant::now(), offer).unwrap();
-    let candidate = format!("candidate:1 1 udp 2130706431 {} {} typ host", local.ip(), local.port());
-    connection.add_local_candidate(RTCIceCandidateInit { candidate, ..Default::default() }).unwrap();
-    if let Some(tcp) = tcp {
-        let (ip, port) = (tcp.ip(), tcp.port());
-        let candidate = format!("candidate:2 1 tcp 1671430143 {ip} {port} typ host tcptype passive");
-        connection.add_local_candidate(RTCIceCandidateInit { candidate, ..Default::default() }).unwrap();
-    }
-    connection.add_local_candidate(RTCIceCandidateInit::default()).unwrap();
-    let answer = connection.create_answer(None).unwrap();
-    connection.set_local_description(Instant::now(), answer).unwrap();
-    let sdp = connection.local_description().unwrap().sdp;
-    (connection, sdp)
-}
-
-/// The connection's life.
-async fn drive(
-    mut connection: RTCPeerConnection,
-    socket: UdpSocket,
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    mut commands: mpsc::UnboundedReceiver<Command>,
-) {
-    let local = socket.local_addr().unwrap();
-    let mut video: Option<(RTCRtpReceiverId, u32)> = None;
-    let mut media_datagrams = 0u32;
-    let mut buffer = vec![0; 2048];
-    let mut stream: Option<(TcpStream, SocketAddr)> = None;
-    let mut tcp_buffer = vec![0; 8192];
-    let mut decoder = TcpFrameDecoder::new();
-    loop {
-        while let Some(out) = connection.poll_write() {
-            if out.transport.transport_protocol == TransportProtocol::TCP {
-                if let Some((stream, _)) = &mut stream {
-                    let _ = stream.write_all(&frame_packet(&out.message)).await;
-                }
-            } else if !shared.behavior.is_udp_dead {
-                let _ = socket.send_to(&out.message, out.transport.peer_addr).await;
-            }
-        }
-        while let Some(event) = connection.poll_event() {
-            if let RTCPeerConnectionEvent::OnTrack(RTCTrackEvent::OnOpen(open)) = event {
-                let receiver = connection.rtp_receiver(open.receiver_id).unwrap();
-                if receiver.track().kind() == rtc::rtp_transceiver::rtp_sender::RtpCodecKind::Video {
-                    video = Some((open.receiver_id, open.ssrc));
-                }
-            }
-        }
-        while let Some(message) = connection.poll_read() {
-            let unix_us = unix_us();
-            let is_video = |ssrc| video.is_some_and(|(_, video)| video == ssrc);
-            match message.message {
-                RTCMessage::RtpPacket(_, packet) => {
-                    let is_video = is_video(packet.header.ssrc);
-                    let _ = shared.seen.send(Seen::Rtp { is_video, packet, unix_us });
-                }
-                RTCMessage::RtcpPacket(_, packets) => {
-                    for packet in packets {
-                        let packet = packet.as_any();
-                        if let Some(report) = packet.downcast_ref::<SenderReport>() {
-                            let (is_video, report) = (is_video(report.ssrc), report.clone());
-                            let _ = shared.seen.send(Seen::Report { is_video, report, unix_us });
-                        } else if packet.is::<Goodbye>() {
-                            let _ = shared.seen.send(Seen::Goodbye);
-                        }
-                    }
-                }
-                _ => {}
-            }
-        }
-        let wake = connection.poll_timeout().unwrap_or_else(|| Instant::now() + Duration::from_secs(60));
-        tokio::select! {
-            command = commands.recv() => match (command, video) {
-                (Some(Command::Close), _) => {
-                    connection.close().unwrap();
-                    while let Some(out) = connection.poll_write() {
-                        let _ = socket.send_to(&out.message, out.transport.peer_addr).await;
-                    }
-                    return;
-                }
-                (Some(command), Some((receiver, ssrc))) => {
-                    let request: Box<dyn rtc::rtcp::Packet> = match command {
-                        Command::Fir => Box::new(FullIntraRequest {
-                            sender_ssrc: 1,
-                            media_ssrc: ssrc,
-                            fir: vec![FirEntry { ssrc, sequence_number: 1 }],
-                        }),
-                        _ => Box::new(PictureLossIndication { sender_ssrc: 1, media_ssrc: ssrc }),
-                    };
-                    // As RFC 3550 wants it, and as many servers send it: a report first, here an empty one.
-                    let report: Box<dyn rtc::rtcp::Packet> = Box::new(ReceiverReport::default());
-                    let mut receiver = connection.rtp_receiver(receiver).unwrap();
-                    receiver.write_rtcp(Instant::now(), vec![report, request]).unwrap();
-                }
-                (Some(_), None) => panic!("a keyframe request before there was video"),
-                (None, _) => return,
-            },
-            accepted = listener.accept(), if stream.is_none() => stream = Some(accepted.unwrap()),
-            length = read(&mut stream, &mut tcp_buffer) => {
-                decoder.extend_from_slice(&tcp_buffer[..length]);
-                let peer_addr = stream.as_ref().unwrap().1;
-                while let Some(packet) = decoder.next_packet() {
-                    let transport = TransportContext {
-                        local_addr: listener.local_addr().unwrap(),
-                        peer_addr,
-                        transport_protocol: TransportProtocol::TCP,
-                        ecn: None,
-                    };
-                    let message = BytesMut::from(&packet[..]);
-                    let _ = connection.handle_read(TaggedBytesMut { now: Instant::now(), transport, message });
-                }
-                if length == 0 {
-                    stream = None;
-                }
-            }
-            received = socket.recv_from(&mut buffer), if !shared.behavior.is_udp_dead => {
-                let Ok((length, peer_addr)) = received else { continue };
-                // RTP has version 2 and, unlike RTCP (RFC 5761, section 4), a payload type outside 64 to 95.
-                let is_rtp = buffer[0] >> 6 == 2 && !(64..96).contains(&(buffer[1] & 0x7f));
-                if is_rtp && length > 600 {
-                    media_datagrams += 1;
-                    let each = shared.behavior.drop_each;
-                    if each > 0 && media_datagrams.is_multiple_of(each) {
-                        shared.dropped.fetch_add(1, Ordering::Relaxed);
-                        continue;
-                    }
-                }
-                let transport = TransportContext {
-                    local_addr: local,
-                    peer_addr,
-                    transport_protocol: TransportProtocol::UDP,
-                    ecn: None,
-                };
-                let message = BytesMut::from(&buffer[..length]);
-                let _ = connection.handle_read(TaggedBytesMut { now: Instant::now(), transport, message });
-            }
-            () = tokio::time::sleep_until(wake.into()) => connection.handle_timeout(Instant::now()).unwrap(),
-        }
-    }
-}
-
-async fn read(stream: &mut Option<(TcpStream, SocketAddr)>, buffer: &mut [u8]) -> usize {
-    match stream {
-        Some((stream, _)) => stream.read(buffer).await.unwrap_or(0),
-        None => std::future::pending().await,
-    }
-}
-
-fn unix_us() -> i64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_micros() as i64
-}
-
-/// Marks RTCP for delivery to the test.
-#[derive(Default)]
-struct Tap {
-    reads: VecDeque<TaggedPacket>,
-    writes: VecDeque<TaggedPacket>,
-}
-
-impl Protocol<TaggedPacket, TaggedPacket, ()> for Tap {
-    type Rout = TaggedPacket;
-    type Wout = TaggedPacket;
-    type Eout = ();
-    type Error = RtcError;
-    type Time = Instant;
-
-    fn handle_read(&mut self, mut message: TaggedPacket) -> Result<(), RtcError> {
-        if matches!(message.message.packet, Packet::Rtcp(_)) {
-            message.message.add(Attribute::DeliverToApplication);
-        }
-        self.reads.push_back(message);
-        Ok(())
-    }
-
-    fn poll_read(&mut self) -> Option<TaggedPacket> {
-        self.reads.pop_front()
-    }
-
-    fn handle_write(&mut self, message: TaggedPacket) -> Result<(), RtcError> {
-        self.writes.push_back(message);
-        Ok(())
-    }
-
-    fn poll_write(&mut self) -> Option<TaggedPacket> {
-        self.writes.pop_front()
-    }
-}
-
-impl Interceptor for Tap {
-    fn bind_local_stream(&mut self, _: &StreamInfo) {}
-    fn unbind_local_stream(&mut self, _: &StreamInfo) {}
-    fn bind_remote_stream(&mut self, _: &StreamInfo) {}
-    fn unbind_remote_stream(&mut self, _: &StreamInfo) {}
 }

@@ -1,9 +1,10 @@
 //! AV1 (RTP Payload Format For AV1, v1.0.0): open bitstream units are put together from fragments and given the
-//! size fields that the low-overhead format wants.
+//! size fields that the low-overhead format wants. Sequence headers are read in `av1_sequence.rs`.
 
 use bytes::{BufMut, Bytes, BytesMut};
-use shoal_segmenter::frame::{TrackFormat, VideoCodec};
+use shoal_segmenter::frame::TrackFormat;
 
+use super::av1_sequence::sequence_format;
 use super::bits::Bits;
 use super::{Depacketizer, Malformed, PICTURE_BYTES_MAX, Picture};
 
@@ -165,111 +166,4 @@ fn leb128(bytes: &[u8]) -> Result<(usize, usize), Malformed> {
         }
     }
     Err(Malformed("an AV1 size"))
-}
-
-/// Reads a sequence header (AV1 bitstream specification, 5.5); `whole` goes into the `av1C` record.
-fn sequence_format(payload: &[u8], whole: &[u8]) -> Result<TrackFormat, Malformed> {
-    let mut bits = Bits::new(payload);
-    let profile = bits.bits(3)?;
-    bits.bit()?; // still_picture
-    let is_reduced = bits.flag()?;
-    let (mut level, mut tier) = (0, 0);
-    if is_reduced {
-        level = bits.bits(5)?;
-    } else {
-        let mut has_decoder_model = false;
-        let mut delay_bits = 0;
-        if bits.flag()? {
-            bits.bits(32)?; // num_units_in_display_tick
-            bits.bits(32)?; // time_scale
-            if bits.flag()? {
-                bits.unsigned_exp_golomb()?;
-            }
-            has_decoder_model = bits.flag()?;
-            if has_decoder_model {
-                delay_bits = bits.bits(5)? + 1;
-                bits.bits(32)?;
-                bits.bits(10)?;
-            }
-        }
-        let has_display_delay = bits.flag()?;
-        for point in 0..=bits.bits(5)? {
-            bits.bits(12)?; // operating_point_idc
-            let (this_level, mut this_tier) = (bits.bits(5)?, 0);
-            if this_level > 7 {
-                this_tier = bits.bit()?;
-            }
-            if point == 0 {
-                (level, tier) = (this_level, this_tier);
-            }
-            if has_decoder_model && bits.flag()? {
-                bits.bits(delay_bits)?;
-                bits.bits(delay_bits)?;
-                bits.bit()?;
-            }
-            if has_display_delay && bits.flag()? {
-                bits.bits(4)?;
-            }
-        }
-    }
-    let (width_bits, height_bits) = (bits.bits(4)? + 1, bits.bits(4)? + 1);
-    let (width, height) = (bits.bits(width_bits)? + 1, bits.bits(height_bits)? + 1);
-    if !is_reduced && bits.flag()? {
-        bits.bits(7)?; // delta_frame_id_length_minus_2, additional_frame_id_length_minus_1
-    }
-    bits.bits(3)?; // use_128x128_superblock, enable_filter_intra, enable_intra_edge_filter
-    if !is_reduced {
-        bits.bits(4)?; // interintra, masked compound, warped motion, dual filter
-        let has_order_hint = bits.flag()?;
-        if has_order_hint {
-            bits.bits(2)?; // jnt_comp, ref_frame_mvs
-        }
-        let screen_content = if bits.flag()? { 2 } else { bits.bit()? };
-        if screen_content > 0 && !bits.flag()? {
-            bits.bit()?; // seq_force_integer_mv
-        }
-        if has_order_hint {
-            bits.bits(3)?;
-        }
-    }
-    bits.bits(3)?; // superres, cdef, restoration
-    let is_high_depth = bits.flag()?;
-    let is_12_bit = profile == 2 && is_high_depth && bits.flag()?;
-    let is_monochrome = profile != 1 && bits.flag()?;
-    let mut description = (2, 2, 2);
-    if bits.flag()? {
-        description = (bits.bits(8)?, bits.bits(8)?, bits.bits(8)?);
-    }
-    let (mut subsampling, mut sample_position) = ((1, 1), 0);
-    if is_monochrome {
-        bits.bit()?;
-    } else if description == (1, 13, 0) {
-        subsampling = (0, 0);
-    } else {
-        bits.bit()?; // color_range
-        subsampling = match profile {
-            0 => (1, 1),
-            1 => (0, 0),
-            _ if is_12_bit => {
-                let x = bits.bit()?;
-                (x, if x == 1 { bits.bit()? } else { 0 })
-            }
-            _ => (1, 0),
-        };
-        if subsampling == (1, 1) {
-            sample_position = bits.bits(2)?;
-        }
-    }
-    // AV1 Codec ISO Media File Format Binding, 2.3.3
-    let flags = tier << 7
-        | u32::from(is_high_depth) << 6
-        | u32::from(is_12_bit) << 5
-        | u32::from(is_monochrome) << 4
-        | subsampling.0 << 3
-        | subsampling.1 << 2
-        | sample_position;
-    let mut record = BytesMut::with_capacity(4 + whole.len());
-    record.put_slice(&[0x81, (profile << 5 | level) as u8, flags as u8, 0]);
-    record.put_slice(whole);
-    Ok(TrackFormat::Video { codec: VideoCodec::Av1, width, height, config: record.freeze() })
 }

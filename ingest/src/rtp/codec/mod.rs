@@ -5,6 +5,7 @@
 //! ends in [`Malformed`].
 
 pub mod av1;
+mod av1_sequence;
 mod bits;
 pub mod h264;
 pub mod opus;

@@ -39,88 +39,137 @@ impl Sps {
         if id > 31 {
             return Err(Malformed("a sequence parameter set's number"));
         }
-        let (mut chroma_format, mut luma_depth_minus8, mut chroma_depth_minus8) = (1, 0, 0);
-        let mut has_separate_planes = false;
+        let mut format = SampleFormat::DEFAULT;
         if PROFILES_WITH_CHROMA.contains(&profile) {
-            chroma_format = bits.unsigned_exp_golomb()?;
-            if chroma_format == 3 {
-                has_separate_planes = bits.flag()?;
-            }
-            luma_depth_minus8 = bits.unsigned_exp_golomb()?;
-            chroma_depth_minus8 = bits.unsigned_exp_golomb()?;
-            if chroma_format > 3 || luma_depth_minus8 > 6 || chroma_depth_minus8 > 6 {
-                return Err(Malformed("a sequence parameter set's sample format"));
-            }
+            format = SampleFormat::read(&mut bits)?;
             bits.bit()?; // qpprime_y_zero_transform_bypass_flag
             if bits.flag()? {
-                for list in 0..if chroma_format == 3 { 12 } else { 8 } {
-                    if bits.flag()? {
-                        skip_scaling_list(&mut bits, if list < 6 { 16 } else { 64 })?;
-                    }
-                }
+                skip_scaling_matrix(&mut bits, format.chroma)?;
             }
         }
         bits.unsigned_exp_golomb()?; // log2_max_frame_num_minus4
-        match bits.unsigned_exp_golomb()? {
-            0 => {
-                bits.unsigned_exp_golomb()?;
-            }
-            1 => {
-                bits.bit()?;
-                bits.signed_exp_golomb()?;
-                bits.signed_exp_golomb()?;
-                let cycle = bits.unsigned_exp_golomb()?;
-                if cycle > 255 {
-                    return Err(Malformed("a sequence parameter set's picture order"));
-                }
-                for _ in 0..cycle {
-                    bits.signed_exp_golomb()?;
-                }
-            }
-            _ => {}
-        }
+        skip_picture_order(&mut bits)?;
         bits.unsigned_exp_golomb()?; // max_num_ref_frames
         bits.bit()?; // gaps_in_frame_num_value_allowed_flag
-        let width_in_mbs = bits.unsigned_exp_golomb()?.saturating_add(1);
-        let height_in_units = bits.unsigned_exp_golomb()?.saturating_add(1);
-        let is_frames_only = bits.flag()?;
-        if !is_frames_only {
-            bits.bit()?; // mb_adaptive_frame_field_flag
-        }
-        bits.bit()?; // direct_8x8_inference_flag
-        let units = if is_frames_only { 1 } else { 2 };
-        let width = width_in_mbs.saturating_mul(16);
-        let height = height_in_units.saturating_mul(16 * units);
-        let (mut cut_x, mut cut_y) = (0, 0);
-        if bits.flag()? {
-            let [left, right, top, bottom] = [
-                bits.unsigned_exp_golomb()?,
-                bits.unsigned_exp_golomb()?,
-                bits.unsigned_exp_golomb()?,
-                bits.unsigned_exp_golomb()?,
-            ];
-            let (unit_x, unit_y) = match (chroma_format, has_separate_planes) {
-                (0, _) | (_, true) | (3, _) => (1, 1),
-                (1, _) => (2, 2),
-                _ => (2, 1),
-            };
-            cut_x = left.saturating_add(right).saturating_mul(unit_x);
-            cut_y = top.saturating_add(bottom).saturating_mul(unit_y * units);
-        }
-        let (width, height) = (width.saturating_sub(cut_x), height.saturating_sub(cut_y));
-        if !(1..=PIXELS_PER_SIDE_MAX).contains(&width) || !(1..=PIXELS_PER_SIDE_MAX).contains(&height) {
-            return Err(Malformed("a sequence parameter set's picture size"));
-        }
+        let (width, height) = picture_size(&mut bits, format)?;
         Ok(Self {
             id,
             profile,
-            chroma_format: chroma_format as u8,
-            luma_depth_minus8: luma_depth_minus8 as u8,
-            chroma_depth_minus8: chroma_depth_minus8 as u8,
+            chroma_format: format.chroma as u8,
+            luma_depth_minus8: format.luma_depth_minus8 as u8,
+            chroma_depth_minus8: format.chroma_depth_minus8 as u8,
             width,
             height,
         })
     }
+}
+
+/// `chroma_format_idc` and the elements that follow it.
+#[derive(Clone, Copy, Debug)]
+struct SampleFormat {
+    chroma: u32,
+    has_separate_planes: bool,
+    luma_depth_minus8: u32,
+    chroma_depth_minus8: u32,
+}
+
+impl SampleFormat {
+    /// What profiles have that don't say (7.4.2.1.1): 4:2:0, 8 bits.
+    const DEFAULT: Self =
+        Self { chroma: 1, has_separate_planes: false, luma_depth_minus8: 0, chroma_depth_minus8: 0 };
+
+    fn read(bits: &mut Bits<'_>) -> Result<Self, Malformed> {
+        let chroma = bits.unsigned_exp_golomb()?;
+        let has_separate_planes = chroma == 3 && bits.flag()?;
+        let (luma_depth_minus8, chroma_depth_minus8) =
+            (bits.unsigned_exp_golomb()?, bits.unsigned_exp_golomb()?);
+        if chroma > 3 || luma_depth_minus8 > 6 || chroma_depth_minus8 > 6 {
+            return Err(Malformed("a sequence parameter set's sample format"));
+        }
+        Ok(Self { chroma, has_separate_planes, luma_depth_minus8, chroma_depth_minus8 })
+    }
+
+    /// `CropUnitX`, and `CropUnitY` of whole frames (7.4.2.1.1): in pixels, what one step of cropping takes.
+    fn crop_units(self) -> (u32, u32) {
+        match (self.chroma, self.has_separate_planes) {
+            (0, _) | (_, true) | (3, _) => (1, 1),
+            (1, _) => (2, 2),
+            _ => (2, 1),
+        }
+    }
+}
+
+/// The scaling lists: six of 4x4 coefficients, the others of 8x8.
+fn skip_scaling_matrix(bits: &mut Bits<'_>, chroma_format: u32) -> Result<(), Malformed> {
+    for list in 0..if chroma_format == 3 { 12 } else { 8 } {
+        if bits.flag()? {
+            skip_scaling_list(bits, if list < 6 { 16 } else { 64 })?;
+        }
+    }
+    Ok(())
+}
+
+/// `scaling_list` (7.3.2.1.1.1).
+fn skip_scaling_list(bits: &mut Bits<'_>, size: u32) -> Result<(), Malformed> {
+    let (mut last, mut next) = (8i32, 8i32);
+    for _ in 0..size {
+        if next != 0 {
+            let delta = bits.signed_exp_golomb()?;
+            next = (last.wrapping_add(delta).wrapping_add(256)).rem_euclid(256);
+        }
+        last = if next == 0 { last } else { next };
+    }
+    Ok(())
+}
+
+/// `pic_order_cnt_type` and the elements that depend on it.
+fn skip_picture_order(bits: &mut Bits<'_>) -> Result<(), Malformed> {
+    match bits.unsigned_exp_golomb()? {
+        0 => {
+            bits.unsigned_exp_golomb()?; // log2_max_pic_order_cnt_lsb_minus4
+        }
+        1 => {
+            bits.bit()?; // delta_pic_order_always_zero_flag
+            bits.signed_exp_golomb()?; // offset_for_non_ref_pic
+            bits.signed_exp_golomb()?; // offset_for_top_to_bottom_field
+            let cycle = bits.unsigned_exp_golomb()?;
+            if cycle > 255 {
+                return Err(Malformed("a sequence parameter set's picture order"));
+            }
+            for _ in 0..cycle {
+                bits.signed_exp_golomb()?; // offset_for_ref_frame
+            }
+        }
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The elements from `pic_width_in_mbs_minus1` to the cropping (7.4.2.1.1): width and height in pixels.
+fn picture_size(bits: &mut Bits<'_>, format: SampleFormat) -> Result<(u32, u32), Malformed> {
+    let width_in_mbs = bits.unsigned_exp_golomb()?.saturating_add(1);
+    let height_in_units = bits.unsigned_exp_golomb()?.saturating_add(1);
+    let is_frames_only = bits.flag()?;
+    if !is_frames_only {
+        bits.bit()?; // mb_adaptive_frame_field_flag
+    }
+    bits.bit()?; // direct_8x8_inference_flag
+    let units = if is_frames_only { 1 } else { 2 };
+    let width = width_in_mbs.saturating_mul(16);
+    let height = height_in_units.saturating_mul(16 * units);
+    let (mut cut_x, mut cut_y) = (0, 0);
+    if bits.flag()? {
+        let (left, right) = (bits.unsigned_exp_golomb()?, bits.unsigned_exp_golomb()?);
+        let (top, bottom) = (bits.unsigned_exp_golomb()?, bits.unsigned_exp_golomb()?);
+        let (unit_x, unit_y) = format.crop_units();
+        cut_x = left.saturating_add(right).saturating_mul(unit_x);
+        cut_y = top.saturating_add(bottom).saturating_mul(unit_y * units);
+    }
+    let (width, height) = (width.saturating_sub(cut_x), height.saturating_sub(cut_y));
+    if !(1..=PIXELS_PER_SIDE_MAX).contains(&width) || !(1..=PIXELS_PER_SIDE_MAX).contains(&height) {
+        return Err(Malformed("a sequence parameter set's picture size"));
+    }
+    Ok((width, height))
 }
 
 /// The number of a picture parameter set and of the sequence parameter set that it refers to; `nal` is of type 8.
@@ -143,18 +192,6 @@ pub(super) fn slice_start(nal: &[u8]) -> Result<(u32, u32), Malformed> {
     let first = bits.unsigned_exp_golomb()?;
     bits.unsigned_exp_golomb()?; // slice_type
     Ok((first, bits.unsigned_exp_golomb()?))
-}
-
-fn skip_scaling_list(bits: &mut Bits<'_>, size: u32) -> Result<(), Malformed> {
-    let (mut last, mut next) = (8i32, 8i32);
-    for _ in 0..size {
-        if next != 0 {
-            let delta = bits.signed_exp_golomb()?;
-            next = (last.wrapping_add(delta).wrapping_add(256)).rem_euclid(256);
-        }
-        last = if next == 0 { last } else { next };
-    }
-    Ok(())
 }
 
 /// Removes emulation prevention bytes.

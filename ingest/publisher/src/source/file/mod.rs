@@ -8,10 +8,15 @@ mod plan;
 mod video;
 
 use crate::{
-    error::Error, feed::Fanout, frame::Track, options::Options, session::Offered, timeline::Timeline,
+    error::Error,
+    feed::Fanout,
+    frame::{Frame, Track},
+    options::Options,
+    session::Offered,
+    timeline::Timeline,
 };
 use audio::{Assembler, AudioReader};
-use ffmpeg_next::{Packet, Rational, format::context::Input};
+use ffmpeg_next::{Packet, Rational, format::context::Input, frame};
 use plan::{Plan, VideoMode};
 use std::{
     collections::BTreeMap,
@@ -103,6 +108,60 @@ impl Loop {
     }
 }
 
+/// What reads the tracks in one loop, and what came of it.
+struct Readers {
+    video: Option<VideoReader>,
+    audio: Option<AudioReader>,
+    items: Vec<(i64, Item)>,
+    frames: Vec<Frame>,
+}
+
+impl Readers {
+    fn new(input: &Input, plan: &Plan) -> Result<Self, Error> {
+        let video = plan.video.as_ref().map(|video| VideoReader::new(input, video.stream, &video.mode));
+        let audio = plan.audio.as_ref().map(|audio| AudioReader::new(input, audio));
+        Ok(Self {
+            video: video.transpose()?,
+            audio: audio.transpose()?,
+            items: Vec::new(),
+            frames: Vec::new(),
+        })
+    }
+
+    /// `is_before`: it lies before the loop's beginning.
+    fn take(
+        &mut self,
+        packet: &mut Packet,
+        (track, position_us): (Track, i64),
+        is_before: bool,
+        assembler: Option<&mut Assembler>,
+    ) -> Result<(), Error> {
+        match track {
+            Track::Video => match &mut self.video {
+                Some(video) => video.take(packet, position_us, &mut self.items),
+                None => Ok(()),
+            },
+            Track::Audio => match &mut self.audio {
+                // A decoder needs it to come in; whole packets would be heard.
+                Some(audio) if !is_before || !audio.is_copying() => {
+                    audio.take(packet, position_us, assembler, &mut self.frames)
+                }
+                _ => Ok(()),
+            },
+        }
+    }
+
+    fn finish(&mut self, assembler: Option<&mut Assembler>) -> Result<(), Error> {
+        if let Some(video) = &mut self.video {
+            video.finish(&mut self.items);
+        }
+        match &mut self.audio {
+            Some(audio) => audio.finish(assembler, &mut self.frames),
+            None => Ok(()),
+        }
+    }
+}
+
 impl Player {
     fn new(plan: Plan, options: &Options, fanout: Fanout) -> Result<Self, Error> {
         let encoder = match plan.video.as_ref().map(|video| &video.mode) {
@@ -148,67 +207,20 @@ impl Player {
 
     /// Reads the file once. Returns the position at which it ends.
     fn play_once(&mut self, timeline: &Timeline, offset_us: i64) -> Result<i64, Error> {
-        let rewound = self.input.take().and_then(|mut input| {
-            let start_us = self.plan.start_us;
-            input.seek(start_us, ..start_us + 1).is_ok().then_some(input)
-        });
-        let mut input = match rewound {
-            Some(input) => input,
-            None => plan::open(&self.plan.path)?,
-        };
-        let mut video = match &self.plan.video {
-            Some(video) => Some(VideoReader::new(&input, video.stream, &video.mode)?),
-            None => None,
-        };
-        let mut audio = match &self.plan.audio {
-            Some(audio) => Some(AudioReader::new(&input, audio)?),
-            None => None,
-        };
+        let mut input = self.open()?;
+        let mut readers = Readers::new(&input, &self.plan)?;
         let mut progress = Loop { offset_us, ends: [offset_us; 2], latest: [offset_us; 2] };
         let mut packet = Packet::empty();
-        let (mut items, mut frames) = (Vec::new(), Vec::new());
         while !self.fanout.is_stopped() && plan::read(&mut input, &mut packet)? {
             let Some((track, position_us)) = self.place(&input, &packet, &mut progress) else { continue };
-            match track {
-                Track::Video => {
-                    if let Some(video) = &mut video {
-                        video.take(&mut packet, position_us, &mut items)?;
-                    }
-                }
-                Track::Audio => {
-                    if let Some(audio) = &mut audio
-                        && (position_us >= progress.offset_us || !audio.is_copying())
-                    {
-                        audio.take(&mut packet, position_us, self.assembler.as_mut(), &mut frames)?;
-                    }
-                }
-            }
-            self.hold(&mut items, &mut frames);
-            // Both tracks have to be read up to the lookahead before anything is sent that far.
-            let tracks = [self.plan.video.is_some(), self.plan.audio.is_some()];
-            let read_us = (0..2).filter(|&at| tracks[at]).map(|at| progress.latest[at]).min();
-            let read_us = read_us.unwrap_or(i64::MAX);
-            if self.ahead.len() > AHEAD_ITEMS_MAX {
-                let first_us = self.ahead.first_key_value().map_or(0, |((position_us, _), _)| *position_us);
-                self.send_until(timeline, first_us + 1)?;
-            } else {
-                self.send_until(timeline, read_us - LOOKAHEAD_US)?;
-            }
-            if let Some(behind_us) = self.behind_us.take() {
-                // Viewers see a freeze, then the film goes on where it stopped.
-                progress.offset_us += behind_us;
-                progress.latest = progress.latest.map(|latest| latest + behind_us);
-                progress.ends = progress.ends.map(|end| end + behind_us);
-                self.ahead.retain(|_, item| matches!(item, Item::Ready(_)));
-            }
+            let is_before = position_us < progress.offset_us;
+            readers.take(&mut packet, (track, position_us), is_before, self.assembler.as_mut())?;
+            self.hold(&mut readers);
+            self.send_read(timeline, &progress)?;
+            self.catch_up(&mut progress);
         }
-        if let Some(video) = &mut video {
-            video.finish(&mut items);
-        }
-        if let Some(audio) = &mut audio {
-            audio.finish(self.assembler.as_mut(), &mut frames)?;
-        }
-        self.hold(&mut items, &mut frames);
+        readers.finish(self.assembler.as_mut())?;
+        self.hold(&mut readers);
         if input.format().name().split(',').any(|name| matches!(name, "mp4" | "mov" | "matroska" | "webm")) {
             self.input = Some(input);
         }
@@ -219,6 +231,15 @@ impl Player {
             });
         }
         Ok(end_us)
+    }
+
+    /// The file from its beginning.
+    fn open(&mut self) -> Result<Input, Error> {
+        let rewound = self.input.take().and_then(|mut input| {
+            let start_us = self.plan.start_us;
+            input.seek(start_us, ..start_us + 1).is_ok().then_some(input)
+        });
+        rewound.map_or_else(|| plan::open(&self.plan.path), Ok)
     }
 
     /// Which track a packet belongs to, and its place on the timeline.
@@ -246,12 +267,34 @@ impl Player {
         Some((track, position_us))
     }
 
-    fn hold(&mut self, items: &mut Vec<(i64, Item)>, frames: &mut Vec<crate::frame::Frame>) {
-        let ready = frames.drain(..).map(|frame| (frame.position_us, Item::Ready(frame)));
-        for (position_us, item) in items.drain(..).chain(ready) {
+    /// Keeps what has been read until it is due.
+    fn hold(&mut self, readers: &mut Readers) {
+        let ready = readers.frames.drain(..).map(|frame| (frame.position_us, Item::Ready(frame)));
+        for (position_us, item) in readers.items.drain(..).chain(ready) {
             self.read_count += 1;
             self.ahead.insert((position_us, self.read_count), item);
         }
+    }
+
+    /// Both tracks have to be read up to the lookahead before anything is sent that far.
+    fn send_read(&mut self, timeline: &Timeline, progress: &Loop) -> Result<(), Error> {
+        if self.ahead.len() > AHEAD_ITEMS_MAX {
+            let first_us = self.ahead.first_key_value().map_or(0, |((position_us, _), _)| *position_us);
+            return self.send_until(timeline, first_us + 1);
+        }
+        let tracks = [self.plan.video.is_some(), self.plan.audio.is_some()];
+        let read_us = (0..2).filter(|&at| tracks[at]).map(|at| progress.latest[at]).min();
+        self.send_until(timeline, read_us.unwrap_or(i64::MAX) - LOOKAHEAD_US)
+    }
+
+    /// Moves the rest of the file to later where pictures were too far behind: viewers see a freeze, then the film goes on
+    /// where it stopped.
+    fn catch_up(&mut self, progress: &mut Loop) {
+        let Some(behind_us) = self.behind_us.take() else { return };
+        progress.offset_us += behind_us;
+        progress.latest = progress.latest.map(|latest| latest + behind_us);
+        progress.ends = progress.ends.map(|end| end + behind_us);
+        self.ahead.retain(|_, item| matches!(item, Item::Ready(_)));
     }
 
     /// Sends what lies before a position, each item when it is due.
@@ -260,37 +303,50 @@ impl Player {
             && entry.key().0 < end_us
         {
             let ((position_us, _), item) = entry.remove_entry();
-            let due = timeline.instant(position_us);
-            loop {
-                if self.fanout.is_stopped() {
-                    return Ok(());
-                }
-                let now = Instant::now();
-                if now >= due {
-                    break;
-                }
-                std::thread::sleep((due - now).min(Duration::from_millis(50)));
+            if !self.wait_until(timeline.instant(position_us)) {
+                return Ok(());
             }
             match item {
                 Item::Ready(frame) => self.fanout.send(&frame),
-                Item::Picture(picture) => {
-                    let Some(encoder) = &mut self.encoder else { continue };
-                    let late_us = timeline.position_us(Instant::now()) - position_us;
-                    if late_us > RESYNC_US {
-                        self.behind_us = Some(late_us);
-                    }
-                    if late_us > LATENESS_MAX_US {
-                        self.fanout.count_skipped();
-                        continue;
-                    }
-                    if self.fanout.take_keyframe_request() {
-                        encoder.encoder.request_keyframe();
-                    }
-                    if let Some(frame) = encoder.encode(&picture, position_us)? {
-                        self.fanout.send(&frame);
-                    }
-                }
+                Item::Picture(picture) => self.send_picture(timeline, &picture, position_us)?,
             }
+        }
+        Ok(())
+    }
+
+    /// False when the player is to stop.
+    fn wait_until(&self, due: Instant) -> bool {
+        while !self.fanout.is_stopped() {
+            let now = Instant::now();
+            if now >= due {
+                return true;
+            }
+            std::thread::sleep((due - now).min(Duration::from_millis(50)));
+        }
+        false
+    }
+
+    /// Encodes a picture and sends it, unless it is late.
+    fn send_picture(
+        &mut self,
+        timeline: &Timeline,
+        picture: &frame::Video,
+        position_us: i64,
+    ) -> Result<(), Error> {
+        let Some(encoder) = &mut self.encoder else { return Ok(()) };
+        let late_us = timeline.position_us(Instant::now()) - position_us;
+        if late_us > RESYNC_US {
+            self.behind_us = Some(late_us);
+        }
+        if late_us > LATENESS_MAX_US {
+            self.fanout.count_skipped();
+            return Ok(());
+        }
+        if self.fanout.take_keyframe_request() {
+            encoder.encoder.request_keyframe();
+        }
+        if let Some(frame) = encoder.encode(picture, position_us)? {
+            self.fanout.send(&frame);
         }
         Ok(())
     }

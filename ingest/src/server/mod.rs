@@ -1,9 +1,10 @@
-//! The sessions of all publishers, and what starts, changes and ends them.
+//! The sessions of all publishers, and what changes and ends them; `publish.rs` starts them.
 
-use std::collections::HashMap;
+mod publish;
+
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
@@ -12,28 +13,23 @@ use rand::Rng as _;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::Instrument as _;
 
+use self::publish::Origins;
 use crate::admission::{Admission, Bucket, Rate};
 use crate::auth::{Auth, Denied};
 use crate::config::Config;
-use crate::metric;
-use crate::network::{Member, Network};
-use crate::rtp::receiver::{Limits, Receiver};
+use crate::network::Network;
 use crate::sdp::{self, Offer, Refusal};
-use crate::session::{Command, Latencies, Registration, Session, Timeouts};
-use crate::sink::{PublishError, Streams};
+use crate::session::Command;
+use crate::sink::Streams;
 use crate::status::{State, Status};
 use crate::transport::Protocol;
-use crate::transport::stack::{self, Stack};
+use crate::transport::stack;
 
 /// Sessions that ended stay known this long, so that the publish page can read why.
 const ENDED_KEPT: Duration = Duration::from_secs(60);
 /// Ended sessions that stay known.
 const ENDED_MAX: usize = 256;
-/// Streams whose timeline goes on when a publisher returns. The oldest are forgotten; the segmenter has long
-/// ended them by then.
-const ORIGINS_MAX: usize = 4096;
 
 /// Refused publishers are logged, but not more often than this.
 const REFUSAL_LOG_INTERVAL: Duration = Duration::from_secs(1);
@@ -79,14 +75,6 @@ pub(crate) enum RestartError {
     Impossible,
 }
 
-/// What a publisher is answered.
-#[derive(Debug)]
-pub(crate) struct Published {
-    pub(crate) answer: String,
-    pub(crate) location: String,
-    pub(crate) etag: String,
-}
-
 /// A session as HTTP handlers see it.
 struct Handle {
     commands: mpsc::Sender<Command>,
@@ -127,24 +115,6 @@ pub(crate) struct Server {
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server").field("live", &self.live).finish_non_exhaustive()
-    }
-}
-
-/// Where each stream's timeline began, so that a publisher that returns continues it.
-#[derive(Default)]
-struct Origins {
-    by_name: HashMap<String, (Instant, Instant)>,
-}
-
-impl Origins {
-    fn get(&mut self, name: &str, now: Instant) -> Instant {
-        if self.by_name.len() >= ORIGINS_MAX && !self.by_name.contains_key(name) {
-            let oldest = self.by_name.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
-            oldest.map(|name| self.by_name.remove(&name));
-        }
-        let entry = self.by_name.entry(name.to_owned()).or_insert((now, now));
-        entry.1 = now;
-        entry.0
     }
 }
 
@@ -261,108 +231,6 @@ impl Server {
         }
     }
 
-    /// Starts a session.
-    pub(crate) async fn publish(self: &Arc<Self>, stream: &str, offer: Offer) -> Result<Published, Refused> {
-        if self.cancelled.is_cancelled() {
-            return Err(Refused::Deaf);
-        }
-        self.forget_ended(Instant::now());
-        let slot = Slot::take(self)?;
-        let shared = Arc::clone(&self.stack);
-        let own = offer.clone();
-        // Making a certificate takes milliseconds, which would be missing to the media of others.
-        let answered = tokio::task::spawn_blocking(move || Stack::answer(Instant::now(), own, shared)).await;
-        let (transport, answer) =
-            answered.map_err(|_| Refused::Overloaded)?.map_err(|error| Refused::Stack(error.0))?;
-        let published = match self.streams.publish(stream) {
-            Err(PublishError::Busy) if self.end_silent(stream).await => self.streams.publish(stream),
-            published => published,
-        };
-        let mut sink = published.map_err(|error| match error {
-            PublishError::Busy => Refused::Busy,
-            PublishError::BadName => Refused::BadName,
-            PublishError::Overloaded => Refused::Overloaded,
-        })?;
-        let vp8_tracks = offer.vp8_tracks();
-        if vp8_tracks > 0 && !sink.reserve_transcoders(vp8_tracks) {
-            return Err(Refused::NoTranscoder);
-        }
-        sink.expect_tracks(&offer.tracks());
-        let now = Instant::now();
-        let id = random_hex::<16>();
-        let etag = format!("\"{}\"", random_hex::<8>());
-        let (inbox_sender, inbox) = mpsc::channel(self.config.inbox_datagrams_max);
-        let (command_sender, commands) = mpsc::channel(16);
-        let member = Member::new(inbox_sender);
-        let status = Arc::new(Mutex::new(Status::new(stream, now)));
-        let limits = Limits {
-            hold: Duration::from_millis(self.config.loss_hold_ms),
-            keyframe_interval_min: Duration::from_millis(self.config.keyframe_interval_min_ms),
-            frames_out_of_order_max: self.config.frames_out_of_order_max,
-        };
-        let origin = self.origins.lock().get(stream, now);
-        let receiver = Receiver::new(origin, &offer, limits);
-        let mut registration = Registration::new(Arc::clone(&self.network), member);
-        registration.add(&answer.ufrag, &answer.password);
-        let session = Session {
-            transport: Box::new(transport),
-            receiver,
-            sink,
-            registration,
-            inbox,
-            commands,
-            status: Arc::clone(&status),
-            timeouts: Timeouts {
-                connect: Duration::from_millis(self.config.connect_timeout_ms),
-                silence: Duration::from_millis(self.config.silence_max_ms),
-            },
-            is_connected: false,
-            cancelled: self.cancelled.child_token(),
-            latencies: Latencies::new(),
-        };
-        let (ufrag, pwd) = offer.ice.clone();
-        let ice = Mutex::new(Ice { etag: etag.clone(), ufrag, pwd });
-        let restarting = tokio::sync::Mutex::new(());
-        let bucket = Mutex::new(Bucket::full(self.admission.rate(), now));
-        let own_status = Arc::clone(&status);
-        let handle = Handle { commands: command_sender, status, offer, ice, restarting, bucket };
-        self.sessions.insert(id.clone(), Arc::new(handle));
-        // The session's id is a secret, like its URL: the span only has the stream's name.
-        let span = tracing::info_span!("session", stream);
-        let place = Place { slot: Some(slot), server: Arc::clone(self), id: id.clone() };
-        let task = async move {
-            let _place = place;
-            tracing::info!("offer answered");
-            let end = session.run().await;
-            match own_status.lock().problem {
-                Some(problem) => tracing::warn!(reason = end.name(), problem, "session ended"),
-                None => tracing::info!(reason = end.name(), "session ended"),
-            }
-        };
-        self.tasks.spawn(task.instrument(span));
-        let location = format!("{}/whip/session/{id}", self.config.path_prefix);
-        Ok(Published { answer: answer.sdp, location, etag })
-    }
-
-    /// Ends the session of a publisher that seems to be gone, for one that comes: a browser whose page was loaded
-    /// anew says no goodbye. False when the publisher is alive.
-    async fn end_silent(&self, stream: &str) -> bool {
-        let silence = Duration::from_millis(self.config.takeover_silence_ms);
-        let silent = self.sessions.iter().find_map(|entry| {
-            let status = entry.status.lock();
-            // One whose connection is closed only waits for a DELETE.
-            let is_silent = status.stream == stream
-                && !entry.commands.is_closed()
-                && (status.state == State::Ended || status.heard_at.elapsed() >= silence);
-            is_silent.then(|| Arc::clone(entry.value()))
-        });
-        let Some(handle) = silent else { return false };
-        // It may have ended by itself meanwhile, which is as good.
-        let _ = handle.commands.send(Command::Replace).await;
-        handle.commands.closed().await;
-        true
-    }
-
     /// Ends a session; false when there is none.
     pub(crate) async fn delete(&self, id: &str) -> bool {
         let Some(handle) = self.handle(id) else { return false };
@@ -454,43 +322,6 @@ impl Server {
                 self.sessions.remove(&id);
             }
         }
-    }
-}
-
-/// What a session's task takes up; given back however the task ends.
-struct Place {
-    slot: Option<Slot>,
-    server: Arc<Server>,
-    id: String,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        // Room first: whoever sees that the session has ended may publish the next.
-        self.slot = None;
-        self.server.remember_ended(std::mem::take(&mut self.id));
-    }
-}
-
-/// One of the sessions that may be live at once.
-struct Slot(Arc<Server>);
-
-impl Slot {
-    fn take(server: &Arc<Server>) -> Result<Self, Refused> {
-        let max = server.config.sessions_max;
-        let taken = server
-            .live
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |live| (live < max).then_some(live + 1));
-        let live = taken.map_err(|_| Refused::Overloaded)?;
-        metrics::gauge!(metric::SESSIONS).set(live as f64 + 1.0);
-        Ok(Self(Arc::clone(server)))
-    }
-}
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        let live = self.0.live.fetch_sub(1, Ordering::Relaxed);
-        metrics::gauge!(metric::SESSIONS).set(live as f64 - 1.0);
     }
 }
 

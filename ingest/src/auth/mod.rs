@@ -5,20 +5,17 @@
 //! to those whom `auth_open_to` names: by default this machine itself. Keys never appear in logs, errors or
 //! `Debug` output, and an answer never says whether a stream exists.
 
+mod jwt;
+
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
-use ed25519_dalek::{Signature, VerifyingKey};
-use hmac::{Hmac, Mac};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use self::jwt::Jwt;
 use crate::config::{Config, OpenTo};
 
-/// Clocks of token issuers may be off by this much.
-const LEEWAY: Duration = Duration::from_secs(30);
 /// Tokens longer than this are refused unread.
 const TOKEN_BYTES_MAX: usize = 4096;
 
@@ -38,9 +35,7 @@ pub(crate) struct Auth {
     open_to: OpenTo,
     /// Stream (or `*`) and the hash of its key: comparing hashes takes the same time wherever the difference is.
     keys: Vec<(String, [u8; 32])>,
-    secret: Option<Vec<u8>>,
-    public_key: Option<VerifyingKey>,
-    audience: String,
+    jwt: Jwt,
     callback: Option<Callback>,
 }
 
@@ -63,26 +58,6 @@ struct Question<'a> {
     remote_ip: Option<IpAddr>,
 }
 
-#[derive(Deserialize)]
-struct Header {
-    alg: String,
-}
-
-#[derive(Deserialize)]
-struct Claims {
-    exp: Option<f64>,
-    nbf: Option<f64>,
-    aud: Option<Audience>,
-    stream: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Audience {
-    One(String),
-    Many(Vec<String>),
-}
-
 impl Auth {
     /// Reads the rules; the words name the key that is wrong.
     pub(crate) fn new(config: &Config) -> Result<Self, String> {
@@ -95,37 +70,20 @@ impl Auth {
                 .ok_or("ingest.stream_keys: each entry is <stream>:<key>")?;
             keys.push((stream.to_owned(), Sha256::digest(key).into()));
         }
-        let secret = config.jwt_hs256_secret.expose();
-        // RFC 7518, 3.2: at least as long as the hash. A word can be guessed from one token.
-        if !secret.is_empty() && secret.len() < 32 {
-            return Err("ingest.jwt_hs256_secret: at least 32 characters are needed".into());
-        }
-        let public_key = match config.jwt_eddsa_public_key.as_str() {
-            "" => None,
-            text => Some(parse_public_key(text).ok_or(
-                "ingest.jwt_eddsa_public_key: neither a PEM public key of Ed25519 nor its 32 bytes in base64",
-            )?),
-        };
+        let jwt = Jwt::new(config)?;
         let callback = match config.auth_callback_url.as_str() {
             "" => None,
             url => Some(Callback::new(url, Duration::from_millis(config.auth_callback_timeout_ms))?),
         };
-        Ok(Self {
-            open_to: config.auth_open_to,
-            keys,
-            secret: (!secret.is_empty()).then(|| secret.as_bytes().to_vec()),
-            public_key,
-            audience: config.jwt_audience.clone(),
-            callback,
-        })
+        Ok(Self { open_to: config.auth_open_to, keys, jwt, callback })
     }
 
     /// Who may publish, for the log.
     pub(crate) fn describe(&self) -> String {
         let rules = [
             (!self.keys.is_empty(), "ingest.stream_keys"),
-            (self.secret.is_some(), "ingest.jwt_hs256_secret"),
-            (self.public_key.is_some(), "ingest.jwt_eddsa_public_key"),
+            (self.jwt.has_secret(), "ingest.jwt_hs256_secret"),
+            (self.jwt.has_public_key(), "ingest.jwt_eddsa_public_key"),
             (self.callback.is_some(), "ingest.auth_callback_url"),
         ];
         let rules: Vec<&str> = rules.into_iter().filter(|(is_set, _)| *is_set).map(|(_, key)| key).collect();
@@ -150,8 +108,8 @@ impl Auth {
     ) -> Result<(), Denied> {
         let token = token.filter(|token| token.len() <= TOKEN_BYTES_MAX);
         let has_rules = !self.keys.is_empty()
-            || self.secret.is_some()
-            || self.public_key.is_some()
+            || self.jwt.has_secret()
+            || self.jwt.has_public_key()
             || self.callback.is_some();
         if !has_rules {
             let is_open = match self.open_to {
@@ -162,7 +120,7 @@ impl Auth {
             return if is_open { Ok(()) } else { Err(Denied::Closed) };
         }
         let token = token.ok_or(Denied::Refused)?;
-        if self.is_key(stream, token) || self.is_valid_jwt(stream, token, SystemTime::now()) {
+        if self.is_key(stream, token) || self.jwt.permits(stream, token, SystemTime::now()) {
             return Ok(());
         }
         match &self.callback {
@@ -178,46 +136,6 @@ impl Auth {
             let is_stream = name == stream || name == "*";
             found | (is_stream & (*key == hash))
         })
-    }
-
-    fn is_valid_jwt(&self, stream: &str, token: &str, now: SystemTime) -> bool {
-        let Some((signed, signature)) = token.rsplit_once('.') else { return false };
-        let Some((header, claims)) = signed.split_once('.') else { return false };
-        let decode = |part: &str| URL_SAFE_NO_PAD.decode(part).ok();
-        let Some(header) = decode(header).and_then(|json| serde_json::from_slice::<Header>(&json).ok())
-        else {
-            return false;
-        };
-        let Some(signature) = decode(signature) else { return false };
-        // The token names its algorithm, but only those can be meant for which there is a key: a public key must
-        // never serve as an HMAC secret.
-        let is_authentic = match (header.alg.as_str(), &self.secret, &self.public_key) {
-            ("HS256", Some(secret), _) => {
-                let mut mac = Hmac::<Sha256>::new_from_slice(secret).expect("HMAC takes keys of any length");
-                mac.update(signed.as_bytes());
-                mac.verify_slice(&signature).is_ok()
-            }
-            ("EdDSA", _, Some(key)) => Signature::from_slice(&signature)
-                .is_ok_and(|signature| key.verify_strict(signed.as_bytes(), &signature).is_ok()),
-            _ => false,
-        };
-        let claims = decode(claims).and_then(|json| serde_json::from_slice::<Claims>(&json).ok());
-        is_authentic && claims.is_some_and(|claims| self.are_claims_met(&claims, stream, now))
-    }
-
-    fn are_claims_met(&self, claims: &Claims, stream: &str, now: SystemTime) -> bool {
-        let now = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-        let leeway = LEEWAY.as_secs_f64();
-        // A token that never expires is a stream key, and can be configured as such.
-        let is_alive = claims.exp.is_some_and(|exp| now < exp + leeway)
-            && claims.nbf.is_none_or(|nbf| now + leeway >= nbf);
-        let is_for_us = self.audience.is_empty()
-            || match &claims.aud {
-                Some(Audience::One(audience)) => *audience == self.audience,
-                Some(Audience::Many(audiences)) => audiences.contains(&self.audience),
-                None => false,
-            };
-        is_alive && is_for_us && claims.stream.as_deref().is_some_and(|name| name == stream || name == "*")
     }
 }
 
@@ -255,19 +173,12 @@ impl Callback {
     }
 }
 
-/// 32 bytes in base64, or the PEM form (RFC 8410), whose last 32 bytes are the key.
-fn parse_public_key(text: &str) -> Option<VerifyingKey> {
-    const PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-    let base64: String =
-        text.lines().filter(|line| !line.starts_with("-----")).flat_map(|line| line.trim().chars()).collect();
-    let bytes = STANDARD.decode(base64).ok()?;
-    let key = bytes.strip_prefix(&PREFIX).unwrap_or(&bytes);
-    VerifyingKey::from_bytes(key.try_into().ok()?).ok()
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     use ed25519_dalek::{Signer, SigningKey};
+    use hmac::{Hmac, Mac};
 
     use super::*;
     use crate::config::Secret;
