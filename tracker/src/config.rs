@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use shoal_tracker_protocol::IceServer;
 
-use crate::{Error, swarm};
+use crate::{Error, range::check_range, swarm};
 
 /// A shorter secret of an HMAC can be guessed offline from one token.
 const TOKEN_SECRET_CHARS_MIN: usize = 32;
@@ -285,10 +285,6 @@ impl Config {
             let why = format!("turn_relay_address: {} is no IP address", self.turn_relay_address);
             return Err(Error::Config(why));
         }
-        if self.turn_port_min < 1_024 || self.turn_port_min > self.turn_port_max {
-            let (low, high) = (self.turn_port_min, self.turn_port_max);
-            return Err(Error::Config(format!("turn_port_min = {low} is out of range: 1024 to {high}")));
-        }
         crate::service::Proxies::parse("turn_peers_allowed", &self.turn_peers_allowed)?;
         if self.tokens_required && self.viewer_token_secret.is_empty() {
             return Err(Error::Config("tokens_required = true needs a viewer_token_secret".into()));
@@ -306,6 +302,7 @@ impl Config {
             ("write_stall_max_ms", self.write_stall_max_ms, 100, 60_000),
             ("read_buffer_bytes", self.read_buffer_bytes, 1024, 1024 * 1024),
             ("reconnect_within_ms", self.reconnect_within_ms, 0, 600_000),
+            ("turn_port_min", self.turn_port_min.into(), 1_024, self.turn_port_max.into()),
             ("turn_kbps_max", self.turn_kbps_max, 1, 100_000_000),
             ("turn_user_kbps_max", self.turn_user_kbps_max, 1, 100_000_000),
             ("turn_allocations_max", self.turn_allocations_max, 1, 60_000),
@@ -319,12 +316,10 @@ impl Config {
             ("drain_ms", self.drain_ms, 0, 600_000),
             ("sharing_percent", self.sharing_percent.into(), 0, 100),
         ];
-        for (key, value, low, high) in ranges {
-            if !(low..=high).contains(&value) {
-                return Err(Error::Config(format!("{key} = {value} is out of range: {low} to {high}")));
-            }
-        }
-        Ok(())
+        ranges
+            .into_iter()
+            .try_for_each(|(key, value, low, high)| check_range(key, value, low, high))
+            .map_err(Error::Config)
     }
 
     /// The secret, none if each start shall have its own.
@@ -398,6 +393,8 @@ mod tests {
         assert!(message(Config { viewers_max: 0, ..Config::default() }).contains("viewers_max = 0"));
         assert!(message(Config { secret: "abc".into(), ..Config::default() }).contains("secret"));
         assert!(message(Config { silence_max_ms: 1, ..Config::default() }).contains("silence_max_ms = 1"));
+        let ports = Config { turn_port_min: 9_000, turn_port_max: 8_000, ..Config::default() };
+        assert!(message(ports).contains("turn_port_min = 9000 is out of range: 1024 to 8000"));
         let proxies = vec!["10.0.0.0/99".to_owned()];
         assert!(message(Config { trusted_proxies: proxies, ..Config::default() }).contains("10.0.0.0/99"));
     }

@@ -1,15 +1,21 @@
-//! The trees of one rendition: who sits where, how much each viewer may still give, and the orders in which places are
-//! offered. Only keeps the books; who moves where is decided in `grow.rs`.
+//! The trees of one rendition: who sits where. Only keeps the books; who moves where is decided in `grow.rs`.
+//!
+//! In `forest/` are the further books: `slots.rs` how much each viewer may still give, `offers.rs` the orders in which places
+//! are offered, `places.rs` who has to be told of what changed.
 //!
 //! Invariants, checked by [`Forest::check`] after every step of the tests and of the simulator:
 //! - a seat with children is fed: it has a parent or is a root, so no subtree hangs in the air;
 //! - the parents of a seat lead to a root (no cycles); every edge is known to both ends;
 //! - a viewer has at most one child more than its uplink carries, and that one only while it moves elsewhere.
 
+mod offers;
+mod places;
+mod slots;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use shoal_tracker_protocol::{PeerId, Place};
+use shoal_tracker_protocol::PeerId;
 
 use super::links::Links;
 use super::{Ms, Settings};
@@ -18,8 +24,6 @@ use super::{Ms, Settings};
 const ROOT_EXPECTED_MS: u32 = 60;
 /// What a hop costs beside serialisation: half a round trip and the time of two event loops.
 const HOP_MS: u32 = 15;
-/// A line is not taken for slower than this: what is measured of it then is noise.
-const LINE_MIN_KBPS: u32 = 100;
 /// Changes of an estimate below this are not passed down the tree.
 const EXPECTED_STEP_MS: u32 = 20;
 /// Changes of an estimate below this (or below half of it) are not told to the viewer: it only delays pulls.
@@ -217,125 +221,6 @@ impl Forest {
         self.dirty.remove(&viewer);
     }
 
-    /// Sets what the viewer may be planned on for this rendition and, where it had none or has more than it can use, its home
-    /// stripes; `line_kbps` is all of its uplink.
-    pub(super) fn set_uplink(&mut self, viewer: PeerId, kbps: u32, line_kbps: u32) {
-        let block_ms = (self.block_bits / line_kbps.max(LINE_MIN_KBPS)).max(1);
-        let slots = self.slots_of(kbps);
-        let node = self.nodes.get_mut(&viewer).expect("only called for planned viewers");
-        self.uplinks_kbps = self.uplinks_kbps - u64::from(node.uplink_kbps) + u64::from(kbps);
-        node.uplink_kbps = kbps;
-        node.block_ms = block_ms;
-        self.set_slots(viewer, slots);
-    }
-
-    fn set_slots(&mut self, viewer: PeerId, slots: u32) {
-        self.count_supply(viewer, -1);
-        let node = self.nodes.get_mut(&viewer).expect("only called for planned viewers");
-        node.slots = slots;
-        if slots == 0 {
-            // A leech keeps no home; those below it move (`grow.rs` sheds them).
-            node.homes = 0;
-        }
-        let wanted = self.settings.interior_stripes.min(slots.div_ceil(self.settings.home_slots_min));
-        let mut homes = node.homes;
-        while homes.count_ones() < wanted.min(u32::from(self.stripes)) {
-            let neediest = (0..self.stripes)
-                .filter(|stripe| homes & (1 << stripe) == 0)
-                .min_by_key(|stripe| (self.supply[usize::from(*stripe)], *stripe))
-                .expect("fewer homes than stripes");
-            homes |= 1 << neediest;
-        }
-        self.nodes.get_mut(&viewer).expect("just seen").homes = homes;
-        self.count_supply(viewer, 1);
-        self.reindex(viewer);
-    }
-
-    /// Makes the viewer interior in one more stripe.
-    pub(super) fn add_home(&mut self, viewer: PeerId, stripe: u8) {
-        self.change_homes(viewer, |homes| homes | 1 << stripe);
-    }
-
-    /// Gives up homes without children where the viewer has more than it is meant to.
-    pub(super) fn drop_idle_homes(&mut self, viewer: PeerId) {
-        let wanted = self.settings.interior_stripes;
-        let Some(node) = self.nodes.get(&viewer) else { return };
-        let mut homes = node.homes;
-        for stripe in 0..self.stripes {
-            let idle = node.seats[usize::from(stripe)].children.is_empty();
-            if homes.count_ones() > wanted && homes & (1 << stripe) != 0 && idle {
-                homes &= !(1 << stripe);
-            }
-        }
-        if homes != node.homes {
-            self.change_homes(viewer, |_| homes);
-        }
-    }
-
-    fn change_homes(&mut self, viewer: PeerId, change: impl Fn(u16) -> u16) {
-        self.count_supply(viewer, -1);
-        if let Some(node) = self.nodes.get_mut(&viewer) {
-            node.homes = change(node.homes);
-        }
-        self.count_supply(viewer, 1);
-        self.reindex(viewer);
-    }
-
-    fn count_supply(&mut self, viewer: PeerId, sign: i32) {
-        let Some(node) = self.nodes.get(&viewer) else { return };
-        let share = node.slots / node.homes.count_ones().max(1);
-        for stripe in 0..self.stripes {
-            if node.homes & (1 << stripe) != 0 {
-                let supply = &mut self.supply[usize::from(stripe)];
-                *supply = supply.saturating_add_signed(sign * i32::try_from(share).unwrap_or(i32::MAX));
-            }
-        }
-    }
-
-    fn slots_of(&self, kbps: u32) -> u32 {
-        let usable = u64::from(kbps) * u64::from(100 - self.reserve_percent);
-        let slots = usable * u64::from(self.stripes) / (100 * u64::from(self.rate_kbps));
-        u32::try_from(slots).unwrap_or(u32::MAX).min(self.settings.children_max)
-    }
-
-    /// In how many stripes a viewer had better have children at most: few in large swarms, so that its leaving hurts in
-    /// few; as many as needed in tiny ones, where a stripe has no more than n - 1 children to give.
-    pub(super) fn homes_max(&self) -> u32 {
-        let viewers = u32::try_from(self.nodes.len()).unwrap_or(u32::MAX);
-        let stripes = u32::from(self.stripes);
-        if viewers <= stripes {
-            stripes
-        } else if viewers <= 10 * stripes {
-            stripes.div_ceil(2).max(self.settings.interior_stripes + 1)
-        } else {
-            self.settings.interior_stripes + 1
-        }
-    }
-
-    /// How many stripes too many a viewer would be interior in if it took up one more.
-    pub(super) fn excess(&self, node: &Node) -> u32 {
-        (node.interior() + 1).saturating_sub(self.homes_max())
-    }
-
-    /// Adapts the part of every uplink that is left unplanned to how much the swarm has to spare: indifferent where
-    /// uplinks are plenty, each percent costs a percent where they are scarce.
-    pub(super) fn adapt_reserve(&mut self) {
-        let needed = u64::from(self.rate_kbps) * self.nodes.len().max(1) as u64;
-        let margin_percent = self.uplinks_kbps * 100 / needed;
-        let (low, high) = (self.settings.reserve_min_percent, self.settings.reserve_max_percent);
-        // From the minimum at 105 % of what is needed to the maximum at 145 %.
-        let above = u32::try_from(margin_percent.clamp(105, 145) - 105).expect("at most 40");
-        let wanted = low + (high - low) * above / 40;
-        if wanted.abs_diff(self.reserve_percent) >= 2 {
-            self.reserve_percent = wanted;
-            let viewers: Vec<(PeerId, u32)> = self.nodes.iter().map(|(id, n)| (*id, n.uplink_kbps)).collect();
-            for (viewer, kbps) in viewers {
-                let slots = self.slots_of(kbps);
-                self.set_slots(viewer, slots);
-            }
-        }
-    }
-
     /// Gives a seat its source; takes it from the old one. The new parent must be fed, and not be below the seat.
     pub(super) fn attach(&mut self, viewer: PeerId, stripe: u8, source: Source, links: &mut Links) {
         self.stop_awaiting(viewer, stripe);
@@ -517,90 +402,6 @@ impl Forest {
         &mut node.seats[usize::from(stripe)]
     }
 
-    pub(super) fn tell(&mut self, viewer: PeerId, stripe: u8) {
-        *self.dirty.entry(viewer).or_default() |= 1 << stripe;
-    }
-
-    pub(super) fn reindex(&mut self, viewer: PeerId) {
-        for stripe in 0..self.stripes {
-            self.reindex_stripe(viewer, stripe);
-        }
-        let Some(node) = self.nodes.get(&viewer) else { return };
-        let key = (node.free() > 0).then(|| (self.excess(node), Reverse(node.free())));
-        let old = node.spare_key;
-        if key != old {
-            if let Some((excess, free)) = old {
-                self.spare.remove(&(excess, free, viewer));
-            }
-            if let Some((excess, free)) = key {
-                self.spare.insert((excess, free, viewer));
-            }
-            let node = self.nodes.get_mut(&viewer).expect("just seen");
-            node.spare_key = key;
-        }
-    }
-
-    fn reindex_stripe(&mut self, viewer: PeerId, stripe: u8) {
-        let at = usize::from(stripe);
-        let Some(node) = self.nodes.get(&viewer) else { return };
-        let seat = &node.seats[at];
-        let is_open = node.has_home(stripe) && seat.source != Source::Nobody;
-        let interior = || seat.children.iter().filter(|child| self.nodes[child].has_home(stripe)).count();
-        let after = |children: u32| seat.expected_ms + (children + 1) * node.block_ms + 2 * HOP_MS;
-        let leaf_key = (is_open && node.free() > 0).then(|| after(node.used));
-        let top_key = (is_open && node.used <= node.slots).then(interior).and_then(|interior| {
-            let can_displace = interior < seat.children.len();
-            let interior = u32::try_from(interior).unwrap_or(u32::MAX);
-            (node.free() > 0 || can_displace).then(|| after(interior))
-        });
-        let (old_leaf, old_top) = (seat.leaf_key, seat.top_key);
-        replace(&mut self.for_leaves[at], viewer, old_leaf, leaf_key);
-        replace(&mut self.for_tops[at], viewer, old_top, top_key);
-        let seat = self.seat_mut(viewer, stripe);
-        seat.leaf_key = leaf_key;
-        seat.top_key = top_key;
-    }
-
-    /// What changed for whom since the last call.
-    pub(super) fn take_places(&mut self) -> Vec<(PeerId, Vec<Place>)> {
-        let dirty = std::mem::take(&mut self.dirty);
-        let mut changed = Vec::with_capacity(dirty.len());
-        for (viewer, stripes) in dirty {
-            if !self.nodes.contains_key(&viewer) {
-                continue;
-            }
-            let mut places = Vec::new();
-            for stripe in (0..self.stripes).filter(|stripe| stripes & (1 << stripe) != 0) {
-                let seat = self.seat_mut(viewer, stripe);
-                seat.sent_expected_ms = seat.expected_ms;
-                places.push(self.place(viewer, stripe));
-            }
-            changed.push((viewer, places));
-        }
-        changed
-    }
-
-    fn place(&self, viewer: PeerId, stripe: u8) -> Place {
-        let seat = self.seat(viewer, stripe);
-        let mut children = seat.children.clone();
-        // Those who feed others first, the strongest of them first: every level below gains what they gain.
-        children.sort_by_cached_key(|child| {
-            let node = &self.nodes[child];
-            let is_leaf = node.seats[usize::from(stripe)].children.is_empty() && !node.has_home(stripe);
-            (is_leaf, Reverse(node.uplink_kbps), *child)
-        });
-        Place {
-            stripe,
-            root: matches!(seat.source, Source::Origin { .. }),
-            parent: match seat.source {
-                Source::Peer(parent) => Some(parent),
-                _ => None,
-            },
-            children,
-            expected_ms: seat.expected_ms,
-        }
-    }
-
     /// Panics where the books do not add up; for tests and the simulator.
     pub(super) fn check(&self, links: &Links) {
         for (viewer, node) in &self.nodes {
@@ -629,17 +430,5 @@ impl Forest {
             }
             assert_eq!(used, node.used as usize, "children of {viewer} are counted");
         }
-    }
-}
-
-fn replace(index: &mut BTreeSet<(u32, PeerId)>, viewer: PeerId, old: Option<u32>, new: Option<u32>) {
-    if old == new {
-        return;
-    }
-    if let Some(old) = old {
-        index.remove(&(old, viewer));
-    }
-    if let Some(new) = new {
-        index.insert((new, viewer));
     }
 }

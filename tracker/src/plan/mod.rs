@@ -6,7 +6,7 @@
 //! size of the swarm but for logarithms. Sending the messages, tokens and bans are the tracker's business.
 //!
 //! One [`Planner`] plans one swarm (or one sub-swarm of a very large one) with all its renditions, because a connection
-//! between two viewers serves all renditions. Reading order: `links.rs`, `forest.rs`, `grow.rs`. Policy in prose and
+//! between two viewers serves all renditions. Reading order: `links.rs`, `forest.rs`, `grow.rs`, `mesh.rs`. Policy in prose and
 //! the measurements behind it: `README.md` beside this file.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,12 +19,17 @@ mod groups;
 mod grow;
 mod links;
 mod locality;
+mod mesh;
+mod settings;
+mod views;
 
 pub use groups::Groups;
 pub use locality::Locality;
+pub use settings::Settings;
+pub use views::Summary;
 
-use forest::{Forest, Source};
-use links::{Crowd, Links};
+use forest::Forest;
+use links::Links;
 
 /// Milliseconds on the caller's monotonic clock.
 pub type Ms = u64;
@@ -41,84 +46,10 @@ const SMALL_SWARM: usize = 100;
 const BLOCK_BYTES: RangeInclusive<u32> = 4 * 1024..=16 * 1024;
 /// So much of a usual piece is worth a stripe. Each stripe has a parent of its own, and each parent costs a connection.
 const STRIPE_BYTES: u32 = 8 * 1024;
-/// Introductions made for the mesh in one tick. The trees come first; the mesh fills up over some seconds.
-const MESH_INTRODUCTIONS_MAX: usize = 400;
-/// Viewers in one tick that are looked at because one network might have too large a part of their neighbors, and
-/// introductions that are tried for each.
-const CROWDED_MAX: usize = 400;
-const STRANGERS_MAX: usize = 16;
-/// A full tour of looking for better places takes about this long.
-const TOUR_MS: Ms = 20_000;
-/// A tour goes no faster after a pause: everybody who moves misses what is on its way to the old place.
-const PASSED_MAX_MS: Ms = 1_000;
 /// Changes of a viewer's uplink below this percentage are measurement noise.
 const UPLINK_STEP_PERCENT: u32 = 15;
 /// The same for a rendition's rate.
 const RATE_STEP_PERCENT: u32 = 20;
-
-/// What can be tuned. The defaults are what the simulator found best; see `README.md`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
-    /// Stripes of a rendition whose pieces have that many blocks; fewer for smaller pieces.
-    pub stripes_max: u8,
-    /// In how many stripes a viewer has children, once the swarm is large enough. Those who serve the same children in
-    /// several stripes need fewer connections; those who leave take more from each child.
-    pub interior_stripes: u32,
-    /// A viewer takes up a further home stripe for each this many children that its uplink carries.
-    pub home_slots_min: u32,
-    /// At most this many children, over all stripes of a rendition.
-    pub children_max: u32,
-    /// At most this many connections and introductions under way for each viewer.
-    pub neighbors_max: u32,
-    /// At most this many introductions under way for each viewer.
-    pub introductions_max: u32,
-    /// Every viewer gets at least this many connections, to pull from when a parent fails.
-    pub mesh_min: u32,
-    /// At most this part of a viewer's neighbors is of one foreign autonomous system, in percent, as long as there are
-    /// others to be met. 100 switches it off.
-    pub network_max_percent: u32,
-    /// From this many viewers on each stripe has two roots.
-    pub large_swarm: u32,
-    /// What is planned on for a viewer whose uplink is not known yet, in percent of the rendition's rate.
-    pub uplink_unknown_percent: u32,
-    /// The part of an uplink that stays unplanned where uplinks are scarce, in percent. Never 0: a full uplink delays
-    /// every block it carries until children pull what is already on its way.
-    pub reserve_min_percent: u32,
-    /// The same where uplinks are plenty.
-    pub reserve_max_percent: u32,
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            stripes_max: 12,
-            interior_stripes: 2,
-            home_slots_min: 4,
-            children_max: 36,
-            neighbors_max: 30,
-            introductions_max: 16,
-            mesh_min: 6,
-            network_max_percent: 50,
-            large_swarm: 300,
-            uplink_unknown_percent: 100,
-            reserve_min_percent: 3,
-            reserve_max_percent: 12,
-        }
-    }
-}
-
-impl Settings {
-    /// Of so many neighbors, those that may be of one network.
-    fn most_of_one(&self, neighbors: usize) -> usize {
-        neighbors * self.network_max_percent.min(100) as usize / 100
-    }
-
-    /// Neighbors of other networks that a viewer should have beside so many of one.
-    fn wanted_beside(&self, count: usize) -> usize {
-        let percent = self.network_max_percent.clamp(1, 100) as usize;
-        (count * (100 - percent)).div_ceil(percent)
-    }
-}
 
 /// What is to be sent to viewers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,23 +88,6 @@ struct Viewer {
     /// Usable uplink, none while not known.
     uplink_kbps: Option<u32>,
     renditions: BTreeSet<u8>,
-}
-
-/// Counts for metrics and for people; see [`Planner::summary`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Seats: viewers times stripes.
-    pub seats: u32,
-    /// Seats that are roots.
-    pub roots: u32,
-    /// Seats for which no parent has been found yet.
-    pub unfed: u32,
-    /// Slots that all uplinks together carry.
-    pub slots: u32,
-    /// The longest way from a root, in hops.
-    pub depth_max: u32,
-    /// The latest expected arrival in milliseconds.
-    pub expected_max_ms: u32,
 }
 
 /// Plans one swarm. See the module's head.
@@ -411,84 +325,6 @@ impl Planner {
         std::mem::take(&mut self.outputs)
     }
 
-    /// Those to whom a viewer is connected.
-    pub fn neighbors(&self, id: PeerId) -> impl Iterator<Item = PeerId> + '_ {
-        self.links.connected(id).map(|(other, _)| other)
-    }
-
-    /// All viewers.
-    pub fn viewers(&self) -> impl Iterator<Item = PeerId> + '_ {
-        self.viewers.keys().copied()
-    }
-
-    /// Those to whom a viewer is connected, and the round trips in milliseconds.
-    pub fn links(&self, id: PeerId) -> impl Iterator<Item = (PeerId, u32)> + '_ {
-        self.links.connected(id)
-    }
-
-    /// Whether a viewer gives, and its uplink as far as it is known.
-    #[must_use]
-    pub fn gives(&self, id: PeerId) -> (bool, Option<u32>) {
-        self.viewers.get(&id).map_or((false, None), |viewer| (viewer.shares, viewer.uplink_kbps))
-    }
-
-    /// What a viewer plays.
-    #[must_use]
-    pub fn plays(&self, id: PeerId) -> Vec<u8> {
-        self.viewers.get(&id).map_or_else(Vec::new, |viewer| viewer.renditions.iter().copied().collect())
-    }
-
-    /// What takes a viewer's places back, for one that another planner takes over.
-    #[must_use]
-    pub fn nowhere(&self, id: PeerId) -> Vec<Output> {
-        let is_in = |forest: &&Forest| forest.nodes.contains_key(&id);
-        let taken_back =
-            self.forests.iter().filter(|(_, forest)| is_in(forest)).map(|(rendition, forest)| {
-                let places = (0..forest.stripes).map(nowhere).collect();
-                Output::Plan { viewer: id, rendition: *rendition, stripes: forest.stripes, places }
-            });
-        taken_back.collect()
-    }
-
-    /// Viewers in this planner.
-    #[must_use]
-    pub fn viewer_count(&self) -> usize {
-        self.viewers.len()
-    }
-
-    /// Counts over one rendition. Walks all viewers: for metrics every few seconds, not for each event.
-    #[must_use]
-    pub fn summary(&self, rendition: u8) -> Summary {
-        let Some(forest) = self.forests.get(&rendition) else { return Summary::default() };
-        let mut summary = Summary::default();
-        for (viewer, node) in &forest.nodes {
-            summary.slots += node.slots;
-            for (stripe, seat) in (0..forest.stripes).zip(&node.seats) {
-                summary.seats += 1;
-                match seat.source {
-                    Source::Nobody => summary.unfed += 1,
-                    Source::Origin { .. } => summary.roots += 1,
-                    Source::Peer(_) => {
-                        let mut depth = 0;
-                        let mut at = *viewer;
-                        while let Source::Peer(parent) = forest.seat(at, stripe).source {
-                            at = parent;
-                            depth += 1;
-                        }
-                        summary.depth_max = summary.depth_max.max(depth);
-                    }
-                }
-                summary.expected_max_ms = summary.expected_max_ms.max(seat.expected_ms);
-            }
-        }
-        summary
-    }
-
-    /// Panics where the plan contradicts itself; for tests and the simulator.
-    pub fn check(&self) {
-        self.forests.values().for_each(|forest| forest.check(&self.links));
-    }
-
     /// Splits what a viewer can give among the renditions it plays, by their rates.
     fn spread_uplink(&mut self, now: Ms, id: PeerId) {
         let Some(viewer) = self.viewers.get(&id) else { return };
@@ -507,108 +343,6 @@ impl Planner {
             forest.set_uplink(id, share, line);
             forest.shed(now, id, 0);
         }
-    }
-
-    fn introduce(&mut self, a: PeerId, b: PeerId) {
-        // Who came later offers: the earlier one may be asked by many at once, and answering is cheaper.
-        self.outputs.push(Output::Introduce { offers: a, answers: b });
-        self.crowded.extend([a, b]);
-    }
-
-    /// A slow tour over all viewers, some in each tick.
-    fn better_some(&mut self, now: Ms) {
-        let passed = now.saturating_sub(self.last_tick).min(PASSED_MAX_MS);
-        self.tour_owed += self.viewers.len() as u64 * passed;
-        let count = self.tour_owed / TOUR_MS;
-        self.tour_owed %= TOUR_MS;
-        for _ in 0..count {
-            let next = self.viewers.range(self.tour_at..).next().or_else(|| self.viewers.first_key_value());
-            let Some((&id, _)) = next else { return };
-            self.tour_at = id.wrapping_add(1);
-            self.crowded.insert(id);
-            for forest in self.forests.values_mut().filter(|forest| forest.nodes.contains_key(&id)) {
-                forest.better(now, id);
-            }
-            // Room for what comes: a full viewer could neither get a new parent nor become one.
-            if self.links.count(id) * 4 > self.settings.neighbors_max as usize * 3
-                && let Some(other) = self.links.spare_link(id, &self.settings)
-            {
-                self.links.end(id, other);
-                self.outputs.push(Output::Disconnect { a: id, b: other });
-            }
-        }
-    }
-
-    /// Gives viewers with few connections some more, to random others.
-    fn mend_mesh(&mut self, now: Ms) {
-        let lonely: Vec<PeerId> = self.lonely.iter().copied().take(MESH_INTRODUCTIONS_MAX).collect();
-        for id in lonely {
-            let wanted = (self.settings.mesh_min as usize).min(self.viewers.len().saturating_sub(1));
-            // Ids are random, so the next one after a random number is nearly fair; and in a small swarm the walk meets
-            // everybody.
-            let mut at = self.next_random();
-            // Half of them near, if there are such; the others anywhere, so that no place is cut off from the rest.
-            for other in self.links.near(id) {
-                if self.links.count(id) >= wanted.div_ceil(2) {
-                    break;
-                }
-                if self.links.can_introduce(now, id, other, &self.settings) {
-                    self.links.introduce(now, id, other);
-                    self.introduce(id, other);
-                }
-            }
-            for _ in 0..4 * wanted {
-                if self.links.count(id) >= wanted {
-                    break;
-                }
-                let other = self.viewers.range(at..).next().or_else(|| self.viewers.first_key_value());
-                let Some((&other, _)) = other else { break };
-                at = if self.viewers.len() > 4 * wanted { self.next_random() } else { other.wrapping_add(1) };
-                if self.links.can_introduce(now, id, other, &self.settings) {
-                    self.links.introduce(now, id, other);
-                    self.introduce(id, other);
-                }
-            }
-            self.lonely.remove(&id);
-        }
-    }
-
-    /// Introduces viewers to some of other networks, where too large a part of their neighbors is of one. Takes nothing
-    /// from anybody: who owns one network must not be all that a viewer knows, but where nearly all are of one, it serves.
-    fn mend_variety(&mut self, now: Ms) {
-        if self.links.is_one_network() {
-            self.crowded.clear();
-            return;
-        }
-        // Above three quarters the tour gives connections up.
-        let count_max = self.settings.neighbors_max as usize * 3 / 4;
-        let crowded: Vec<PeerId> = self.crowded.iter().copied().take(CROWDED_MAX).collect();
-        for id in crowded {
-            self.crowded.remove(&id);
-            let Some(Crowd { network, mut wanted }) = self.links.crowd(id, &self.settings) else { continue };
-            for _ in 0..STRANGERS_MAX {
-                if wanted == 0 || self.links.count(id) >= count_max {
-                    break;
-                }
-                let (random, at) = (self.next_random(), self.next_random());
-                let Some(other) = self.links.stranger(network, random, at) else { break };
-                let is_free = self.links.count(other) < count_max;
-                if is_free && self.links.can_introduce(now, id, other, &self.settings) {
-                    self.links.introduce(now, id, other);
-                    self.introduce(id, other);
-                    wanted -= 1;
-                }
-            }
-        }
-    }
-
-    #[allow(clippy::cast_possible_truncation)]
-    fn next_random(&mut self) -> PeerId {
-        // xorshift64*: plenty for choosing strangers, and the same on every platform.
-        self.random ^= self.random >> 12;
-        self.random ^= self.random << 25;
-        self.random ^= self.random >> 27;
-        (self.random.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 32) as PeerId
     }
 }
 

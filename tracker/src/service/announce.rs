@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use rand::Rng as _;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::Clock;
 use super::gate::Place;
@@ -128,16 +129,29 @@ impl Announces {
         mut place: Place,
     ) {
         place.announces();
-        let closing = place.closing();
-        let mut closing = pin!(closing.cancelled());
         let client = Client {
             connection: self.next.fetch_add(1, Ordering::Relaxed),
             address,
             side: rand::rng().random_range(0..100),
         };
-        let connection = client.connection;
-        let (sender, mut queue) = mpsc::channel(QUEUE_MAX);
-        self.queues.insert(connection, sender);
+        let (sender, queue) = mpsc::channel(QUEUE_MAX);
+        self.queues.insert(client.connection, sender);
+        self.talk(&mut socket, queue, clock, client, place.closing()).await;
+        self.queues.remove(&client.connection);
+        self.shards.iter().for_each(|shard| shard.lock().handle_closed(client.connection));
+        drop(place);
+    }
+
+    /// Passes messages both ways until the client goes, breaks the rules, falls silent, or `closing` is cancelled.
+    async fn talk(
+        &self,
+        socket: &mut WebSocket,
+        mut queue: mpsc::Receiver<Utf8Bytes>,
+        clock: Clock,
+        client: Client,
+        closing: CancellationToken,
+    ) {
+        let mut closing = pin!(closing.cancelled());
         let mut messages = Bucket::full(self.messages, clock.now_ms());
         // One timer for the connection, that is looked at when it fires, and not one for each message.
         let mut heard = Instant::now();
@@ -146,13 +160,7 @@ impl Announces {
             tokio::select! {
                 text = queue.recv() => {
                     let Some(text) = text else { break };
-                    let write = async {
-                        socket.feed(Message::Text(text)).await?;
-                        while let Ok(text) = queue.try_recv() {
-                            socket.feed(Message::Text(text)).await?;
-                        }
-                        socket.flush().await
-                    };
+                    let write = write(socket, text, &mut queue);
                     if !matches!(timeout(self.stall_max, write).await, Ok(Ok(()))) {
                         break;
                     }
@@ -160,16 +168,15 @@ impl Announces {
                 received = socket.next() => {
                     let Some(Ok(message)) = received else { break };
                     heard = Instant::now();
-                    if !messages.take(self.messages, clock.now_ms(), 1) {
+                    let now_ms = clock.now_ms();
+                    if !messages.take(self.messages, now_ms, 1) {
                         self.counters.limited.increment(1);
                         break;
                     }
                     match message {
-                        Message::Text(text) => {
-                            self.handle(clock.now_ms(), client, serde_json::from_str(&text).ok());
-                        }
+                        Message::Text(text) => self.handle(now_ms, client, serde_json::from_str(&text).ok()),
                         Message::Binary(bytes) => {
-                            self.handle(clock.now_ms(), client, serde_json::from_slice(&bytes).ok());
+                            self.handle(now_ms, client, serde_json::from_slice(&bytes).ok());
                         }
                         Message::Ping(_) | Message::Pong(_) => {}
                         Message::Close(_) => break,
@@ -190,9 +197,6 @@ impl Announces {
                 }
             }
         }
-        self.queues.remove(&connection);
-        self.shards.iter().for_each(|shard| shard.lock().handle_closed(connection));
-        drop(place);
     }
 
     fn handle(&self, now_ms: u64, client: Client, message: Option<InMessage<'_>>) {
@@ -242,6 +246,10 @@ impl Announces {
                 shard.handle_message(now_ms, connection, address, message, asks, &mut replies);
             }
         }
+        self.pass_on(replies);
+    }
+
+    fn pass_on(&self, replies: Replies<'_>) {
         for (to, message) in replies {
             let Some(queue) = self.queues.get(&to) else { continue };
             // Offers are worth nothing when they are late, and the client will announce again: what a slow one has no
@@ -255,4 +263,17 @@ impl Announces {
             place.send(text.into());
         }
     }
+}
+
+/// Writes a text and those that already wait behind it.
+async fn write(
+    socket: &mut WebSocket,
+    first: Utf8Bytes,
+    queue: &mut mpsc::Receiver<Utf8Bytes>,
+) -> Result<(), axum::Error> {
+    socket.feed(Message::Text(first)).await?;
+    while let Ok(text) = queue.try_recv() {
+        socket.feed(Message::Text(text)).await?;
+    }
+    socket.flush().await
 }

@@ -65,8 +65,8 @@ pub(super) async fn serve(
     };
     match joined {
         Ok((room, frames)) => {
-            let mut viewer =
-                Viewer { socket, stall_max: Duration::from_millis(shared.config.write_stall_max_ms.into()) };
+            let stall_max = Duration::from_millis(shared.config.write_stall_max_ms.into());
+            let mut viewer = Viewer { socket, stall_max, strikes: 0 };
             // The task lives as long as the viewer: what only joining needed goes now.
             drop(shared);
             viewer.run(&room, frames).await;
@@ -151,12 +151,12 @@ async fn join(
 struct Viewer {
     socket: WebSocket,
     stall_max: Duration,
+    strikes: u32,
 }
 
 impl Viewer {
     async fn run(&mut self, room: &Room, mut frames: Frames) {
         let mut session = None;
-        let mut strikes = 0_u32;
         let end = loop {
             tokio::select! {
                 frame = frames.recv() => {
@@ -170,53 +170,10 @@ impl Viewer {
                         Ok(false) | Err(()) => break End::Broken,
                     }
                 }
-                received = self.socket.next() => match received {
-                    Some(Ok(Message::Text(text))) => {
-                        // Nobody can speak for another viewer: the session is the connection's, not the message's.
-                        let parsed = serde_json::from_str::<ViewerMessage>(&text);
-                        drop(text);
-                        match (parsed, session) {
-                            (Ok(message), Some(session)) => {
-                                // One good message makes up for one bad one: nonsense must not hide between them.
-                                strikes = strikes.saturating_sub(1);
-                                if room.inbox.send(Event::Message(session, Box::new(message))).await.is_err() {
-                                    let _ = self.close(Goodbye::Away).await;
-                                    break End::Broken;
-                                }
-                            }
-                            (_, None) => {
-                                // It spoke before it was welcomed; a second join, or nothing that matters yet.
-                                strikes += 1;
-                                if strikes > STRIKES_MAX {
-                                    let _ = self.refuse_malformed(true).await;
-                                    break End::Broken;
-                                }
-                            }
-                            (Err(_), _) => {
-                                strikes += 1;
-                                let is_fatal = strikes > STRIKES_MAX;
-                                if self.refuse_malformed(is_fatal).await.is_err() || is_fatal {
-                                    break End::Broken;
-                                }
-                            }
-                        }
+                received = self.socket.next() => {
+                    if let Some(end) = self.handle(received, room, session).await {
+                        break end;
                     }
-                    Some(Ok(Message::Binary(_))) => {
-                        let _ = self.refuse_malformed(true).await;
-                        break End::Broken;
-                    }
-                    Some(Ok(Message::Ping(_) | Message::Pong(_))) => {
-                        strikes += 1;
-                        if strikes > STRIKES_MAX {
-                            break End::Broken;
-                        }
-                    }
-                    Some(Ok(Message::Close(frame))) => {
-                        // 1000 and 1001 (the page was closed) are goodbyes; anything else may come back.
-                        let is_final = frame.is_none_or(|frame| matches!(frame.code, 1000 | 1001));
-                        break if is_final { End::Final } else { End::Broken };
-                    }
-                    Some(Err(_)) | None => break End::Broken,
                 }
             }
         };
@@ -231,6 +188,65 @@ impl Viewer {
             let is_final = matches!(end, End::Final);
             let _ = room.inbox.send(Event::Closed { session, is_final }).await;
         }
+    }
+
+    /// Takes what came; says how the connection ends, if it does.
+    async fn handle(
+        &mut self,
+        received: Option<Result<Message, axum::Error>>,
+        room: &Room,
+        session: Option<Session>,
+    ) -> Option<End> {
+        match received {
+            Some(Ok(Message::Text(text))) => self.handle_text(text, room, session).await,
+            Some(Ok(Message::Binary(_))) => {
+                let _ = self.refuse_malformed(true).await;
+                Some(End::Broken)
+            }
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => self.strike().then_some(End::Broken),
+            Some(Ok(Message::Close(frame))) => {
+                // 1000 and 1001 (the page was closed) are goodbyes; anything else may come back.
+                let is_final = frame.is_none_or(|frame| matches!(frame.code, 1000 | 1001));
+                Some(if is_final { End::Final } else { End::Broken })
+            }
+            Some(Err(_)) | None => Some(End::Broken),
+        }
+    }
+
+    async fn handle_text(&mut self, text: Utf8Bytes, room: &Room, session: Option<Session>) -> Option<End> {
+        // Nobody can speak for another viewer: the session is the connection's, not the message's.
+        let parsed = serde_json::from_str::<ViewerMessage>(&text);
+        drop(text);
+        match (parsed, session) {
+            (Ok(message), Some(session)) => {
+                // One good message makes up for one bad one: nonsense must not hide between them.
+                self.strikes = self.strikes.saturating_sub(1);
+                if room.inbox.send(Event::Message(session, Box::new(message))).await.is_ok() {
+                    return None;
+                }
+                let _ = self.close(Goodbye::Away).await;
+                Some(End::Broken)
+            }
+            (_, None) => {
+                // It spoke before it was welcomed; a second join, or nothing that matters yet.
+                if !self.strike() {
+                    return None;
+                }
+                let _ = self.refuse_malformed(true).await;
+                Some(End::Broken)
+            }
+            (Err(_), Some(_)) => {
+                let is_fatal = self.strike();
+                let is_told = self.refuse_malformed(is_fatal).await.is_ok();
+                (is_fatal || !is_told).then_some(End::Broken)
+            }
+        }
+    }
+
+    /// Counts what is no message of the protocol; whether it was one too many.
+    fn strike(&mut self) -> bool {
+        self.strikes += 1;
+        self.strikes > STRIKES_MAX
     }
 
     /// Writes a frame and those that already wait behind it. False when the connection is closed now.

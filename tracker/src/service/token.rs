@@ -144,7 +144,7 @@ impl Tokens {
         let mut uses = self.uses.lock();
         if uses.len() >= COUNTED_MAX && !uses.contains_key(&id) {
             let now_s = now_s();
-            uses.retain(|_, uses| uses.exp + LEEWAY_S > now_s);
+            uses.retain(|_, uses| uses.exp.saturating_add(LEEWAY_S) > now_s);
             if uses.len() >= COUNTED_MAX {
                 // Refusing is the safe side: forgetting a count would let used tokens in again.
                 return Err(Refused::UsedUp);
@@ -238,6 +238,38 @@ mod tests {
         assert_eq!(check(&format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{body}.")), Refused::Invalid);
         assert_eq!(check(&"x".repeat(10_000)), Refused::Invalid);
         assert_eq!(tokens.check(None, "demo", true).unwrap_err(), Refused::Missing);
+    }
+
+    #[test]
+    fn times_hold_to_the_second_with_the_leeway_of_two_clocks() {
+        let tokens = Tokens::new("s");
+        let token = sign(&json!({ "stream": "demo", "nbf": 1_000, "exp": 2_000 }), "s");
+        let is_good = |now_s| tokens.verify(&token, now_s).is_some();
+        let times = [1_000 - LEEWAY_S - 1, 1_000 - LEEWAY_S, 2_000 + LEEWAY_S - 1, 2_000 + LEEWAY_S];
+        assert_eq!(times.map(is_good), [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_token_that_is_too_long_is_refused_whoever_signed_it() {
+        let tokens = Tokens::new("s");
+        let longer = |by: usize| {
+            let claims = json!({ "stream": "demo", "exp": now_s() + 60, "note": "x".repeat(by) });
+            let token = sign(&claims, "s");
+            (token.len() <= TOKEN_BYTES_MAX, tokens.check(Some(&token), "demo", true).is_ok())
+        };
+        assert_eq!(longer(1_000), (true, true));
+        assert_eq!(longer(2_000), (false, false));
+    }
+
+    #[test]
+    fn tokens_that_never_end_do_not_make_room_for_others() {
+        let tokens = Tokens::new("s");
+        let never = Uses { count: 1, exp: u64::MAX };
+        *tokens.uses.lock() = (0..COUNTED_MAX as u64).map(|id| (id, never)).collect();
+        let claims = json!({ "stream": "demo", "exp": now_s() + 60, "uses": 1 });
+        let checked = tokens.check(Some(&sign(&claims, "s")), "demo", true);
+        assert_eq!(checked.unwrap_err(), Refused::UsedUp);
+        assert_eq!(tokens.uses.lock().len(), COUNTED_MAX);
     }
 
     #[test]

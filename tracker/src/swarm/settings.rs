@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::bucket::Rate;
-use crate::plan;
+use crate::{plan, range::check_range};
 
 /// The operator's TURN servers, as far as candidates are judged by them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -126,19 +126,19 @@ impl Settings {
     /// # Errors
     /// The key, its value and the range, in one line.
     pub fn validate(&self) -> Result<(), String> {
-        check("report_interval_ms", self.report_interval_ms, 500, 60_000)?;
-        check("silence_max_ms", self.silence_max_ms, 2 * self.report_interval_ms, 600_000)?;
-        check("resume_within_ms", self.resume_within_ms, 0, 120_000)?;
-        check("neighbors_max", self.neighbors_max, 2, 200)?;
-        check("group_viewers_max", self.group_viewers_max, 10, 1_000_000)?;
-        check("upload_ratio_max_percent", self.upload_ratio_max_percent, 0, 1_000)?;
-        check("recent_ms", self.recent_ms, 0, 60_000)?;
-        check("messages_per_s_max", self.messages_per_s_max, 1, 100_000)?;
-        check("messages_burst", self.messages_burst, 10, 1_000_000)?;
-        check("description_bytes_max", self.description_bytes_max, 1_024, 65_536)?;
-        check("accusers_min", self.accusers_min, 1, 1_000)?;
-        check("neighbors_per_asn_max_percent", self.neighbors_per_asn_max_percent, 25, 100)?;
-        check("neighbors_per_network_max", self.neighbors_per_network_max, 1, 200)
+        check_range("report_interval_ms", self.report_interval_ms, 500, 60_000)?;
+        check_range("silence_max_ms", self.silence_max_ms, 2 * self.report_interval_ms, 600_000)?;
+        check_range("resume_within_ms", self.resume_within_ms, 0, 120_000)?;
+        check_range("neighbors_max", self.neighbors_max, 2, 200)?;
+        check_range("group_viewers_max", self.group_viewers_max, 10, 1_000_000)?;
+        check_range("upload_ratio_max_percent", self.upload_ratio_max_percent, 0, 1_000)?;
+        check_range("recent_ms", self.recent_ms, 0, 60_000)?;
+        check_range("messages_per_s_max", self.messages_per_s_max, 1, 100_000)?;
+        check_range("messages_burst", self.messages_burst, 10, 1_000_000)?;
+        check_range("description_bytes_max", self.description_bytes_max, 1_024, 65_536)?;
+        check_range("accusers_min", self.accusers_min, 1, 1_000)?;
+        check_range("neighbors_per_asn_max_percent", self.neighbors_per_asn_max_percent, 25, 100)?;
+        check_range("neighbors_per_network_max", self.neighbors_per_network_max, 1, 200)
     }
 
     pub(super) fn message_rate(&self) -> Rate {
@@ -147,14 +147,6 @@ impl Settings {
 
     pub(crate) fn introduction_rate(&self) -> Rate {
         Rate { per_hour: self.introductions_per_hour.into(), burst: self.introductions_burst }
-    }
-}
-
-fn check(key: &str, value: u32, low: u32, high: u32) -> Result<(), String> {
-    if (low..=high).contains(&value) {
-        Ok(())
-    } else {
-        Err(format!("{key} = {value} is out of range: {low} to {high}"))
     }
 }
 

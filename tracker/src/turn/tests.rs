@@ -3,11 +3,20 @@
 mod abuse;
 
 use rtc_stun::attributes::{
-    ATTR_ERROR_CODE, ATTR_XOR_PEER_ADDRESS, ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
+    ATTR_CHANNEL_NUMBER, ATTR_DATA, ATTR_ERROR_CODE, ATTR_EVEN_PORT, ATTR_LIFETIME, ATTR_NONCE, ATTR_REALM,
+    ATTR_REQUESTED_ADDRESS_FAMILY, ATTR_REQUESTED_TRANSPORT, ATTR_USERNAME, ATTR_XOR_PEER_ADDRESS,
+    ATTR_XOR_RELAYED_ADDRESS, ATTR_XORMAPPED_ADDRESS,
 };
-use rtc_stun::message::{CLASS_SUCCESS_RESPONSE, MessageType, Method, Setter as _};
+use rtc_stun::integrity::MessageIntegrity;
+use rtc_stun::message::{
+    CLASS_SUCCESS_RESPONSE, METHOD_ALLOCATE, METHOD_CHANNEL_BIND, METHOD_CREATE_PERMISSION, MessageType,
+    Method, Setter as _, TransactionId,
+};
 use rtc_stun::xoraddr::XorMappedAddress;
 
+use super::allocation::{CHANNEL_MS, CHANNELS_MAX, PERMISSION_MS, PERMISSIONS_MAX};
+use super::message::peers;
+use super::requests::{LIFETIME_MAX_MS, LIFETIME_MS};
 use super::*;
 
 const SECRET: &str = "north";
