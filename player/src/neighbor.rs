@@ -38,6 +38,13 @@ const QUEUE_INTERVAL: Duration = Duration::from_millis(20);
 const SETTLE: Duration = Duration::from_millis(100);
 /// Signaling messages that may wait; a browser trickles about a dozen candidates.
 const SIGNALS_MAX: usize = 64;
+/// Bytes of control messages that may wait for their channel. Most is said at once in greeting: the sets of up to 480 pieces, less
+/// than 10 KiB, and to one without a tracker the last 16 records, 5 KiB with parts of 500 ms at 3 Mbit/s. About twice what it is with the
+/// longest records that fit into a message, of pieces of 16 MB.
+const CONTROL_QUEUED_MAX: u64 = 512 * 1024;
+/// Bytes that a channel takes before whoever sends waits; by itself it takes everything. Blocks don't wait for it: of them the core
+/// hands over no more while 64 KiB are under way to a neighbor.
+const CHANNEL_BYTES_MAX: usize = 128 * 1024;
 
 /// What happened on a connection.
 #[derive(Debug)]
@@ -81,10 +88,11 @@ pub(crate) struct Neighbor {
     pub(crate) generation: u64,
     pub(crate) is_open: bool,
     signals: mpsc::Sender<Signal>,
-    // Not bounded here: the core bounds what it sends by the queue that it is told of.
+    // Bounded by `control_queued`, and blocks by the core, which is told how much of them is queued.
     control: mpsc::UnboundedSender<Bytes>,
+    control_queued: Arc<AtomicU64>,
     blocks: mpsc::UnboundedSender<Bytes>,
-    queued: Arc<AtomicU64>,
+    blocks_queued: Arc<AtomicU64>,
     _close: DropGuard,
 }
 
@@ -101,10 +109,17 @@ impl Neighbor {
         let (signals, signals_in) = mpsc::channel(SIGNALS_MAX);
         let (control, control_in) = mpsc::unbounded_channel();
         let (blocks, blocks_in) = mpsc::unbounded_channel();
-        let queued = Arc::new(AtomicU64::new(0));
+        let control_queued = Arc::new(AtomicU64::new(0));
+        let blocks_queued = Arc::new(AtomicU64::new(0));
         let close = CancellationToken::new();
         let link = Link { peer, generation, events, is_told: CancellationToken::new(), close: close.clone() };
-        let outgoing = Outgoing { control: control_in, blocks: blocks_in, queued: queued.clone(), uplink };
+        let outgoing = Outgoing {
+            control: control_in,
+            control_queued: control_queued.clone(),
+            blocks: blocks_in,
+            blocks_queued: blocks_queued.clone(),
+            uplink,
+        };
         tokio::spawn(async move {
             let end = link.clone();
             // Whatever goes wrong with a peer is normal: the viewer hears that the connection is gone.
@@ -113,7 +128,16 @@ impl Neighbor {
             }
             end.tell(NeighborEventKind::Closed).await;
         });
-        Self { generation, is_open: false, signals, control, blocks, queued, _close: close.drop_guard() }
+        Self {
+            generation,
+            is_open: false,
+            signals,
+            control,
+            control_queued,
+            blocks,
+            blocks_queued,
+            _close: close.drop_guard(),
+        }
     }
 
     /// Hands in signaling from the peer; too much of it is dropped.
@@ -121,9 +145,18 @@ impl Neighbor {
         let _ = self.signals.try_send(signal);
     }
 
-    /// Sends a message on the control channel.
-    pub(crate) fn send_control(&self, bytes: Vec<u8>) {
+    /// Sends a message on the control channel. False if the neighbor takes nothing: then it is not sent, and those before it wait.
+    #[must_use]
+    pub(crate) fn send_control(&self, bytes: Vec<u8>) -> bool {
+        let length = bytes.len() as u64;
+        // Only the viewer's task adds to it, so that nothing comes between the check and the addition.
+        if self.control_queued.load(Ordering::Relaxed) + length > CONTROL_QUEUED_MAX {
+            return false;
+        }
+        self.control_queued.fetch_add(length, Ordering::Relaxed);
+        // A connection that has just ended says so by itself.
         let _ = self.control.send(bytes.into());
+        true
     }
 
     /// Sends a block; returns how many bytes wait now.
@@ -132,7 +165,7 @@ impl Neighbor {
         message.extend_from_slice(&header);
         message.extend_from_slice(block);
         let length = message.len() as u64;
-        let queued = self.queued.fetch_add(length, Ordering::Relaxed) + length;
+        let queued = self.blocks_queued.fetch_add(length, Ordering::Relaxed) + length;
         let _ = self.blocks.send(message.freeze());
         u32::try_from(queued).unwrap_or(u32::MAX)
     }
@@ -140,8 +173,9 @@ impl Neighbor {
 
 struct Outgoing {
     control: mpsc::UnboundedReceiver<Bytes>,
+    control_queued: Arc<AtomicU64>,
     blocks: mpsc::UnboundedReceiver<Bytes>,
-    queued: Arc<AtomicU64>,
+    blocks_queued: Arc<AtomicU64>,
     uplink: Arc<Uplink>,
 }
 
@@ -252,9 +286,10 @@ impl Link {
                     open_count += 1;
                     if open_count == 2 && let Some((control, blocks, outgoing)) = outgoing.take() {
                         sleep(SETTLE).await;
-                        let Outgoing { control: control_out, blocks: blocks_out, queued, uplink } = outgoing;
-                        tokio::spawn(self.clone().write_control(control, control_out));
-                        tokio::spawn(self.clone().write_blocks(blocks, blocks_out, queued, uplink));
+                        let Outgoing { control: messages, control_queued, .. } = outgoing;
+                        tokio::spawn(self.clone().write_control(control, messages, control_queued));
+                        let Outgoing { blocks: messages, blocks_queued, uplink, .. } = outgoing;
+                        tokio::spawn(self.clone().write_blocks(blocks, messages, blocks_queued, uplink));
                         self.tell(NeighborEventKind::Open).await;
                         self.is_told.cancel();
                     }
@@ -333,6 +368,7 @@ impl Link {
         self,
         channel: Arc<dyn DataChannel>,
         mut messages: mpsc::UnboundedReceiver<Bytes>,
+        queued: Arc<AtomicU64>,
     ) {
         loop {
             let message = tokio::select! {
@@ -340,7 +376,9 @@ impl Link {
                 message = messages.recv() => message,
             };
             let Some(message) = message else { return };
-            if let Err(error) = channel.send(BytesMut::from(&message[..])).await {
+            let sent = channel.send(BytesMut::from(&message[..])).await;
+            queued.fetch_sub(message.len() as u64, Ordering::Relaxed);
+            if let Err(error) = sent {
                 tracing::debug!(peer = self.peer, %error, "message not sent");
                 return self.close.cancel();
             }
@@ -415,6 +453,7 @@ async fn build(
         .with_configuration(configuration)
         .with_handler(Arc::new(Handler(callbacks)))
         .with_udp_addrs(addresses)
+        .with_data_channel_send_buffer_limit(CHANNEL_BYTES_MAX)
         .build()
         .await
 }
@@ -442,7 +481,12 @@ mod tests {
 
     impl Pair {
         fn connect() -> Self {
-            let (events_out, events) = mpsc::channel(1024);
+            Self::with_events(1024)
+        }
+
+        /// The two share one channel of events: when so many wait to be looked at, both stop reading.
+        fn with_events(events_max: usize) -> Self {
+            let (events_out, events) = mpsc::channel(events_max);
             let uplink = Arc::new(Uplink::new(None));
             let left = Neighbor::connect(1, 7, true, options(), uplink.clone(), events_out.clone());
             let right = Neighbor::connect(2, 7, false, options(), uplink, events_out);
@@ -479,7 +523,7 @@ mod tests {
         assert_eq!(peer, 2);
         assert_eq!(bytes[..BLOCK_HEADER_BYTES], [9; BLOCK_HEADER_BYTES]);
         assert_eq!(bytes[BLOCK_HEADER_BYTES..], block);
-        pair.right.send_control(vec![1, 2, 3]);
+        assert!(pair.right.send_control(vec![1, 2, 3]));
         let (peer, NeighborEventKind::Control(bytes)) = pair.next().await else { panic!("a message") };
         assert_eq!((peer, &bytes[..]), (1, &[1, 2, 3][..]));
     }
@@ -496,7 +540,7 @@ mod tests {
                 let mut header = [0; BLOCK_HEADER_BYTES];
                 header[..2].copy_from_slice(&(number as u16).to_be_bytes());
                 end.send_block(header, &vec![byte(number); length(number)]);
-                end.send_control(vec![byte(number); 1 + number % 900]);
+                assert!(end.send_control(vec![byte(number); 1 + number % 900]));
             }
         }
         let mut blocks = [vec![false; COUNT], vec![false; COUNT]];
@@ -519,6 +563,35 @@ mod tests {
                 kind => panic!("{kind:?}"),
             }
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn more_control_messages_than_the_limit_pass_to_a_neighbor_that_reads() {
+        const BYTES: usize = 16 * 1024;
+        let mut pair = Pair::connect();
+        pair.open().await;
+        for _ in 0..2 * CONTROL_QUEUED_MAX / BYTES as u64 {
+            assert!(pair.left.send_control(vec![7; BYTES]));
+            let (_, NeighborEventKind::Control(bytes)) = pair.next().await else { panic!("a message") };
+            assert_eq!(bytes.len(), BYTES);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_neighbor_that_reads_nothing_is_not_queued_for_without_limit() {
+        const BYTES: usize = 16 * 1024;
+        // What the other end's stack takes for it: SCTP's window and what is read ahead.
+        const ELSEWHERE_MAX: usize = 32 * 1024 * 1024;
+        let mut pair = Pair::with_events(4);
+        pair.open().await;
+        let mut sent = 0;
+        while pair.left.send_control(vec![7; BYTES]) {
+            sent += BYTES;
+            assert!(sent < ELSEWHERE_MAX, "{sent} bytes wait");
+            // Time for what can leave.
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert!(sent as u64 >= CONTROL_QUEUED_MAX, "{sent}");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

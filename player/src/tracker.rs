@@ -8,10 +8,14 @@ use rand::Rng as _;
 use reqwest::Url;
 use shoal_tracker_protocol::{ErrorCode, TrackerMessage, VERSION, ViewerMessage};
 use tokio::{
+    net::TcpStream,
     sync::mpsc,
-    time::{Instant, sleep},
+    time::{Instant, Interval, interval, sleep, timeout},
 };
-use tokio_tungstenite::tungstenite::{Message, protocol::WebSocketConfig};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream,
+    tungstenite::{Message, protocol::WebSocketConfig},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::Token;
@@ -21,6 +25,8 @@ use crate::Token;
 /// PROTOCOL.md says.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Who has not answered by then is not there.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
 /// A tracker with less patience is pinged no more often.
 const PING_MIN: Duration = Duration::from_secs(1);
 /// Who has not been taken in by then tries again.
@@ -103,6 +109,47 @@ impl Ended {
             (None, None) => pause.mul_f64(random),
         }
     }
+
+    /// What a message says about the end of the connection, which may come only later.
+    fn learn(&mut self, message: &TrackerMessage, token: Option<&Token>) {
+        match message {
+            TrackerMessage::Welcome(_) => self.was_welcome = true,
+            TrackerMessage::Drain { reconnect_within_ms } => {
+                self.within = Some(Duration::from_millis(u64::from(*reconnect_within_ms)));
+            }
+            TrackerMessage::Error { fatal: true, code, retry_after_ms, .. } => {
+                // The token has ended, and may be another when it is read again.
+                let may_be_renewed = *code == ErrorCode::Refused && matches!(token, Some(Token::File(_)));
+                self.is_final = retry_after_ms.is_none() && !may_be_renewed;
+                self.turn = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// How long a connection may be silent, and when to break the silence from this side.
+struct Patience {
+    silence_max: Duration,
+    ping: Interval,
+    heard: Instant,
+}
+
+impl Patience {
+    fn new(silence_max: Duration) -> Self {
+        // Three pings fit into the tracker's patience, and into ours.
+        Self { silence_max, ping: interval(silence_max / 3), heard: Instant::now() }
+    }
+
+    fn learn(&mut self, silence_max: Duration) {
+        self.silence_max = silence_max;
+        self.ping = interval((silence_max / 3).max(PING_MIN));
+    }
+
+    /// A machine or a router that vanished does not close its connections.
+    fn is_over(&self) -> bool {
+        self.heard.elapsed() > self.silence_max + self.ping.period()
+    }
 }
 
 /// One connection, from its opening to its end.
@@ -113,44 +160,8 @@ async fn connection(
     events: &mpsc::Sender<TrackerEvent>,
 ) -> Ended {
     let mut ended = Ended::default();
-    let token = match token(join.token.as_ref()).await {
-        Ok(token) => token,
-        Err(error) => {
-            tracing::warn!(%error, "the viewer token can't be read");
-            return ended;
-        }
-    };
-    let limits = WebSocketConfig::default()
-        .read_buffer_size(8 * 1024)
-        .max_message_size(Some(MESSAGE_BYTES_MAX))
-        .max_frame_size(Some(MESSAGE_BYTES_MAX));
-    let connect = tokio_tungstenite::connect_async_with_config(join.url.as_str(), Some(limits), true);
-    let mut socket = match tokio::time::timeout(Duration::from_secs(10), connect).await {
-        Ok(Ok((socket, _))) => socket,
-        Ok(Err(error)) => {
-            tracing::warn!(%error, "no connection to the tracker");
-            return ended;
-        }
-        Err(_) => {
-            tracing::warn!("no answer from the tracker");
-            return ended;
-        }
-    };
-    let hello = ViewerMessage::Join {
-        version: VERSION,
-        stream: join.stream.clone(),
-        token,
-        resume: resume.clone(),
-        shares: join.shares,
-        renditions: join.renditions.clone(),
-    };
-    if send(&mut socket, &hello).await.is_err() {
-        return ended;
-    }
-    // Three pings fit into the tracker's patience, and into ours.
-    let mut silence_max = WELCOME_MAX;
-    let mut ping = tokio::time::interval(silence_max / 3);
-    let mut heard = Instant::now();
+    let Some(mut socket) = open(join, resume.clone()).await else { return ended };
+    let mut patience = Patience::new(WELCOME_MAX);
     loop {
         tokio::select! {
             message = outgoing.recv() => match message {
@@ -162,9 +173,8 @@ async fn connection(
                 }
                 Some(_) => return ended,
             },
-            _ = ping.tick() => {
-                // A machine or a router that vanished does not close its connections.
-                if heard.elapsed() > silence_max + ping.period() {
+            _ = patience.ping.tick() => {
+                if patience.is_over() {
                     tracing::warn!("nothing was heard from the tracker");
                     return ended;
                 }
@@ -173,45 +183,73 @@ async fn connection(
                 }
             }
             frame = socket.next() => {
-                heard = Instant::now();
+                patience.heard = Instant::now();
                 let text = match frame {
                     Some(Ok(Message::Text(text))) => text,
                     Some(Ok(Message::Close(_)) | Err(_)) | None => return ended,
                     Some(Ok(_)) => continue,
                 };
-                // A message of a later version is not an error: it is skipped.
-                let message = match serde_json::from_str::<TrackerMessage>(&text) {
-                    Ok(message) => message,
-                    Err(error) => {
-                        tracing::debug!(%error, "a message that this version does not know");
-                        continue;
-                    }
-                };
-                tracing::trace!(?message, "from the tracker");
-                match &message {
-                    TrackerMessage::Welcome(welcome) => {
-                        ended.was_welcome = true;
-                        silence_max = Duration::from_millis(u64::from(welcome.silence_max_ms));
-                        ping = tokio::time::interval((silence_max / 3).max(PING_MIN));
-                        *resume = Some(welcome.resume.clone());
-                    }
-                    TrackerMessage::Drain { reconnect_within_ms } => {
-                        ended.within = Some(Duration::from_millis(u64::from(*reconnect_within_ms)));
-                    }
-                    TrackerMessage::Error { fatal: true, code, retry_after_ms, .. } => {
-                        // The token has ended, and may be another when it is read again.
-                        let may_be_renewed =
-                            *code == ErrorCode::Refused && matches!(join.token, Some(Token::File(_)));
-                        ended.is_final = retry_after_ms.is_none() && !may_be_renewed;
-                        ended.turn = retry_after_ms.map(|ms| Duration::from_millis(u64::from(ms)));
-                    }
-                    _ => {}
+                let Some(message) = parse(&text) else { continue };
+                ended.learn(&message, join.token.as_ref());
+                if let TrackerMessage::Welcome(welcome) = &message {
+                    patience.learn(Duration::from_millis(u64::from(welcome.silence_max_ms)));
+                    *resume = Some(welcome.resume.clone());
                 }
                 if events.send(TrackerEvent::Message(Box::new(message))).await.is_err() {
                     ended.is_final = true;
                     return ended;
                 }
             }
+        }
+    }
+}
+
+/// Connects and asks to be taken in; none if that failed, which is told in the log.
+async fn open(join: &Join, resume: Option<String>) -> Option<WebSocketStream<MaybeTlsStream<TcpStream>>> {
+    let token = match token(join.token.as_ref()).await {
+        Ok(token) => token,
+        Err(error) => {
+            tracing::warn!(%error, "the viewer token can't be read");
+            return None;
+        }
+    };
+    let limits = WebSocketConfig::default()
+        .read_buffer_size(8 * 1024)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let connect = tokio_tungstenite::connect_async_with_config(join.url.as_str(), Some(limits), true);
+    let mut socket = match timeout(CONNECT_MAX, connect).await {
+        Ok(Ok((socket, _))) => socket,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "no connection to the tracker");
+            return None;
+        }
+        Err(_) => {
+            tracing::warn!("no answer from the tracker");
+            return None;
+        }
+    };
+    let hello = ViewerMessage::Join {
+        version: VERSION,
+        stream: join.stream.clone(),
+        token,
+        resume,
+        shares: join.shares,
+        renditions: join.renditions.clone(),
+    };
+    send(&mut socket, &hello).await.ok().map(|()| socket)
+}
+
+/// A message of a later version is not an error: it is skipped.
+fn parse(text: &str) -> Option<TrackerMessage> {
+    match serde_json::from_str(text) {
+        Ok(message) => {
+            tracing::trace!(?message, "from the tracker");
+            Some(message)
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a message that this version does not know");
+            None
         }
     }
 }

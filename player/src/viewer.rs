@@ -55,6 +55,8 @@ pub struct Snapshot {
     pub origin_requests: u64,
     /// Pieces that nobody had any more.
     pub pieces_lost: u64,
+    /// Neighbors that were left because they took no messages.
+    pub neighbors_stuck: u64,
     /// Whether the stream has ended.
     pub is_ended: bool,
 }

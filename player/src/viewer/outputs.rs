@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use reqwest::Url;
 use shoal_digest::{BlockDigest, PieceId, block_bytes};
-use shoal_swarm::{FetchId, Input, Output, Span};
+use shoal_swarm::{FetchId, Input, Output, PeerId, Report, RequestId, Span, wire::BLOCK_HEADER_BYTES};
 use shoal_tracker_protocol::{self as protocol, ViewerMessage};
 
 use super::Viewer;
@@ -22,20 +22,8 @@ const LOADS_MAX: u32 = 3;
 impl Viewer {
     pub(super) fn carry_out(&mut self, output: Output, current: Option<&Bytes>) {
         match output {
-            Output::SendControl { peer, bytes } => {
-                if let Some(neighbor) = self.neighbors.get(&peer) {
-                    neighbor.send_control(bytes);
-                }
-            }
-            Output::SendBlock { peer, header, piece, block } => {
-                let bytes = self.store.block(piece, block);
-                let (Some(neighbor), Some(bytes)) = (self.neighbors.get(&peer), bytes) else { return };
-                let buffered = neighbor.send_block(header, &bytes);
-                let now = self.now();
-                if let Some(swarm) = &mut self.swarm {
-                    swarm.peer.handle_input(now, Input::SendQueue { peer, buffered });
-                }
-            }
+            Output::SendControl { peer, bytes } => self.send_control(peer, bytes),
+            Output::SendBlock { peer, header, piece, block } => self.send_block(peer, header, piece, block),
             Output::Fetch { fetch, piece, piece_length, offset, length, is_whole, is_retry } => {
                 let range = origin::Range { offset, length, is_whole, is_retry, piece_length };
                 self.fetch(fetch, piece, range);
@@ -45,13 +33,7 @@ impl Viewer {
                     task.abort();
                 }
             }
-            Output::FetchRecord { piece, .. } => match self.url(piece) {
-                Some(url) => {
-                    let work = origin::record(self.client.clone(), piece, url, self.inbox.origin.clone());
-                    tokio::spawn(work);
-                }
-                None => self.reply(Input::RecordFailed { piece }),
-            },
+            Output::FetchRecord { piece, .. } => self.fetch_record(piece),
             Output::Store { piece, block, piece_length, held } => {
                 let bytes = match held {
                     Some(hold) => self.held.remove(&hold),
@@ -78,13 +60,7 @@ impl Viewer {
                 self.loaded.remove(&piece);
             }
             Output::Evict { piece } => self.store.remove(piece),
-            Output::Deliver { request, first, .. } => {
-                if let Some(listed) = self.wants.remove(&request)
-                    && self.store.complete_length(first).is_some()
-                {
-                    self.playback.loaded(&listed);
-                }
-            }
+            Output::Deliver { request, first, .. } => self.deliver(request, first),
             Output::Fallback { request, .. } => {
                 if let Some(listed) = self.wants.remove(&request) {
                     self.load(listed);
@@ -92,8 +68,7 @@ impl Viewer {
             }
             Output::Disconnect { peer, reason } => {
                 tracing::debug!(peer, ?reason, "disconnected by the core");
-                self.neighbors.remove(&peer);
-                self.tell_tracker(ViewerMessage::Lost { peer, was_connected: true });
+                self.leave(peer);
             }
             Output::Accuse { peer, piece } => {
                 self.tell_tracker(ViewerMessage::Accuse { peer, piece: to_protocol(piece) });
@@ -101,17 +76,44 @@ impl Viewer {
             Output::Complain { peer, rendition, stripe } => {
                 self.tell_tracker(ViewerMessage::Silent { peer, rendition, stripe });
             }
-            Output::Report(report) => self.tell_tracker(ViewerMessage::Report(protocol::Report {
-                uplink_kbps: report.uplink_kbps,
-                renditions: report.renditions,
-                buffer_ms: report.buffer_ms,
-                behind_ms: report.behind_ms,
-                peer_bytes: report.peer_bytes,
-                origin_bytes: report.origin_bytes,
-                sent_bytes: report.sent_bytes,
-                waste_bytes: report.waste_bytes,
-                rebuffer_ms: report.rebuffer_ms,
-            })),
+            Output::Report(report) => self.tell_tracker(ViewerMessage::Report(to_report(report))),
+        }
+    }
+
+    fn send_control(&mut self, peer: PeerId, bytes: Vec<u8>) {
+        if self.neighbors.get(&peer).is_none_or(|neighbor| neighbor.send_control(bytes)) {
+            return;
+        }
+        // Who asks and takes no answers would have us keep them all. The core notices only when its blocks don't leave either.
+        tracing::debug!(peer, "takes no messages");
+        self.counts.neighbors_stuck += 1;
+        self.leave(peer);
+        self.reply(Input::NeighborLost { peer });
+    }
+
+    fn send_block(&mut self, peer: PeerId, header: [u8; BLOCK_HEADER_BYTES], piece: PieceId, block: u16) {
+        let bytes = self.store.block(piece, block);
+        let (Some(neighbor), Some(bytes)) = (self.neighbors.get(&peer), bytes) else { return };
+        let buffered = neighbor.send_block(header, &bytes);
+        self.reply(Input::SendQueue { peer, buffered });
+    }
+
+    /// Closes a connection from this side, and tells the tracker.
+    fn leave(&mut self, peer: PeerId) {
+        self.neighbors.remove(&peer);
+        self.tell_tracker(ViewerMessage::Lost { peer, was_connected: true });
+    }
+
+    fn fetch_record(&mut self, piece: PieceId) {
+        let Some(url) = self.url(piece) else { return self.reply(Input::RecordFailed { piece }) };
+        tokio::spawn(origin::record(self.client.clone(), piece, url, self.inbox.origin.clone()));
+    }
+
+    fn deliver(&mut self, request: RequestId, first: PieceId) {
+        if let Some(listed) = self.wants.remove(&request)
+            && self.store.complete_length(first).is_some()
+        {
+            self.playback.loaded(&listed);
         }
     }
 
@@ -209,4 +211,80 @@ impl Viewer {
 
 fn to_protocol(piece: PieceId) -> protocol::Piece {
     protocol::Piece { rendition: piece.rendition, msn: piece.msn, part: piece.part }
+}
+
+fn to_report(report: Report) -> protocol::Report {
+    protocol::Report {
+        uplink_kbps: report.uplink_kbps,
+        renditions: report.renditions,
+        buffer_ms: report.buffer_ms,
+        behind_ms: report.behind_ms,
+        peer_bytes: report.peer_bytes,
+        origin_bytes: report.origin_bytes,
+        sent_bytes: report.sent_bytes,
+        waste_bytes: report.waste_bytes,
+        rebuffer_ms: report.rebuffer_ms,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use reqwest::Client;
+    use shoal_digest::{Epoch, OriginKey};
+    use shoal_swarm::{Config, Peer};
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{
+        Options,
+        neighbor::{ConnectionOptions, Neighbor},
+        source::Stream,
+        uplink::Uplink,
+        viewer::{Inbox, Swarm},
+    };
+
+    #[tokio::test]
+    async fn a_neighbor_that_takes_no_messages_is_left_counted_and_reported() {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let options = Options::new("http://127.0.0.1:1/live/demo/index.m3u8");
+        let stream = Stream { renditions: Vec::new(), swarm: None };
+        let (inbox, _outlets) = Inbox::new();
+        let connection = ConnectionOptions {
+            ice_servers: Vec::new(),
+            relay_only: false,
+            loopback: true,
+            identity: None,
+            connect_timeout: options.connect_timeout,
+        };
+        // Nobody answers its offer, so that nothing ever leaves.
+        let uplink = Arc::new(Uplink::new(None));
+        let neighbor = Neighbor::connect(7, 1, true, connection.clone(), uplink, inbox.neighbors.clone());
+        let mut viewer = Viewer::new(options, Client::new(), stream, inbox);
+        let (to_tracker, mut told) = mpsc::channel(4);
+        // The curve's neutral point: nothing is verified here.
+        let key = OriginKey::from_bytes(&std::array::from_fn(|at| u8::from(at == 0))).expect("a key");
+        let config = Config::new(key, Epoch([0; 16]));
+        let peer = Peer::new(config, 1);
+        viewer.swarm = Some(Swarm { peer, to_tracker, connection, sharing: true });
+        viewer.neighbors.insert(7, neighbor);
+        viewer.input(&Input::NeighborConnected { peer: 7, rtt: None }, None);
+        assert_eq!(viewer.snapshot().swarm.neighbors, 1);
+        let mut said = 0;
+        while viewer.neighbors.contains_key(&7) {
+            assert!(said < 64, "{said} messages wait");
+            viewer.carry_out(Output::SendControl { peer: 7, bytes: vec![0; 16 * 1024] }, None);
+            said += 1;
+        }
+        assert!(said > 30, "a greeting fits in: {said}");
+        assert_eq!(viewer.snapshot().neighbors_stuck, 1);
+        assert_eq!(viewer.snapshot().swarm.neighbors, 0, "the core knows");
+        let lost = told.try_recv();
+        assert!(matches!(lost, Ok(ViewerMessage::Lost { peer: 7, was_connected: true })), "{lost:?}");
+        // What the core had still to say to it goes nowhere.
+        viewer.carry_out(Output::SendControl { peer: 7, bytes: vec![0] }, None);
+        assert!(told.try_recv().is_err());
+        assert_eq!(viewer.snapshot().neighbors_stuck, 1);
+    }
 }

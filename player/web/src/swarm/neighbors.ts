@@ -20,6 +20,9 @@ const MESSAGE_BYTES_MAX = 64 * 1024;
 
 /** Messages kept that came before both channels were open on this side; the other may have been a little earlier. */
 const EARLY_MESSAGES_MAX = 64;
+/** A neighbor for which more waits takes nothing and is left, in bytes. Most is said at once in greeting: usually less than 15 KiB,
+ * and a little more than half of this with the longest records that fit into a message. */
+const QUEUED_BYTES_MAX = 500_000;
 /** How long a goodbye has to leave before its connection is closed, in milliseconds. */
 const GOODBYE_MS = 150;
 
@@ -193,12 +196,15 @@ class Link {
   }
 
   send(channel: Channel, bytes: Uint8Array<ArrayBuffer>): boolean {
-    if (this.#channels[channel].readyState !== 'open') return false;
+    const to = this.#channels[channel];
+    // Who asks and takes no answers would have us keep them all. Of blocks the core has never as much under way.
+    if (to.bufferedAmount > QUEUED_BYTES_MAX) this.lose();
+    if (to.readyState !== 'open') return false;
     try {
-      this.#channels[channel].send(bytes);
+      to.send(bytes);
       return true;
     } catch {
-      // The channel's own queue is full, 16 MB in Chromium: far more than the core ever has under way.
+      // The other's description decides how long messages may be.
       return false;
     }
   }
