@@ -34,7 +34,9 @@ pub struct Serve {
     /// The configuration file.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print the default configuration file, with every setting explained, and end.
+    /// Print the settings with which the same command would run without this flag, each explained, and end: the defaults as
+    /// far as configuration file, environment and other flags do not change them. It is itself a configuration file, but a
+    /// secret is printed as "(not shown)" and has to be put in before the file is used.
     #[arg(long)]
     pub print_config: bool,
     /// The HTTP address and port (http.listen).

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use self::fetch::Fetcher;
+use self::fetch::{Fetcher, Playlist};
 use self::follow::Follower;
 use self::report::Report;
 use crate::{Error, signals, watch};
@@ -70,86 +70,134 @@ pub async fn run(flags: Lint) -> ExitCode {
 
 async fn judge(flags: &Lint) -> Result<Report, Error> {
     let fetcher = Fetcher::new(&flags.headers, flags.insecure)?;
-    let fail = |reason: String| Error::Service { service: "lint", reason };
     let url = playlist_url(&flags.url).map_err(|reason| fail(format!("{}: {reason}", flags.url)))?;
-    let first = fetcher.playlist(&url).await.map_err(|reason| fail(format!("{url}: {reason}")))?;
+    let first = first_playlist(&fetcher, &url).await?;
+    let report = Arc::new(Report::new(url.clone()));
+    let stop = CancellationToken::new();
+    let _ends_with_us = stop.clone().drop_guard();
+    signals::cancel_when_terminated(&stop);
+    let visit = Visit {
+        fetcher: fetcher.clone(),
+        report: report.clone(),
+        with_media: !flags.no_media,
+        promises_independence: false,
+        deadline: Instant::now() + Duration::from_secs(flags.seconds),
+        stop,
+    };
+
+    match media_playlists(&first.text) {
+        None => {
+            visit.follow(vec![(url.to_string(), url)]).await?;
+        }
+        Some(uris) => {
+            report.add(&url, &first.text, lint_answer(&first.answer()));
+            report.add(&url, &first.text, lint_multivariant(&first.text));
+            report.count_revision(&url);
+            let playlists = listed(&url, uris, &report)?;
+            let promises_independence = promises_independence(&first.text);
+            let peaks = Visit { promises_independence, ..visit }.follow(playlists).await?;
+            judge_bandwidth(&fetcher, &url, first.text, &peaks, &report).await;
+        }
+    }
+    Arc::into_inner(report).ok_or_else(|| fail("a follower is left over".to_owned()))
+}
+
+fn fail(reason: String) -> Error {
+    Error::Service { service: "lint", reason }
+}
+
+/// Fetches what the user named, which has to be a playlist.
+async fn first_playlist(fetcher: &Fetcher, url: &Url) -> Result<Playlist, Error> {
+    let first = fetcher.playlist(url).await.map_err(|reason| fail(format!("{url}: {reason}")))?;
     if !(200..300).contains(&first.status) {
         return Err(fail(format!("{url}: status {}", first.status)));
     }
     if !first.text.starts_with("#EXTM3U") && !first.text.contains("#EXT-X-") {
         return Err(fail(format!("{url}: this is no playlist")));
     }
-    let report = Arc::new(Report::new(url.clone()));
-    let deadline = Instant::now() + Duration::from_secs(flags.seconds);
-    let stop = CancellationToken::new();
-    let _ends_with_us = stop.clone().drop_guard();
-    tokio::spawn({
-        let (stop, signal) = (stop.clone(), signals::terminated());
-        async move {
-            signal.await;
-            stop.cancel();
-        }
-    });
+    Ok(first)
+}
 
-    let listed = media_playlists(&first.text);
-    let is_multivariant = listed.is_some();
-    if is_multivariant {
-        report.add(&url, &first.text, lint_answer(&first.answer()));
-        report.add(&url, &first.text, lint_multivariant(&first.text));
-        report.count_revision(&url);
-    }
-    let mut uris = listed.unwrap_or_else(|| vec![url.to_string()]);
+/// The media playlists of a multivariant playlist, each as it is written there and as a URL.
+fn listed(multivariant: &Url, mut uris: Vec<String>, report: &Report) -> Result<Vec<(String, Url)>, Error> {
     report.leave_out(uris.len().saturating_sub(PLAYLISTS_MAX));
     uris.truncate(PLAYLISTS_MAX);
-    let mut playlists = Vec::new();
-    for uri in &uris {
-        match url.join(uri) {
-            Ok(joined) => playlists.push((uri.clone(), joined)),
-            Err(error) => return Err(fail(format!("{uri}: {error}"))),
+    let join = |uri: String| match multivariant.join(&uri) {
+        Ok(url) => Ok((uri, url)),
+        Err(error) => Err(fail(format!("{uri}: {error}"))),
+    };
+    uris.into_iter().map(join).collect()
+}
+
+/// How all playlists of a stream are followed.
+struct Visit {
+    fetcher: Fetcher,
+    report: Arc<Report>,
+    with_media: bool,
+    promises_independence: bool,
+    deadline: Instant,
+    stop: CancellationToken,
+}
+
+impl Visit {
+    /// Follows media playlists to the end of the visit, each by itself and all beside each other. Gives the most
+    /// bits per second that were measured of each, by the URI that it was listed with.
+    async fn follow(self, playlists: Vec<(String, Url)>) -> Result<BTreeMap<String, u64>, Error> {
+        let urls: Vec<Url> = playlists.iter().map(|(_, url)| url.clone()).collect();
+        let mut followers = JoinSet::new();
+        for (uri, url) in playlists {
+            let follower = self.follower(url);
+            followers.spawn(async move { (uri, follower.run().await) });
+        }
+        let compared = tokio::spawn(self.compare(urls));
+        let mut peaks = BTreeMap::new();
+        while let Some(followed) = followers.join_next().await {
+            let (uri, peak) = followed.map_err(|error| Error::service("lint", error))?;
+            peaks.insert(uri, peak);
+        }
+        // All have ended; what is still being compared would be compared with nothing.
+        compared.abort();
+        let _ = compared.await;
+        Ok(peaks)
+    }
+
+    fn follower(&self, url: Url) -> Follower {
+        Follower {
+            url,
+            fetcher: self.fetcher.clone(),
+            report: self.report.clone(),
+            with_media: self.with_media,
+            promises_independence: self.promises_independence,
+            deadline: self.deadline,
+            stop: self.stop.clone(),
         }
     }
 
-    let mut followers = JoinSet::new();
-    for (uri, playlist) in playlists.clone() {
-        let follower = Follower {
-            url: playlist,
-            fetcher: fetcher.clone(),
-            report: report.clone(),
-            with_media: !flags.no_media,
-            promises_independence: is_multivariant && promises_independence(&first.text),
-            deadline,
-            stop: stop.clone(),
-        };
-        followers.spawn(async move { (uri, follower.run().await) });
-    }
-    let comparing = playlists.len() > 1;
-    let compared = tokio::spawn({
-        let (fetcher, report, stop) = (fetcher.clone(), report.clone(), stop.clone());
-        let urls: Vec<Url> = playlists.into_iter().map(|(_, playlist)| playlist).collect();
-        async move {
-            if comparing {
-                tokio::select! {
-                    () = compare(&fetcher, &report, &urls) => {}
-                    () = stop.cancelled() => {}
-                    () = tokio::time::sleep_until(deadline) => {}
-                }
+    /// Judges playlists against each other, where there are several.
+    async fn compare(self, urls: Vec<Url>) {
+        if urls.len() > 1 {
+            tokio::select! {
+                () = compare(&self.fetcher, &self.report, &urls) => {}
+                () = self.stop.cancelled() => {}
+                () = tokio::time::sleep_until(self.deadline) => {}
             }
         }
-    });
-    let mut peaks = BTreeMap::new();
-    while let Some(followed) = followers.join_next().await {
-        let (uri, peak) = followed.map_err(|error| Error::service("lint", error))?;
-        peaks.insert(uri, peak);
     }
-    // All have ended; what is still being compared would be compared with nothing.
-    compared.abort();
-    let _ = compared.await;
-    // Once more: a live stream's BANDWIDTH may grow with what was measured.
-    if is_multivariant && let Ok(last) = fetcher.playlist(&url).await {
-        let text = if (200..300).contains(&last.status) { last.text } else { first.text };
-        report.add(&url, &text, lint_bandwidth(&text, &peaks));
+}
+
+/// Compares what was measured with what the multivariant playlist says. It is fetched once more: a live stream's BANDWIDTH
+/// may grow with what was measured.
+async fn judge_bandwidth(
+    fetcher: &Fetcher,
+    url: &Url,
+    first: String,
+    peaks: &BTreeMap<String, u64>,
+    report: &Report,
+) {
+    if let Ok(last) = fetcher.playlist(url).await {
+        let text = if (200..300).contains(&last.status) { last.text } else { first };
+        report.add(url, &text, lint_bandwidth(&text, peaks));
     }
-    Arc::into_inner(report).ok_or_else(|| fail("a follower is left over".to_owned()))
 }
 
 /// The playlist's URL behind what the user gave.

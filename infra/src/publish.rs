@@ -22,12 +22,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// [`Error::Service`] with the reason in words.
 pub async fn run(options: Options) -> Result<(), Error> {
     let stop = CancellationToken::new();
-    let signal = signals::terminated();
-    let stop_on_signal = stop.clone();
-    tokio::spawn(async move {
-        signal.await;
-        stop_on_signal.cancel();
-    });
+    signals::cancel_when_terminated(&stop);
     let (sender, receiver) = watch::channel(Progress::default());
     let shown = tokio::spawn(show(receiver));
     let result = shoal_publisher::run(options, stop, sender).await;

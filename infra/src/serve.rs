@@ -19,29 +19,74 @@ use ed25519_dalek::SigningKey;
 use http::header;
 use metrics_exporter_prometheus::PrometheusHandle;
 use shoal_ingest::Ingest;
-use shoal_segmenter::{Origin, Streams};
+use shoal_segmenter::{Event, Origin, Streams};
 use shoal_tracker::Tracker;
+use tokio::sync::broadcast::Receiver;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::settings::{self, Settings};
-use crate::signals::terminated;
+use crate::http::Port;
+use crate::settings::{self, Http, Settings};
+use crate::signals::{terminal_closed, terminated};
 use crate::tls::Certificates;
 use crate::{Error, api, cli, http as port, keys, pages, publish, telemetry, wiring};
 
 /// Closing recordings may take so long when the program ends: their playlists are written then.
 const RECORDINGS_MAX: Duration = Duration::from_secs(10);
 
-/// Runs `shoal serve` until SIGINT or SIGTERM.
+/// Runs `shoal serve` until SIGINT or SIGTERM, or until the terminal that it was started in is closed.
 ///
 /// # Errors
 /// [`Error`], before anything is served.
 pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
+    let settings = effective(flags)?;
+    telemetry::start_logs(&settings.log)?;
+    let names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
+    for variable in settings::unknown_variables(names.iter().map(String::as_str)) {
+        warn!(variable, "this environment variable is no setting and has no effect");
+    }
     if flags.print_config {
-        print!("{}", Settings::default_file());
+        print!("{}", settings.to_file());
         return Ok(());
     }
+
+    let server = Server::start(&settings).await?;
+    let (signal, hangup) = (terminated(), terminal_closed(|| tell_what_is_read_again(&settings)));
+    let pattern = flags.test_pattern.as_ref().map(|stream| publish::test_pattern(server.address, stream));
+    server.announce(&settings, flags.test_pattern.as_deref());
+    tokio::select! {
+        () = signal => {}
+        () = hangup => {}
+    }
+    info!("stopping");
+    let stopping = async {
+        if let Some(pattern) = pattern {
+            pattern.stop().await;
+        }
+        server.stop().await;
+    };
+    tokio::select! {
+        () = stopping => info!("stopped"),
+        // Whoever asks twice does not want to wait.
+        () = terminated() => warn!("stopped at once"),
+    }
+    Ok(())
+}
+
+/// Answers a SIGHUP, which `systemctl reload` sends. What comes of reading a certificate is told where that is done.
+fn tell_what_is_read_again(settings: &Settings) {
+    if settings.http.tls_certificate_file.is_empty() {
+        info!(
+            "SIGHUP: there is no certificate file to read again; other settings take effect at the next start"
+        );
+    } else {
+        info!("SIGHUP: the certificate is read again; other settings take effect at the next start");
+    }
+}
+
+/// What file, environment and flags make together, checked.
+fn effective(flags: &cli::Serve) -> Result<Settings, Error> {
     let mut settings = Settings::load(flags.config.as_deref(), std::env::vars())?;
     if let Some(listen) = &flags.listen {
         settings.http.listen.clone_from(listen);
@@ -66,30 +111,7 @@ pub async fn run(flags: &cli::Serve) -> Result<(), Error> {
     }
     settings.pull.streams.extend(flags.pull.iter().cloned());
     settings.validate()?;
-    telemetry::start_logs(&settings.log)?;
-    let names: Vec<String> = std::env::vars().map(|(name, _)| name).collect();
-    for variable in settings::unknown_variables(names.iter().map(String::as_str)) {
-        warn!(variable, "this environment variable is no setting and has no effect");
-    }
-
-    let server = Server::start(&settings).await?;
-    let signal = terminated();
-    let pattern = flags.test_pattern.as_ref().map(|stream| publish::test_pattern(server.address, stream));
-    server.announce(&settings, flags.test_pattern.as_deref());
-    signal.await;
-    info!("stopping");
-    let stopping = async {
-        if let Some(pattern) = pattern {
-            pattern.stop().await;
-        }
-        server.stop().await;
-    };
-    tokio::select! {
-        () = stopping => info!("stopped"),
-        // Whoever asks twice does not want to wait.
-        () = terminated() => warn!("stopped at once"),
-    }
-    Ok(())
+    Ok(settings)
 }
 
 /// A running server.
@@ -119,75 +141,19 @@ impl Server {
         shoal_segmenter::check_ffmpeg().map_err(|error| Error::service("FFmpeg", error))?;
         let key = SigningKey::from_bytes(&keys::load(&settings.keys)?);
         let certificates = Certificates::load(&settings.http)?;
-        let clear = port::bind("HTTP", "http.listen or --listen", settings.http.address()?, None).await?;
-        let address = clear.address;
-        let mut ports = vec![clear];
-        if let (Some(certificates), Some(address)) = (&certificates, settings.http.tls_address()?) {
-            ports.push(port::bind("TLS", "http.tls_listen", address, Some(certificates.acceptor())).await?);
-        }
-        let tls_address = ports.get(1).map(|port| port.address);
-        let streams = Streams::open(settings.segmenter.clone(), key)
-            .map_err(|error| Error::service("storage", error))?;
-        let tracker = Tracker::new(settings.tracker.clone()).map_err(|error| match error {
-            shoal_tracker::Error::StunPort { address, source } => {
-                Error::Port { purpose: "STUN", address, setting: "tracker.stun_listen", source }
-            }
-            error => Error::service("tracker", error),
-        })?;
-        tracker.watch_recordings({
-            let streams = streams.clone();
-            move |stream, epoch| streams.has_recording(stream, &hex::encode(epoch))
-        });
-        // Before there can be a publisher: an event that nobody hears is lost.
-        let events = streams.subscribe();
-        let ingest =
-            Ingest::bind(settings.ingest.clone(), Arc::new(streams.clone())).await.map_err(|error| {
-                match error {
-                    shoal_ingest::Error::Bind { address, source } => {
-                        Error::Port { purpose: "media", address, setting: "ingest.media_address", source }
-                    }
-                    error => Error::service("ingest", error),
-                }
-            })?;
-        let media_address = ingest.media_address();
-        streams.pull(&settings.pull).map_err(|error| Error::service("pull", error))?;
+        let ports = open_ports(settings, certificates.as_ref()).await?;
+        let (address, tls_address) = (ports[0].address, ports.get(1).map(|port| port.address));
+        let services = Services::open(settings, key).await?;
+        let (media_address, streams) = (services.ingest.media_address(), services.streams.clone());
 
-        let router = Router::new()
-            .route("/metrics", get(render_metrics).with_state(metrics.clone()))
-            .route("/healthz", get(|| async { "ok\n" }))
-            .merge(api::router(streams.clone(), tracker.clone()))
-            .merge(ingest.router())
-            .merge(Origin::router(streams.clone()))
-            .merge(tracker.router())
-            .merge(pages::router(pages::connect_sources(&settings.segmenter.tracker_url)))
-            .fallback(|| std::future::ready(pages::not_found()));
-
+        let router = services.router(settings, metrics.clone());
         let (stop_services, stop_http) = (CancellationToken::new(), CancellationToken::new());
-        let mut services = vec![
-            tokio::spawn(wiring::run(streams.clone(), events, tracker.clone(), stop_http.clone())),
-            tokio::spawn({
-                let stop = stop_services.clone();
-                async move { tracker.run(stop).await }
-            }),
-            tokio::spawn({
-                let stop = stop_services.clone();
-                async move {
-                    if let Err(error) = ingest.run(stop).await {
-                        error!(%error, "publishers cannot be received any more");
-                    }
-                }
-            }),
-        ];
+        let mut services = services.run(&stop_services, &stop_http);
         if let Some(certificates) = certificates {
             services.push(tokio::spawn(certificates.keep(stop_http.clone())));
         }
-        let room = port::room(&settings.http);
-        let http = ports.into_iter().map(|open| {
-            let (settings, stop) = (settings.http.clone(), stop_http.clone());
-            let (router, room) = (router.clone(), room.clone());
-            tokio::spawn(async move { port::serve(open, router, &settings, room, stop).await })
-        });
-        let http = http.collect();
+        let http = serve_ports(ports, &router, &settings.http, &stop_http);
+        let upkeep = tokio::spawn(telemetry::keep_metrics(metrics));
         Ok(Self {
             address,
             tls_address,
@@ -197,7 +163,7 @@ impl Server {
             stop_http,
             services,
             http,
-            upkeep: tokio::spawn(telemetry::keep_metrics(metrics)),
+            upkeep,
         })
     }
 
@@ -267,6 +233,106 @@ impl Server {
             std::io::stdout(),
             "Shoal is ready.\n  publish  {base}/publish\n  WHIP     {base}/whip/NAME{tls}\n  watch    {watch}{pulled}{recorded}"
         );
+    }
+}
+
+/// Opens the port in clear, and behind it in the list the one with TLS if there is a certificate.
+async fn open_ports(
+    settings: &Settings,
+    certificates: Option<&Arc<Certificates>>,
+) -> Result<Vec<Port>, Error> {
+    let clear = port::bind("HTTP", "http.listen or --listen", settings.http.address()?, None).await?;
+    let mut ports = vec![clear];
+    if let (Some(certificates), Some(address)) = (certificates, settings.http.tls_address()?) {
+        ports.push(port::bind("TLS", "http.tls_listen", address, Some(certificates.acceptor())).await?);
+    }
+    Ok(ports)
+}
+
+/// Answers on all ports, with one limit for all, until `stop`.
+fn serve_ports(
+    ports: Vec<Port>,
+    router: &Router,
+    settings: &Http,
+    stop: &CancellationToken,
+) -> Vec<JoinHandle<()>> {
+    let room = port::room(settings);
+    let serve = |open| {
+        let (settings, stop) = (settings.clone(), stop.clone());
+        let (router, room) = (router.clone(), room.clone());
+        tokio::spawn(async move { port::serve(open, router, &settings, room, stop).await })
+    };
+    ports.into_iter().map(serve).collect()
+}
+
+/// The services, ready to run.
+struct Services {
+    streams: Streams,
+    /// What the streams do, for the tracker.
+    events: Receiver<Event>,
+    tracker: Tracker,
+    ingest: Ingest,
+}
+
+impl Services {
+    /// Opens their ports and files, and joins them.
+    async fn open(settings: &Settings, key: SigningKey) -> Result<Self, Error> {
+        let streams = Streams::open(settings.segmenter.clone(), key)
+            .map_err(|error| Error::service("storage", error))?;
+        let tracker = Tracker::new(settings.tracker.clone()).map_err(|error| match error {
+            shoal_tracker::Error::StunPort { address, source } => {
+                Error::Port { purpose: "STUN", address, setting: "tracker.stun_listen", source }
+            }
+            error => Error::service("tracker", error),
+        })?;
+        tracker.watch_recordings({
+            let streams = streams.clone();
+            move |stream, epoch| streams.has_recording(stream, &hex::encode(epoch))
+        });
+        // Before there can be a publisher: an event that nobody hears is lost.
+        let events = streams.subscribe();
+        let ingest = Ingest::bind(settings.ingest.clone(), Arc::new(streams.clone())).await;
+        let ingest = ingest.map_err(|error| match error {
+            shoal_ingest::Error::Bind { address, source } => {
+                Error::Port { purpose: "media", address, setting: "ingest.media_address", source }
+            }
+            error => Error::service("ingest", error),
+        })?;
+        streams.pull(&settings.pull).map_err(|error| Error::service("pull", error))?;
+        Ok(Self { streams, events, tracker, ingest })
+    }
+
+    /// All that is answered over HTTP.
+    fn router(&self, settings: &Settings, metrics: PrometheusHandle) -> Router {
+        Router::new()
+            .route("/metrics", get(render_metrics).with_state(metrics))
+            .route("/healthz", get(|| async { "ok\n" }))
+            .merge(api::router(self.streams.clone(), self.tracker.clone()))
+            .merge(self.ingest.router())
+            .merge(Origin::router(self.streams.clone()))
+            .merge(self.tracker.router())
+            .merge(pages::router(pages::connect_sources(&settings.segmenter.tracker_url)))
+            .fallback(|| std::future::ready(pages::not_found()))
+    }
+
+    /// Starts their tasks. Publications are passed on to the tracker for as long as there is somebody to hear of them.
+    fn run(self, stop: &CancellationToken, stop_http: &CancellationToken) -> Vec<JoinHandle<()>> {
+        let Self { streams, events, tracker, ingest } = self;
+        vec![
+            tokio::spawn(wiring::run(streams, events, tracker.clone(), stop_http.clone())),
+            tokio::spawn({
+                let stop = stop.clone();
+                async move { tracker.run(stop).await }
+            }),
+            tokio::spawn({
+                let stop = stop.clone();
+                async move {
+                    if let Err(error) = ingest.run(stop).await {
+                        error!(%error, "publishers cannot be received any more");
+                    }
+                }
+            }),
+        ]
     }
 }
 

@@ -3,10 +3,10 @@
 //! Later sources win: default, file, environment (`SHOAL_TABLE_KEY`), command line. Nothing is opened before
 //! [`Settings::validate`] has passed.
 
+mod file;
 mod tables;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -63,39 +63,8 @@ impl Settings {
             }
         };
         overlay(&mut values, environment)?;
+        file::refuse_hidden(&values)?;
         values.try_into().map_err(|error: toml::de::Error| Error::Settings(one_line(error.message())))
-    }
-
-    /// The default configuration file: each key with its documentation.
-    #[must_use]
-    pub fn default_file() -> String {
-        let mut out = format!(
-            "# Shoal's settings with their defaults, as `shoal serve --print-config` prints them. Every line may be left out.\n\
-             # Each can be overridden by an environment variable: `SHOAL_` + table + `_` + key in capitals, such as\n\
-             # SHOAL_SEGMENTER_PART_MS; items of a list are separated by commas. Lists of tables can be set in the file\n\
-             # only: {}.\n",
-            FILE_ONLY.join(", ")
-        );
-        let defaults = defaults();
-        for (table, doc, keys) in documented() {
-            out.push('\n');
-            for line in *doc {
-                writeln!(out, "#{line}").expect("writing to a string");
-            }
-            writeln!(out, "[{table}]").expect("writing to a string");
-            for (key, doc) in *keys {
-                for line in *doc {
-                    writeln!(out, "#{line}").expect("writing to a string");
-                }
-                match defaults.get(*table).and_then(|table| table.get(*key)) {
-                    Some(value) => writeln!(out, "{key} = {value}"),
-                    // A setting that is absent by default.
-                    None => writeln!(out, "# {key} ="),
-                }
-                .expect("writing to a string");
-            }
-        }
-        out
     }
 
     /// Checks ranges and what has to fit together.
@@ -253,26 +222,11 @@ mod tests {
 
     use super::*;
 
-    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
+    pub(super) fn load(text: &str, environment: &[(&str, &str)]) -> Result<Settings, String> {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(text.as_bytes()).unwrap();
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         Settings::load(Some(file.path()), environment).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn default_file_is_read_back_as_the_defaults() {
-        assert_eq!(load(&Settings::default_file(), &[]).unwrap(), Settings::default());
-    }
-
-    #[test]
-    fn file_in_deploy_is_the_one_that_is_printed() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/shoal.toml");
-        let found = std::fs::read_to_string(path).unwrap();
-        assert!(
-            found == Settings::default_file(),
-            "infra/deploy/shoal.toml is stale: `cargo run -p shoal -- serve --print-config > infra/deploy/shoal.toml`"
-        );
     }
 
     #[test]

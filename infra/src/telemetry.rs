@@ -4,6 +4,8 @@
 //! crates below us are let through from error on only, unless the operator names them. An end-to-end test reads the
 //! log of a session for it.
 
+mod table;
+
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -60,8 +62,11 @@ pub fn filter(level: &str) -> Result<EnvFilter, Error> {
 /// # Errors
 /// [`Error::Settings`] if the level cannot be read.
 pub fn start_logs(settings: &Log) -> Result<(), Error> {
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter(&settings.level)?).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter(&settings.level)?)
+        .with_writer(std::io::stderr)
+        // Otherwise it would tell standard error that standard error is closed, and panic.
+        .log_internal_errors(false);
     // An error means that a test has set up logging already.
     let _ = if settings.format == "json" {
         builder.json().with_current_span(true).with_span_list(false).try_init()
@@ -83,6 +88,7 @@ pub fn metrics() -> PrometheusHandle {
             let handle = recorder.handle();
             // Another recorder can only be a test's own; ours then stays empty.
             let _ = metrics::set_global_recorder(recorder);
+            table::describe();
             handle
         })
         .clone()

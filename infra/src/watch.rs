@@ -6,7 +6,7 @@ use std::{fs, io};
 
 use clap::Args;
 use serde::Serialize;
-use shoal_player::{Identity, Mode, Options, Snapshot};
+use shoal_player::{Identity, Mode, Options, Snapshot, Token};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -21,7 +21,8 @@ const START_INTERVAL: Duration = Duration::from_millis(50);
 /// Flags of `shoal watch`.
 #[derive(Clone, Debug, Args)]
 pub struct Watch {
-    /// The watch page's or the multivariant playlist's URL.
+    /// The watch page's or the multivariant playlist's URL. With https, the certificate has to be one that this machine
+    /// trusts or that is in the file which the variable SSL_CERT_FILE names.
     #[arg(required_unless_present = "fingerprint")]
     pub url: Option<String>,
     /// How many viewers.
@@ -99,37 +100,46 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
     }
     telemetry::start_logs(&Log { level: flags.log_level.clone(), ..Log::default() })?;
     let stop = CancellationToken::new();
-    let signal = signals::terminated();
-    let (stop_on_signal, seconds) = (stop.clone(), flags.seconds);
-    tokio::spawn(async move {
-        match seconds {
-            Some(seconds) => tokio::select! {
-                () = signal => {}
-                () = tokio::time::sleep(Duration::from_secs(seconds)) => {}
-            },
-            None => signal.await,
+    signals::cancel_when_terminated(&stop);
+    if let Some(seconds) = flags.seconds {
+        cancel_after(Duration::from_secs(seconds), &stop);
+    }
+    let (mut viewers, snapshots) = start_viewers(&flags, identity.as_ref(), &stop);
+    let latest = show(snapshots, flags.count).await;
+    while let Some(ended) = viewers.join_next().await {
+        match ended {
+            Ok(result) => result.map_err(|error| Error::service("watch", error))?,
+            Err(error) => return Err(Error::service("watch", error)),
         }
-        stop_on_signal.cancel();
-    });
+    }
+    let sum = add_up(&latest);
+    println!("{}", serde_json::to_string(&sum).expect("numbers can be written as JSON"));
+    Ok(())
+}
 
-    let url = playlist_url(flags.url.as_deref().unwrap_or_default());
-    let (sender, mut snapshots) = mpsc::unbounded_channel();
+fn cancel_after(time: Duration, stop: &CancellationToken) {
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(time).await;
+        stop.cancel();
+    });
+}
+
+/// What a viewer tells of itself about every second, with its number.
+type Snapshots = mpsc::UnboundedReceiver<(usize, Snapshot)>;
+
+/// Lets the viewers join one after the other.
+fn start_viewers(
+    flags: &Watch,
+    identity: Option<&Identity>,
+    stop: &CancellationToken,
+) -> (JoinSet<Result<(), shoal_player::Error>>, Snapshots) {
+    let (sender, snapshots) = mpsc::unbounded_channel();
     let mut viewers = JoinSet::new();
     let interval =
         flags.join_over.map_or(START_INTERVAL, |over| Duration::from_secs(over.into()) / flags.count.max(1));
     for index in 0..flags.count {
-        let mut options = Options::new(url.clone());
-        options.mode = if flags.seed { Mode::Seed } else { Mode::Watch };
-        options.peers = !flags.no_peers;
-        options.shares = !flags.no_share;
-        options.uplink_kbps = flags.uplink_kbps;
-        options.token = flags
-            .token_file
-            .clone()
-            .map(shoal_player::Token::File)
-            .or_else(|| flags.token.clone().map(shoal_player::Token::Fixed));
-        options.identity.clone_from(&identity);
-        options.seed = rand::random();
+        let options = options(flags, identity);
         let (sender, stop) = (sender.clone(), stop.clone());
         viewers.spawn(async move {
             tokio::select! {
@@ -144,24 +154,33 @@ pub async fn run(flags: Watch) -> Result<(), Error> {
             .map(|_| ())
         });
     }
-    drop(sender);
+    (viewers, snapshots)
+}
 
+/// How one viewer behaves.
+fn options(flags: &Watch, identity: Option<&Identity>) -> Options {
+    let mut options = Options::new(playlist_url(flags.url.as_deref().unwrap_or_default()));
+    options.mode = if flags.seed { Mode::Seed } else { Mode::Watch };
+    options.peers = !flags.no_peers;
+    options.shares = !flags.no_share;
+    options.uplink_kbps = flags.uplink_kbps;
+    let from_file = flags.token_file.clone().map(Token::File);
+    options.token = from_file.or_else(|| flags.token.clone().map(Token::Fixed));
+    options.identity = identity.cloned();
+    options.seed = rand::random();
+    options
+}
+
+/// Shows how the viewers do until the last of them has ended. Gives what each said last.
+async fn show(mut snapshots: Snapshots, count: u32) -> Vec<Option<Snapshot>> {
     let mut line = ProgressLine::new();
-    let mut latest: Vec<Option<Snapshot>> = vec![None; flags.count as usize];
+    let mut latest = vec![None; count as usize];
     while let Some((index, snapshot)) = snapshots.recv().await {
         latest[index] = Some(snapshot);
         line.show(&in_words(&add_up(&latest)));
     }
     line.end();
-    while let Some(ended) = viewers.join_next().await {
-        match ended {
-            Ok(result) => result.map_err(|error| Error::service("watch", error))?,
-            Err(error) => return Err(Error::service("watch", error)),
-        }
-    }
-    let sum = add_up(&latest);
-    println!("{}", serde_json::to_string(&sum).expect("numbers can be written as JSON"));
-    Ok(())
+    latest
 }
 
 /// Reads the identity, makes and stores a new one where the file does not exist.

@@ -131,6 +131,42 @@ fn printed_configuration_is_accepted_as_it_is() {
     assert!(serving.get("/healthz").starts_with("HTTP/1.1 200"));
 }
 
+/// What `--print-config` prints with these flags.
+fn print_config(command: &mut Command, flags: &[&str]) -> String {
+    let output = command.args(["serve", "--print-config"]).args(flags).output().expect("shoal starts");
+    assert!(output.status.success(), "{}", stderr_of(&output));
+    String::from_utf8(output.stdout).expect("it prints text")
+}
+
+#[test]
+fn configuration_is_printed_as_file_environment_and_flags_make_it_and_else_as_the_default_file() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(
+        file,
+        "[segmenter]\npart_ms = 400\n[http]\nconnections_max = 77\n[ingest]\njwt_hs256_secret = \"hidden in a file, as long as it has to be\"\n"
+    )
+    .unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shoal"));
+    command.env("SHOAL_SEGMENTER_PART_MS", "200").env("SHOAL_HTTP_LISTEN", "127.0.0.1:1");
+    command.env("SHOAL_TRACKER_ADMIN_TOKEN", "hidden-in-the-environment");
+    let path = file.path().to_string_lossy();
+    let flags = ["--config", &path, "--listen", "127.0.0.1:2", "--pull", "news=http://a.example/x?hidden"];
+    let printed = print_config(&mut command, &flags);
+    for line in
+        ["connections_max = 77", "part_ms = 200", "listen = \"127.0.0.1:2\"", "admin_token = \"(not shown)\""]
+    {
+        assert!(printed.lines().any(|printed| printed == line), "{line} is not in\n{printed}");
+    }
+    assert!(printed.contains("http://a.example/x?(not shown)") && !printed.contains("hidden"), "{printed}");
+
+    let default = include_str!("../deploy/shoal.toml");
+    assert_eq!(print_config(&mut Command::new(env!("CARGO_BIN_EXE_shoal")), &[]), default);
+    // What the program would refuse to run with is not printed as if it would.
+    let output = shoal().args(["serve", "--print-config", "--listen", "nowhere"]).output().unwrap();
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0));
+    assert!(stderr_of(&output).contains("http.listen"), "{}", stderr_of(&output));
+}
+
 #[test]
 #[cfg(unix)]
 fn both_signals_end_it_with_code_0() {
@@ -160,7 +196,7 @@ fn metrics_and_pages_are_served_with_their_types() {
     let serving = Serving::start(&mut shoal());
     let metrics = serving.get("/metrics");
     assert!(metrics.contains("content-type: text/plain; version=0.0.4"), "{metrics}");
-    assert!(metrics.contains("\nhttp_connections_total "), "{metrics}");
+    assert!(metrics.contains("\nhttp_connections_total 1\n"), "{metrics}");
     let page = serving.get("/");
     for header in ["content-security-policy: default-src 'none'", "x-content-type-options: nosniff"] {
         assert!(page.contains(header), "{page}");
@@ -222,5 +258,6 @@ fn connections_over_the_limit_are_refused_and_counted_and_room_comes_back() {
         }
         assert!(Instant::now() < deadline, "no room came back");
     };
-    assert!(metrics.contains("\nhttp_connections_refused_total "), "{metrics}");
+    let refused = metrics.lines().find_map(|line| line.strip_prefix("http_connections_refused_total "));
+    assert!(refused.is_some_and(|count| count != "0"), "{metrics}");
 }

@@ -49,6 +49,16 @@ impl Running {
         self.signal("TERM");
         self.0.wait().expect("it can be waited for");
     }
+
+    /// Asks it to end, and gives what it has printed; its output has to be piped.
+    pub(crate) fn finish(mut self) -> String {
+        self.signal("TERM");
+        let mut printed = String::new();
+        let mut stdout = self.0.stdout.take().expect("piped");
+        stdout.read_to_string(&mut printed).expect("it prints text");
+        self.0.wait().expect("it can be waited for");
+        printed
+    }
 }
 
 impl Drop for Running {
@@ -75,8 +85,12 @@ impl Serving {
     }
 
     pub(crate) fn start_with(command: &mut Command, flags: &[&str]) -> Self {
-        command.arg("serve").args(flags).stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = Running::start(command);
+        Self::start_logging(command.arg("serve").args(flags), Stdio::null())
+    }
+
+    /// Starts a command that is complete, with the log wherever it is wanted.
+    pub(crate) fn start_logging(command: &mut Command, log: Stdio) -> Self {
+        let mut process = Running::start(command.stdout(Stdio::piped()).stderr(log));
         let mut stdout = BufReader::new(process.0.stdout.take().expect("piped"));
         let (mut port, mut tls_port) = (None, None);
         // Printed in one write; the list of streams is its last line.

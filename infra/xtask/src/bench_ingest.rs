@@ -156,33 +156,49 @@ impl Drop for Guard {
 }
 
 fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
-    let mut server = Guard(
-        Command::new(program)
-            .arg("serve")
-            .env("SHOAL_HTTP_LISTEN", "127.0.0.1:0")
-            .env("SHOAL_INGEST_MEDIA_ADDRESS", "127.0.0.1:0")
-            .env("SHOAL_INGEST_SESSIONS_MAX", "1024")
-            .env("SHOAL_SEGMENTER_STREAMS_MAX", "1024")
-            .env("SHOAL_INGEST_REQUESTS_PER_S_MAX", "1000")
-            .env("SHOAL_INGEST_REQUESTS_BURST_MAX", "1000")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start shoal serve")?,
-    );
+    let mut server = start_server(program)?;
     let port = port(&mut server.0)?;
     let before = resident(server.0.id())?;
-    let publisher = Guard(
-        Command::new(program)
-            .args(["publish", "test-pattern", &format!("http://127.0.0.1:{port}/whip/bench-{{n}}")])
-            .args(["--count", &count.to_string(), "--size", "1280x720", "--fps", "30", "--bitrate", "2500k"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .context("start shoal publish")?,
-    );
+    let publisher = start_publishers(program, port, count)?;
+    until_live(port, count)?;
+    std::thread::sleep(SETTLE);
+    let first = Moment::take(&server, &publisher, port)?;
+    std::thread::sleep(span);
+    let last = Moment::take(&server, &publisher, port)?;
+    let after = resident(server.0.id())?;
+    drop(publisher);
+    figures(count, [&first, &last], [&before, &after])
+}
+
+fn start_server(program: &str) -> Result<Guard> {
+    let server = Command::new(program)
+        .arg("serve")
+        .env("SHOAL_HTTP_LISTEN", "127.0.0.1:0")
+        .env("SHOAL_INGEST_MEDIA_ADDRESS", "127.0.0.1:0")
+        .env("SHOAL_INGEST_SESSIONS_MAX", "1024")
+        .env("SHOAL_SEGMENTER_STREAMS_MAX", "1024")
+        .env("SHOAL_INGEST_REQUESTS_PER_S_MAX", "1000")
+        .env("SHOAL_INGEST_REQUESTS_BURST_MAX", "1000")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn();
+    server.map(Guard).context("start shoal serve")
+}
+
+fn start_publishers(program: &str, port: u16, count: u32) -> Result<Guard> {
+    let publisher = Command::new(program)
+        .args(["publish", "test-pattern", &format!("http://127.0.0.1:{port}/whip/bench-{{n}}")])
+        .args(["--count", &count.to_string(), "--size", "1280x720", "--fps", "30", "--bitrate", "2500k"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    publisher.map(Guard).context("start shoal publish")
+}
+
+/// Waits until each publisher has a session and parts.
+fn until_live(port: u16, count: u32) -> Result<()> {
     let begun = Instant::now();
     while scrape(port)?.sum("ingest_sessions") < f64::from(count)
         || scrape(port)?.lines("segmenter_parts_total") < count as usize
@@ -190,42 +206,61 @@ fn measure(program: &str, count: u32, span: Duration) -> Result<Run> {
         ensure!(begun.elapsed() < START_MAX, "not all publishers are live after {START_MAX:?}");
         std::thread::sleep(Duration::from_millis(200));
     }
-    std::thread::sleep(SETTLE);
-    let (start, first) = (Instant::now(), scrape(port)?);
-    let (user, kernel) = cpu_seconds(server.0.id())?;
-    let generator = cpu_seconds(publisher.0.id())?;
-    let (overrun, machine) = (overruns()?, machine_ticks()?);
-    std::thread::sleep(span);
-    let (user_end, kernel_end) = cpu_seconds(server.0.id())?;
-    let generator_end = cpu_seconds(publisher.0.id())?;
-    let machine_end = machine_ticks()?;
-    let (elapsed, last) = (start.elapsed().as_secs_f64(), scrape(port)?);
-    let after = resident(server.0.id())?;
-    drop(publisher);
+    Ok(())
+}
+
+/// What has been counted up to a moment.
+struct Moment {
+    /// Processor time of the server, in user and kernel mode.
+    server: (f64, f64),
+    generator: (f64, f64),
+    machine: (f64, f64),
+    overrun: u64,
+    at: Instant,
+    metrics: Metrics,
+}
+
+impl Moment {
+    fn take(server: &Guard, publisher: &Guard, port: u16) -> Result<Self> {
+        Ok(Self {
+            server: cpu_seconds(server.0.id())?,
+            generator: cpu_seconds(publisher.0.id())?,
+            machine: machine_ticks()?,
+            overrun: overruns()?,
+            at: Instant::now(),
+            metrics: scrape(port)?,
+        })
+    }
+}
+
+/// What came to pass between two moments, and how much larger the server is with its publishers.
+fn figures(count: u32, [first, last]: [&Moment; 2], [before, after]: [&Resident; 2]) -> Result<Run> {
     let publishers = f64::from(count);
-    let grown = |name: &str| last.sum(name) - first.sum(name);
-    // Younger than the live window: everything that was published is held.
-    let media = last.sum("segmenter_media_bytes_total");
+    let elapsed = last.at.duration_since(first.at).as_secs_f64();
+    let grown = |name: &str| last.metrics.sum(name) - first.metrics.sum(name);
     let percent = |seconds: f64| seconds / elapsed * 100.0 / publishers;
-    let packets = grown("ingest_packets_total");
-    let lost = grown("ingest_packets_lost_total");
     let mb = |bytes: f64| bytes / 1e6 / publishers;
+    let both = |(user, kernel): (f64, f64)| user + kernel;
+    // Younger than the live window: everything that was published is held.
+    let media = last.metrics.sum("segmenter_media_bytes_total");
+    let (packets, lost) = (grown("ingest_packets_total"), grown("ingest_packets_lost_total"));
     ensure!(packets > 0.0, "nothing was received");
+    let (idle, all) = (last.machine.0 - first.machine.0, last.machine.1 - first.machine.1);
     Ok(Run {
         publishers: count,
-        cpu_percent: percent(user_end + kernel_end - user - kernel),
-        kernel_percent: percent(kernel_end - kernel),
-        generator_percent: percent(generator_end.0 + generator_end.1 - generator.0 - generator.1),
-        busy_percent: 100.0 * (1.0 - (machine_end.0 - machine.0) / (machine_end.1 - machine.1).max(1.0)),
+        cpu_percent: percent(both(last.server) - both(first.server)),
+        kernel_percent: percent(last.server.1 - first.server.1),
+        generator_percent: percent(both(last.generator) - both(first.generator)),
+        busy_percent: 100.0 * (1.0 - idle / all.max(1.0)),
         rss_mb: mb((after.bytes - before.bytes) as f64 - media),
         code_mb: mb((after.of_files - before.of_files) as f64),
         media_mb: mb(media),
-        added_ms: last.quantiles("ingest_frame_added_ms", &first),
-        worked_ms: last.quantiles("ingest_frame_worked_ms", &first),
+        added_ms: last.metrics.quantiles("ingest_frame_added_ms", &first.metrics),
+        worked_ms: last.metrics.quantiles("ingest_frame_worked_ms", &first.metrics),
         lost_percent: 100.0 * lost / (packets + lost),
         dropped: (grown("ingest_frames_dropped_total") + grown("ingest_inputs_refused_total")) as u64,
         refused: grown("ingest_datagrams_refused_total") as u64,
-        overrun: overruns()? - overrun,
+        overrun: last.overrun - first.overrun,
     })
 }
 

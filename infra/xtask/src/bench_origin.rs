@@ -63,6 +63,6 @@ pub(crate) fn soak(workspace: &Workspace, minutes: u32) -> Result<()> {
     let status = child.wait().context("wait for cargo")?;
     let figures = figures.context("the soak ended without figures")?;
     println!("{figures}");
-    ensure!(status.success(), "something grew ({status})");
+    ensure!(status.success(), "something grew, or viewers got nothing ({status})");
     Ok(())
 }
