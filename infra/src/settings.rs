@@ -78,6 +78,7 @@ impl Settings {
         self.pull.validate().map_err(|error| Error::Settings(error.to_string()))?;
         self.tracker.validate().map_err(|error| Error::Settings(error.to_string()))?;
         self.validate_store()?;
+        self.validate_secrets()?;
         self.log.validate()
     }
 }
@@ -90,6 +91,20 @@ impl Settings {
         if is_shared && self.segmenter.recording && self.keys.signing_key_file.is_empty() {
             let reason = "recordings in an S3 store need keys.signing_key_file: \
                 by its key an origin knows its own after a restart";
+            return Err(Error::Settings(reason.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Both kinds of tokens name a stream in the same claim, and nothing but the secret or the audience tells them apart.
+    fn validate_secrets(&self) -> Result<(), Error> {
+        let ingest = &self.ingest;
+        let secret = ingest.jwt_hs256_secret.expose();
+        let is_shared = !secret.is_empty() && *secret == *self.tracker.viewer_token_secret;
+        if is_shared && ingest.jwt_audience.is_empty() {
+            let reason = "ingest.jwt_hs256_secret and tracker.viewer_token_secret are the same: \
+                every viewer could publish with the token that lets him watch. Take two secrets, or set \
+                ingest.jwt_audience and name it in the tokens of publishers only";
             return Err(Error::Settings(reason.to_owned()));
         }
         Ok(())
@@ -400,6 +415,28 @@ mod tests {
         settings.keys.signing_key_file.clear();
         settings.segmenter.storage = "directory".to_owned();
         settings.validate().unwrap();
+    }
+
+    #[test]
+    fn one_secret_for_viewers_and_publishers_needs_an_audience() {
+        let [one, other] = ["a secret of thirty-two characters", "another one that is as long as that"];
+        let validate = |viewers: &str, publishers: &str, audience: &str| {
+            let text = format!(
+                "[tracker]\nviewer_token_secret = \"{viewers}\"\n\
+                 [ingest]\njwt_hs256_secret = \"{publishers}\"\njwt_audience = \"{audience}\"\n"
+            );
+            load(&text, &[]).unwrap().validate().map_err(|error| error.to_string())
+        };
+        let error = validate(one, one, "").unwrap_err();
+        for key in ["ingest.jwt_hs256_secret", "tracker.viewer_token_secret", "ingest.jwt_audience"] {
+            assert!(error.contains(key), "{error}");
+        }
+        assert!(!error.contains(one) && error.lines().count() == 1, "{error}");
+        for (viewers, publishers, audience) in
+            [(one, one, "publish"), (one, other, ""), (one, "", ""), ("", one, ""), ("", "", "")]
+        {
+            assert_eq!(validate(viewers, publishers, audience), Ok(()), "{viewers}|{publishers}|{audience}");
+        }
     }
 
     #[test]

@@ -22,7 +22,7 @@ const START_INTERVAL: Duration = Duration::from_millis(50);
 #[derive(Clone, Debug, Args)]
 pub struct Watch {
     /// The watch page's or the multivariant playlist's URL. With https, the certificate has to be one that this machine
-    /// trusts or that is in the file which the variable SSL_CERT_FILE names.
+    /// trusts or that is in the file which the variable SSL_CERT_FILE names, unless --insecure is given.
     #[arg(required_unless_present = "fingerprint")]
     pub url: Option<String>,
     /// How many viewers.
@@ -61,6 +61,9 @@ pub struct Watch {
     /// Print the identity's fingerprint, which a token is bound to, and end.
     #[arg(long, requires = "identity")]
     pub fingerprint: bool,
+    /// Accept any TLS certificate, of the stream's origin and of the tracker: for self-signed ones on trial systems.
+    #[arg(long)]
+    pub insecure: bool,
     /// What is logged to standard error: a level, or a filter such as warn,shoal_player=debug.
     #[arg(long, default_value = "warn", env = "SHOAL_LOG_LEVEL")]
     pub log_level: String,
@@ -78,7 +81,10 @@ struct Sum {
     rejected_bytes: u64,
     origin_requests: u64,
     pieces_lost: u64,
+    /// Now, where all the others are since the start.
     neighbors: u32,
+    /// Those that were left because they took no messages.
+    neighbors_stuck: u64,
     rebuffer_ms: u64,
     startup_p50_ms: Option<u64>,
     startup_p95_ms: Option<u64>,
@@ -167,6 +173,7 @@ fn options(flags: &Watch, identity: Option<&Identity>) -> Options {
     let from_file = flags.token_file.clone().map(Token::File);
     options.token = from_file.or_else(|| flags.token.clone().map(Token::Fixed));
     options.identity = identity.cloned();
+    options.insecure = flags.insecure;
     options.seed = rand::random();
     options
 }
@@ -221,6 +228,7 @@ fn add_up(latest: &[Option<Snapshot>]) -> Sum {
         sum.origin_requests += snapshot.origin_requests;
         sum.pieces_lost += snapshot.pieces_lost;
         sum.neighbors += swarm.neighbors;
+        sum.neighbors_stuck += snapshot.neighbors_stuck;
         sum.rebuffer_ms += experience.rebuffer_ms;
         if let Some(startup_ms) = experience.startup_ms {
             sum.playing += 1;
@@ -292,6 +300,13 @@ mod tests {
         playing.swarm.peer_bytes = 10;
         let sum = add_up(&[Some(playing), Some(Snapshot::default()), None]);
         assert_eq!((sum.viewers, sum.playing, sum.startup_p50_ms), (3, 1, Some(300)));
+    }
+
+    #[test]
+    fn what_all_viewers_together_went_through_is_printed() {
+        let viewer = Snapshot { pieces_lost: 1, neighbors_stuck: 2, ..Snapshot::default() };
+        let sum = serde_json::to_value(add_up(&[Some(viewer), Some(viewer), None])).unwrap();
+        assert_eq!((&sum["pieces_lost"], &sum["neighbors_stuck"]), (&2.into(), &4.into()), "{sum}");
     }
 
     #[test]

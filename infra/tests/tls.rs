@@ -4,10 +4,11 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use reqwest::{Certificate, Client, StatusCode, Version};
-use support::{Serving, shoal, until};
+use serde_json::Value;
+use support::{Running, Serving, shoal, until};
 
 fn client(root: Option<&str>) -> Client {
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -152,4 +153,60 @@ fn certificate_that_cannot_be_used_is_one_line_and_exit_code_1() {
     assert!(refused(shoal().env("SHOAL_HTTP_TLS_LISTEN", "127.0.0.1:0")).contains("http.tls_listen needs"));
     let both = refused(with_files(folder.path()).env("SHOAL_HTTP_TLS_SELF_SIGNED", "true"));
     assert!(both.contains("http.tls_self_signed"), "{both}");
+}
+
+/// `shoal watch` of the stream "show" over https, which trusts the certificate in this folder.
+fn watch(serving: &Serving, trusted: &Path) -> Command {
+    let mut command = shoal();
+    command.env("SSL_CERT_FILE", trusted.join("certificate.pem"));
+    command
+        .arg("watch")
+        .arg(format!("https://localhost:{}/watch/show", serving.tls_port.expect("it has TLS")));
+    command
+}
+
+/// Two viewers, each a process of its own, until one has told the tracker of bytes from the other. Gives the sums that both print.
+fn watch_together(serving: &Serving, mut command: impl FnMut() -> Command) -> [Value; 2] {
+    let viewers = [(); 2].map(|()| Running::start(command().stdout(Stdio::piped()).stderr(Stdio::null())));
+    until("bytes from a peer", || {
+        (serving.metric("tracker_reported_peer_bytes_total", "") > 0.0).then_some(())
+    });
+    viewers.map(|viewer| serde_json::from_str(viewer.finish().trim()).expect("it ends with JSON"))
+}
+
+fn assert_shared(sums: &[Value; 2]) {
+    let bytes = |key: &str| sums.iter().filter_map(|sum| sum[key].as_u64()).sum::<u64>();
+    // The other one's only neighbor is gone by the time that it ends.
+    assert_eq!(sums[0]["neighbors"], 1, "{sums:?}");
+    assert!(bytes("peer_bytes") > 0 && bytes("sent_bytes") > 0, "{sums:?}");
+    assert_eq!(bytes("rejected_bytes"), 0, "{sums:?}");
+}
+
+#[test]
+fn native_viewers_are_neighbors_over_https_with_a_certificate_that_they_trust() {
+    let folder = tempfile::tempdir().unwrap();
+    write_certificate(folder.path());
+    let serving = Serving::start(&mut with_files(folder.path()));
+    let _publisher = serving.publish("show", &[]);
+    assert_shared(&watch_together(&serving, || watch(&serving, folder.path())));
+}
+
+#[test]
+fn native_viewers_are_neighbors_with_any_certificate_where_they_are_told_to_take_it() {
+    let serving = Serving::start(shoal().env("SHOAL_HTTP_TLS_SELF_SIGNED", "true"));
+    let _publisher = serving.publish("show", &[]);
+    let others = tempfile::tempdir().unwrap();
+    write_certificate(others.path());
+    // The control: nobody trusts it without being told.
+    let output = watch(&serving, others.path()).output().unwrap();
+    let message = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{message}");
+    assert!(message.contains("invalid peer certificate"), "{message}");
+
+    let sums = watch_together(&serving, || {
+        let mut command = watch(&serving, others.path());
+        command.arg("--insecure");
+        command
+    });
+    assert_shared(&sums);
 }

@@ -8,7 +8,7 @@
 //!
 //! The files follow the data: `source` reads playlists, `tracker` is the socket to the tracker, `neighbor` one peer
 //! connection, `identity` the certificate that it shows, `uplink` the rate that all connections share, `origin` fetches over HTTP,
-//! `store` holds bytes, `playback` is the clock, `viewer` drives the core with all of them.
+//! `tls` says which servers are believed, `store` holds bytes, `playback` is the clock, `viewer` drives the core with all of them.
 
 mod identity;
 mod neighbor;
@@ -16,6 +16,7 @@ mod origin;
 mod playback;
 mod source;
 mod store;
+mod tls;
 mod tracker;
 mod uplink;
 mod viewer;
@@ -58,6 +59,8 @@ pub struct Options {
     pub token: Option<Token>,
     /// Who it is to its neighbors, for a token that is bound to it. None: somebody else to each.
     pub identity: Option<Identity>,
+    /// Accepts any TLS certificate, of the stream's origin and of the tracker: for self-signed ones on trial systems.
+    pub insecure: bool,
     /// Seeds the core's random numbers; viewers of one process take different ones.
     pub seed: u64,
     /// Gives up on a connection to a peer after this time.
@@ -77,6 +80,7 @@ impl Options {
             store_bytes_max: 64 * 1024 * 1024,
             token: None,
             identity: None,
+            insecure: false,
             seed: 1,
             connect_timeout: Duration::from_secs(10),
         }
@@ -112,4 +116,7 @@ pub enum Error {
     /// The HTTP client can't be made.
     #[error("the HTTP client can't be made: {0}")]
     Http(#[source] reqwest::Error),
+    /// There is no certificate on this machine by which a server could be believed.
+    #[error("TLS can't be used: {0}")]
+    Tls(#[source] rustls::Error),
 }

@@ -1,11 +1,13 @@
 //! The socket to the tracker: joins, reconnects with jitter, passes messages both ways.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::{SinkExt as _, StreamExt as _};
 use rand::Rng as _;
 use reqwest::Url;
+use rustls::ClientConfig;
 use shoal_tracker_protocol::{ErrorCode, TrackerMessage, VERSION, ViewerMessage};
 use tokio::{
     net::TcpStream,
@@ -13,7 +15,7 @@ use tokio::{
     time::{Instant, Interval, interval, sleep, timeout},
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream,
+    Connector, MaybeTlsStream, WebSocketStream,
     tungstenite::{Message, protocol::WebSocketConfig},
 };
 use tokio_util::sync::CancellationToken;
@@ -47,6 +49,8 @@ pub(crate) enum TrackerEvent {
 #[derive(Clone, Debug)]
 pub(crate) struct Join {
     pub(crate) url: Url,
+    /// Whom to believe where the URL wants TLS.
+    pub(crate) tls: Arc<ClientConfig>,
     pub(crate) stream: String,
     pub(crate) token: Option<Token>,
     pub(crate) shares: bool,
@@ -217,7 +221,8 @@ async fn open(join: &Join, resume: Option<String>) -> Option<WebSocketStream<May
         .read_buffer_size(8 * 1024)
         .max_message_size(Some(MESSAGE_BYTES_MAX))
         .max_frame_size(Some(MESSAGE_BYTES_MAX));
-    let connect = tokio_tungstenite::connect_async_with_config(join.url.as_str(), Some(limits), true);
+    let (url, tls) = (join.url.as_str(), Connector::Rustls(join.tls.clone()));
+    let connect = tokio_tungstenite::connect_async_tls_with_config(url, Some(limits), true, Some(tls));
     let mut socket = match timeout(CONNECT_MAX, connect).await {
         Ok(Ok((socket, _))) => socket,
         Ok(Err(error)) => {
@@ -273,6 +278,7 @@ where
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tls::Tls;
 
     #[test]
     fn the_next_attempt_comes_when_the_tracker_said_and_else_after_any_part_of_the_pause() {
@@ -291,6 +297,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let join = Join {
             url: Url::parse(&format!("ws://{}/", listener.local_addr().expect("bound"))).expect("a URL"),
+            tls: Tls::new(true).expect("nobody has to be trusted").socket(),
             stream: "demo".into(),
             token: None,
             shares: true,

@@ -29,6 +29,7 @@ use crate::{
     playback::{Experience, Playback},
     source::{self, Listed, SourceEvent, Stream},
     store::Store,
+    tls::Tls,
     tracker::{self, TrackerEvent},
     uplink::Uplink,
 };
@@ -70,13 +71,13 @@ pub async fn run(
     stop: CancellationToken,
     mut progress: impl FnMut(&Snapshot) + Send,
 ) -> Result<Snapshot, Error> {
-    // reqwest is built without a choice of cryptography; whoever comes first in the process decides.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client = Client::builder().no_proxy().build().map_err(Error::Http)?;
+    let tls = Tls::new(options.insecure).map_err(Error::Tls)?;
+    let client =
+        Client::builder().no_proxy().tls_backend_preconfigured(tls.http()).build().map_err(Error::Http)?;
     let stream = source::open(&client, &options.url).await?;
     let (inbox, mut outlets) = Inbox::new();
     let mut viewer = Viewer::new(options, client, stream, inbox);
-    viewer.start(&stop);
+    viewer.start(&tls, &stop);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut told = Instant::now();
@@ -209,7 +210,7 @@ impl Viewer {
         }
     }
 
-    fn start(&mut self, stop: &CancellationToken) {
+    fn start(&mut self, tls: &Tls, stop: &CancellationToken) {
         let renditions: Vec<u8> = self.stream.renditions.iter().map(|(number, _)| *number).collect();
         if self.options.mode == Mode::Watch {
             for (number, url) in &self.stream.renditions {
@@ -229,6 +230,7 @@ impl Viewer {
         let loopback = is_loopback(&info.tracker);
         let join = tracker::Join {
             url: info.tracker,
+            tls: tls.socket(),
             stream: info.stream,
             token: self.options.token.clone(),
             shares: self.options.shares,

@@ -11,8 +11,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, Mac as _};
 use parking_lot::Mutex;
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde::{Deserialize, Deserializer};
 use sha2::{Digest as _, Sha256};
 
 use crate::swarm::Credential;
@@ -25,14 +25,17 @@ const TOKEN_BYTES_MAX: usize = 2_048;
 const REMAINING_S_MAX: u64 = 30 * 24 * 3_600;
 /// Clocks of the back end and the tracker may differ by this, in seconds.
 const LEEWAY_S: u64 = 10;
+/// The end of the year 9999, in seconds since the Unix epoch. What lies behind it is no date but, most often, one in
+/// milliseconds, and its token would never end. Publishers' tokens have the same bound (`ingest/src/auth/jwt.rs`).
+const DATE_MAX_S: u64 = 253_402_300_799;
 
 /// The header of a token (RFC 7515, section 4.1).
 #[derive(Debug, Deserialize)]
 struct Header {
     alg: String,
-    /// Extensions that must be understood. We understand none.
-    #[serde(default)]
-    crit: Option<serde_json::Value>,
+    /// Whether it names extensions that must be understood (RFC 7515, 4.1.11). We understand none.
+    #[serde(rename = "crit", default, deserialize_with = "is_present")]
+    has_extensions: bool,
 }
 
 /// What a token says. Other claims are ignored.
@@ -131,12 +134,13 @@ impl Tokens {
         hmac.verify_slice(&URL_SAFE_NO_PAD.decode(signature).ok()?).ok()?;
         let header: Header = part(header)?;
         // The algorithm is fixed here: a token must not choose the one by which it is checked.
-        if header.alg != "HS256" || header.crit.is_some() {
+        if header.alg != "HS256" || header.has_extensions {
             return None;
         }
         let claims: Claims = part(claims)?;
         let has_begun = claims.nbf.is_none_or(|nbf| nbf <= now_s + LEEWAY_S);
-        (has_begun && now_s < claims.exp.saturating_add(LEEWAY_S)).then_some(claims)
+        let has_ended = claims.exp > DATE_MAX_S || now_s >= claims.exp + LEEWAY_S;
+        (has_begun && !has_ended).then_some(claims)
     }
 
     fn count(&self, id: u64, claims: &Claims, is_use: bool) -> Result<(), Refused> {
@@ -164,6 +168,11 @@ fn part<T: DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_slice(&URL_SAFE_NO_PAD.decode(text).ok()?).ok()
 }
 
+/// Whatever the value is, null included.
+fn is_present<'de, D: Deserializer<'de>>(value: D) -> Result<bool, D::Error> {
+    IgnoredAny::deserialize(value).map(|_| true)
+}
+
 fn number(text: &str) -> u64 {
     let hash = Sha256::digest(text);
     let mut bytes = [0; 8];
@@ -181,12 +190,16 @@ mod tests {
 
     use super::*;
 
-    fn sign_as(algorithm: &str, claims: &serde_json::Value, secret: &str) -> String {
-        let header = URL_SAFE_NO_PAD.encode(json!({ "typ": "JWT", "alg": algorithm }).to_string());
+    fn sign_with(header: &str, claims: &serde_json::Value, secret: &str) -> String {
+        let header = URL_SAFE_NO_PAD.encode(header);
         let signed = format!("{header}.{}", URL_SAFE_NO_PAD.encode(claims.to_string()));
         let mut hmac = Hmac::<Sha256>::new_from_slice(secret.as_bytes()).unwrap();
         hmac.update(signed.as_bytes());
         format!("{signed}.{}", URL_SAFE_NO_PAD.encode(hmac.finalize().into_bytes()))
+    }
+
+    fn sign_as(algorithm: &str, claims: &serde_json::Value, secret: &str) -> String {
+        sign_with(&json!({ "typ": "JWT", "alg": algorithm }).to_string(), claims, secret)
     }
 
     fn sign(claims: &serde_json::Value, secret: &str) -> String {
@@ -238,6 +251,30 @@ mod tests {
         assert_eq!(check(&format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{body}.")), Refused::Invalid);
         assert_eq!(check(&"x".repeat(10_000)), Refused::Invalid);
         assert_eq!(tokens.check(None, "demo", true).unwrap_err(), Refused::Missing);
+    }
+
+    /// As publishers' tokens (`ingest/src/auth/jwt.rs`).
+    #[test]
+    fn extensions_that_must_be_understood_are_refused() {
+        let is_good = |header: &str| {
+            let token = sign_with(header, &json!({ "stream": "demo", "exp": now_s() + 60 }), "s");
+            Tokens::new("s").check(Some(&token), "demo", true).is_ok()
+        };
+        assert!(is_good(r#"{"alg":"HS256","kid":"1","b64":true}"#), "others are ignored");
+        for crit in [r#"["b64"]"#, r#"["exp"]"#, "[]", "null", "false", r#""b64""#] {
+            let header = format!(r#"{{"alg":"HS256","b64":true,"crit":{crit}}}"#);
+            assert!(!is_good(&header), "{header}");
+        }
+    }
+
+    #[test]
+    fn an_end_that_is_no_date_is_refused() {
+        let is_good = |exp: u64| check(&json!({ "stream": "demo", "exp": exp })).is_ok();
+        assert!(is_good(now_s() + 60) && is_good(DATE_MAX_S));
+        // Milliseconds, and the largest that JSON can say.
+        for exp in [DATE_MAX_S + 1, (now_s() + 60) * 1_000, u64::MAX] {
+            assert!(!is_good(exp), "{exp}");
+        }
     }
 
     #[test]
