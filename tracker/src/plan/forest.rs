@@ -397,6 +397,12 @@ impl Forest {
         &self.nodes[&viewer].seats[usize::from(stripe)]
     }
 
+    /// A viewer's children, in all stripes; some of them more than once.
+    pub(super) fn children(&self, viewer: PeerId) -> impl Iterator<Item = PeerId> {
+        let seats = self.nodes.get(&viewer).into_iter().flat_map(|node| &node.seats);
+        seats.flat_map(|seat| seat.children.iter().copied())
+    }
+
     pub(super) fn seat_mut(&mut self, viewer: PeerId, stripe: u8) -> &mut Seat {
         let node = self.nodes.get_mut(&viewer).expect("seats belong to planned viewers");
         &mut node.seats[usize::from(stripe)]

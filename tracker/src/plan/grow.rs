@@ -165,8 +165,8 @@ impl Forest {
         }
     }
 
-    /// A child reports that its parent does not deliver.
-    pub(super) fn parent_silent(&mut self, now: Ms, child: PeerId, parent: PeerId, stripe: u8) {
+    /// A child reports that its parent does not deliver. Says whether that is held against the parent.
+    pub(super) fn parent_silent(&mut self, now: Ms, child: PeerId, parent: PeerId, stripe: u8) -> bool {
         let is_edge = self.nodes.contains_key(&child)
             && stripe < self.stripes
             && self.seat(child, stripe).source == Source::Peer(parent);
@@ -176,12 +176,14 @@ impl Forest {
         } else if is_edge {
             let seat = self.seat_mut(child, stripe);
             if seat.avoid.is_some_and(|(_, until)| now + AVOID_MS < until + COMPLAINT_MS) {
-                return;
+                return false;
             }
             seat.moving = Move::Silent;
             seat.avoid = Some((parent, now + AVOID_MS));
             self.look_at(now, child, stripe);
+            return true;
         }
+        false
     }
 
     /// Whether somebody further up has complained too, or was moved a moment ago: then all below wait for that, and moving

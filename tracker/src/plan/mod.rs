@@ -21,6 +21,7 @@ mod links;
 mod locality;
 mod mesh;
 mod settings;
+mod trust;
 mod views;
 
 pub use groups::Groups;
@@ -30,6 +31,7 @@ pub use views::Summary;
 
 use forest::Forest;
 use links::Links;
+use trust::Trust;
 
 /// Milliseconds on the caller's monotonic clock.
 pub type Ms = u64;
@@ -88,6 +90,7 @@ struct Viewer {
     /// Usable uplink, none while not known.
     uplink_kbps: Option<u32>,
     renditions: BTreeSet<u8>,
+    trust: Trust,
 }
 
 /// Plans one swarm. See the module's head.
@@ -101,6 +104,8 @@ pub struct Planner {
     lonely: BTreeSet<PeerId>,
     /// Viewers of whose neighbors one network may have too large a part.
     crowded: BTreeSet<PeerId>,
+    /// Viewers on whom nothing is planned, by when that ends.
+    mistrusted: BTreeSet<(Ms, PeerId)>,
     outputs: Vec<Output>,
     random: u64,
     /// Where the tour of looking for better places stands.
@@ -121,6 +126,7 @@ impl Planner {
             links: Links::default(),
             lonely: BTreeSet::new(),
             crowded: BTreeSet::new(),
+            mistrusted: BTreeSet::new(),
             outputs: Vec::new(),
             random: seed ^ 0x9e37_79b9_7f4a_7c15,
             tour_at: 0,
@@ -176,7 +182,9 @@ impl Planner {
         if self.viewers.contains_key(&id) {
             return;
         }
-        self.viewers.insert(id, Viewer { shares, uplink_kbps: None, renditions: BTreeSet::new() });
+        let viewer =
+            Viewer { shares, uplink_kbps: None, renditions: BTreeSet::new(), trust: Trust::default() };
+        self.viewers.insert(id, viewer);
         self.links.add(id);
         self.lonely.insert(id);
     }
@@ -281,10 +289,21 @@ impl Planner {
         }
     }
 
-    /// A child says that nothing comes from its parent in a stripe, though they are connected.
+    /// A child says that nothing comes from its parent in a stripe, though they are connected. A parent of whom most children say
+    /// so gets no more for a while.
     pub fn parent_silent(&mut self, now: Ms, child: PeerId, parent: PeerId, rendition: u8, stripe: u8) {
-        if let Some(forest) = self.forests.get_mut(&rendition) {
-            forest.parent_silent(now, child, parent, stripe);
+        let Some(forest) = self.forests.get_mut(&rendition) else { return };
+        if !forest.parent_silent(now, child, parent, stripe) {
+            return;
+        }
+        let children: BTreeSet<PeerId> =
+            self.forests.values().flat_map(|forest| forest.children(parent)).collect();
+        let Some(viewer) = self.viewers.get_mut(&parent) else { return };
+        let is_content = |other: &&PeerId| **other != child && !viewer.trust.has_complained(**other);
+        let content = children.iter().filter(is_content).count();
+        if let Some(until) = viewer.trust.complain(now, child, content) {
+            self.mistrusted.insert((until, parent));
+            self.spread_uplink(now, parent);
         }
     }
 
@@ -306,6 +325,12 @@ impl Planner {
             }
             self.lonely.extend([a, b]);
             self.crowded.extend([a, b]);
+        }
+        while let Some(&(until, viewer)) = self.mistrusted.first()
+            && until <= now
+        {
+            self.mistrusted.pop_first();
+            self.spread_uplink(now, viewer);
         }
         let mut wishes = Vec::new();
         for forest in self.forests.values_mut() {
@@ -332,6 +357,7 @@ impl Planner {
         let rate_kbps: u64 = played().map(|forest| u64::from(forest.rate_kbps)).sum();
         let unknown_kbps = rate_kbps * u64::from(self.settings.uplink_unknown_percent) / 100;
         let uplink_kbps = match (viewer.shares, viewer.uplink_kbps) {
+            _ if viewer.trust.is_lost(now) => 0,
             (false, _) => 0,
             (true, Some(kbps)) => u64::from(kbps),
             (true, None) => unknown_kbps,

@@ -270,6 +270,57 @@ fn silent_parent_is_replaced() {
     assert!(world.places[&(child, stripe)].parent.is_some_and(|now| now != parent));
 }
 
+/// It says that it has a fast line, and pushes nothing to anybody.
+#[test]
+fn a_staller_gets_no_more_children_for_a_while_and_then_for_a_longer_one() {
+    let mut world = World::new();
+    (1..=60).for_each(|index| world.join(id(index), 2_800));
+    world.run(15_000);
+    let staller = id(61);
+    world.join(staller, 60_000);
+    // In how many places children had nothing from it, second by second. Viewers complain after 2.5 s.
+    let mut harmed = Vec::new();
+    let mut since: BTreeMap<(PeerId, u8), Ms> = BTreeMap::new();
+    for _ in 0..240 {
+        world.run(1_000);
+        let now = world.now;
+        let children: Vec<(PeerId, u8)> = (0..12)
+            .filter_map(|stripe| world.places.get(&(staller, stripe)))
+            .flat_map(|place| place.children.iter().map(|child| (*child, place.stripe)))
+            .collect();
+        since.retain(|edge, _| children.contains(edge));
+        for (child, stripe) in &children {
+            if now - *since.entry((*child, *stripe)).or_insert(now) >= 2_500 {
+                world.planner.parent_silent(now, *child, staller, 0, *stripe);
+            }
+        }
+        harmed.push(children.len());
+    }
+    let minutes: Vec<usize> = harmed.chunks(60).map(|minute| minute.iter().sum()).collect();
+    assert!(minutes[0] > 0 && minutes[1] > 0, "it is given another chance: {minutes:?}");
+    assert_eq!(minutes[2], 0, "the second time it is put out for two minutes: {harmed:?}");
+    // Believed each time anew it has thirteen at any moment.
+    assert!(harmed.iter().sum::<usize>() < 3 * harmed.len(), "{minutes:?}");
+}
+
+#[test]
+fn one_child_that_complains_of_all_puts_nobody_out() {
+    let mut world = World::new();
+    (1..=60).for_each(|index| world.join(id(index), 6_000));
+    world.run(20_000);
+    let planned = world.planner.summary(0).slots;
+    let liar = id(30);
+    for _ in 0..20 {
+        for stripe in 0..12 {
+            if let Some(parent) = world.places[&(liar, stripe)].parent {
+                world.planner.parent_silent(world.now, liar, parent, 0, stripe);
+            }
+        }
+        world.run(3_000);
+    }
+    assert_eq!(world.planner.summary(0).slots, planned);
+}
+
 /// The first viewer is the root of everything, carries little, and most can't connect to it: those who wait for that in vain
 /// must not keep its places from the one who is connected.
 #[test]
