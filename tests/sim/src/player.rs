@@ -106,9 +106,8 @@ impl Player {
         let passed_us = now_us - self.at_us;
         self.at_us = now_us;
         match self.state {
-            State::Loading => {}
-            // The picture is not shown yet, but live goes on: the playhead starts where it was meant to.
-            State::Starting => self.position_us += passed_us,
+            // Where playback is to begin is settled when the playlist was read.
+            State::Loading | State::Starting => {}
             State::Playing => {
                 self.played_us += passed_us;
                 let wanted_us = self.position_us + passed_us * self.rate_percent / 100;
@@ -141,7 +140,6 @@ impl Player {
         self.buffered_us = self.next * self.piece_us;
         match self.state {
             State::Starting => {
-                // While loading, live may have moved on by less than what was loaded: start where media is.
                 let is_ready = self.buffered_us >= self.position_us + self.start_buffer_us;
                 if is_ready {
                     self.state = State::Playing;

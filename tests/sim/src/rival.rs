@@ -299,6 +299,8 @@ impl<'a> World<'a> {
     fn poll(&mut self, viewer: u32) {
         let high_us = self.high_demand_us();
         let shares = self.shares();
+        // A player by itself asks for one piece after the other.
+        let http_max = if self.policy == Policy::Cdn { 1 } else { HTTP_MAX };
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
         if !state.player.is_open() {
             return;
@@ -323,7 +325,7 @@ impl<'a> World<'a> {
             }
             let ahead_us = (number * self.stream.piece_us()).saturating_sub(position_us);
             let is_high = ahead_us <= high_us || !shares;
-            if is_high && state.http.len() < HTTP_MAX {
+            if is_high && state.http.len() < http_max {
                 self.load(viewer, number);
             } else if shares && !state.p2p.contains_key(&number) && state.p2p.len() < P2P_MAX {
                 self.ask(viewer, number);

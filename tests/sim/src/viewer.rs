@@ -54,6 +54,8 @@ pub(crate) struct Viewer {
     pub(crate) request: RequestId,
     /// What the player waits for.
     pub(crate) wanted: Option<(RequestId, u64)>,
+    /// What it was given and has yet to append.
+    pub(crate) appending: Option<u64>,
     pub(crate) followed: Followed,
     /// Block bytes that came from peers.
     pub(crate) received_bytes: u64,
@@ -91,6 +93,7 @@ impl Viewer {
             listed: 0,
             request: 0,
             wanted: None,
+            appending: None,
             followed: Followed::default(),
             received_bytes: 0,
             origin_bytes: 0,

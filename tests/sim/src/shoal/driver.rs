@@ -180,6 +180,7 @@ impl World<'_> {
         let Some((wanted, wanted_number)) = state.wanted else { return };
         assert_eq!((wanted, wanted_number), (request, number), "requests are answered once");
         state.wanted = None;
+        state.appending = Some(number);
         // Appending takes a moment, and happens after the core has said all it had to say.
         let event = Event::Append { viewer, rendition, number: number as u32 };
         self.queue.push(self.now_us + 2_000, event);

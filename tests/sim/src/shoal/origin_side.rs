@@ -100,6 +100,7 @@ impl World<'_> {
         state.loaded.push((piece.id, piece.length, self.now_us - began_us));
         if state.wanted == Some((request, u64::from(number))) {
             state.wanted = None;
+            state.appending = Some(u64::from(number));
             self.queue.push(self.now_us + 2_000, Event::Append { viewer, rendition, number });
         }
         self.feed(viewer, &Input::Wake, None);

@@ -13,14 +13,19 @@ impl World<'_> {
         // The page, its scripts and the multivariant playlist are there; the media playlist takes one more exchange.
         let open_us = self.now_us + 2 * rtt_us + self.random.below(10_000);
         self.queue.push(open_us, Event::Opened(viewer));
-        // WebAssembly compiles and the socket opens meanwhile.
-        let socket_us = self.now_us + 3 * rtt_us + 100_000;
-        let join = Event::ToTracker { from: viewer, message: ToTracker::Join { shares: visit.shares } };
-        self.queue.push(socket_us, join);
         if visit.leave_us < self.end_us {
             self.queue.push(visit.leave_us, Event::Leave(viewer));
         }
         self.feed(viewer, &Input::Share { on: visit.shares }, None);
+    }
+
+    /// The page turns to the swarm once there is a picture, which it would only have delayed: it loads and compiles the
+    /// module, opens the socket to the tracker and joins.
+    fn open_socket(&mut self, viewer: u32) {
+        let rtt_us = self.network.server_rtt_us(viewer as usize);
+        let shares = self.visits[viewer as usize].shares;
+        let join = Event::ToTracker { from: viewer, message: ToTracker::Join { shares } };
+        self.queue.push(self.now_us + 4 * rtt_us + 100_000, join);
     }
 
     pub(super) fn opened(&mut self, viewer: u32) {
@@ -106,7 +111,8 @@ impl World<'_> {
     /// Asks for the next piece if the player wants one and does not wait for another.
     pub(super) fn want(&mut self, viewer: u32) {
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
-        if state.wanted.is_some() || !state.player.is_open() || state.player.next >= state.listed {
+        let is_busy = state.wanted.is_some() || state.appending.is_some();
+        if is_busy || !state.player.is_open() || state.player.next >= state.listed {
             return;
         }
         let number = state.player.next;
@@ -125,9 +131,10 @@ impl World<'_> {
 
     pub(super) fn append(&mut self, viewer: u32, rendition: u8, number: u32) {
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
-        if state.player.next != u64::from(number) {
+        if state.appending != Some(u64::from(number)) {
             return;
         }
+        state.appending = None;
         let had_started = state.player.startup_us.is_some();
         let begins = state.player.append(self.now_us, u64::from(number));
         if !state.pollutes {
@@ -136,6 +143,7 @@ impl World<'_> {
         }
         if let (false, Some(startup_us)) = (had_started, state.player.startup_us) {
             self.measure.started(self.visits[viewer as usize].join_us, startup_us);
+            self.open_socket(viewer);
         }
         if begins || !had_started {
             self.playhead(viewer);
@@ -150,10 +158,11 @@ impl World<'_> {
         if state.player.is_stalled() {
             self.measure.stopped(self.now_us, state.player.next);
         }
-        if state.player.jump(self.now_us, &self.stream)
-            && let Some((request, _)) = state.wanted.take()
-        {
-            self.feed(viewer, &Input::Unwant { request }, None);
+        if state.player.jump(self.now_us, &self.stream) {
+            state.appending = None;
+            if let Some((request, _)) = state.wanted.take() {
+                self.feed(viewer, &Input::Unwant { request }, None);
+            }
         }
         self.playhead(viewer);
         self.want(viewer);
