@@ -138,7 +138,11 @@ impl Origin {
         }
     }
 
+    /// A fetch failed. What fails together, as all fetches over one connection do, is one failure.
     pub(crate) fn failed(&mut self, now: Time, rng: &mut Rng) {
+        if now < self.closed_until {
+            return;
+        }
         self.failures = (self.failures + 1).min(6);
         let backoff = (BACKOFF_FIRST.as_us() << (self.failures - 1)).min(BACKOFF_MAX.as_us());
         // From half to the whole, so that viewers that failed together do not return together.
@@ -220,10 +224,23 @@ mod tests {
     }
 
     #[test]
+    fn fetches_that_fail_together_are_one_failure() {
+        let (mut origin, mut rng) = (Origin::new(), Rng::new(1));
+        (0..6).for_each(|_| origin.failed(Time::from_ms(1000), &mut rng));
+        assert!(origin.is_doubted() && !origin.is_down(), "a connection was lost");
+        let later = origin.closed_until;
+        origin.failed(later, &mut rng);
+        assert!(origin.is_down());
+    }
+
+    #[test]
     fn failures_back_off_until_a_block_comes() {
         let (mut origin, mut rng) = (Origin::new(), Rng::new(1));
-        let now = Time::from_ms(1000);
-        (0..40).for_each(|_| origin.failed(now, &mut rng));
+        let mut now = Time::from_ms(1000);
+        for _ in 0..40 {
+            now = now.max(origin.closed_until);
+            origin.failed(now, &mut rng);
+        }
         let wait = origin.closed_until.since(now);
         assert!(wait >= BACKOFF_MAX.percent(50) && wait <= BACKOFF_MAX && origin.is_down(), "{wait:?}");
         let piece = PieceId { rendition: 0, msn: 1, part: 0 };

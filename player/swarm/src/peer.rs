@@ -12,6 +12,8 @@ mod schedule;
 mod upkeep;
 
 #[cfg(test)]
+mod alone;
+#[cfg(test)]
 mod attacks;
 #[cfg(test)]
 mod behaviour;
@@ -129,6 +131,8 @@ pub struct Peer {
     playing: Vec<u8>,
     player: Player,
     requests: Vec<Request>,
+    /// What the player was told to load itself: to fetch that as well would be a second copy for nobody.
+    plain_loads: Vec<Request>,
 
     pieces: Map<PieceId, Piece>,
     /// The incomplete pieces that are being obtained, and when each is to be looked at next.
@@ -161,9 +165,13 @@ pub struct Peer {
     shed_at: Time,
 
     upkeep_at: Time,
+    /// When there was last a neighbor, or when everything began.
+    company_at: Time,
     /// How late the local peer gets round to things, smoothed, from this time on.
     lateness: Span,
     lateness_from: Time,
+    /// Questions to neighbors that were not answered in time, since the last that was.
+    unanswered: u32,
     /// Until when it counts as short of processor time, and for how long after each time that it was.
     starved_until: Time,
     starved_for: Span,
@@ -205,6 +213,7 @@ impl Peer {
             playing: Vec::new(),
             player: Player::default(),
             requests: Vec::new(),
+            plain_loads: Vec::new(),
             pieces: Map::new(),
             active: Vec::new(),
             store_bytes: 0,
@@ -227,8 +236,10 @@ impl Peer {
             uploads,
             shed_at: Time::ZERO,
             upkeep_at: Time::ZERO,
+            company_at: Time::ZERO,
             lateness: Span::ZERO,
             lateness_from: Time::NEVER,
+            unanswered: 0,
             starved_until: Time::ZERO,
             starved_for: Span::ZERO,
             report_interval: Span::ZERO,

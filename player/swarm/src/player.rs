@@ -16,7 +16,8 @@ pub(crate) struct Request {
     pub(crate) target: Target,
     pub(crate) deadline: Option<Time>,
     pub(crate) since: Time,
-    /// When to fall back if records are still missing.
+    /// When to fall back if records are still missing. After that, when what the player loads itself counts as failed: drivers
+    /// tell of successes only.
     pub(crate) give_up: Time,
     /// The last record that was asked for on its behalf.
     pub(crate) record_fetched: Option<PieceId>,

@@ -122,11 +122,12 @@ impl Uploads {
         self.buffered = self.buffered.min(buffered);
     }
 
-    /// Whether the line has enough to do with what waits in the channels: before it is measured that is what measures it. A
+    /// Whether the line has enough to do with what waits in the channels: before it is measured that is what measures it, and
+    /// no more, because it takes a line of 64 kbit/s four seconds, and neighbors take who says nothing for longer to be gone. A
     /// line that need not be measured gets a block at a time anyway.
     fn is_full(&self) -> bool {
         if self.uplink_bps == 0 {
-            return self.burst_min == BURST_BYTES_MIN && self.buffered >= BURST_BYTES_MIN;
+            return self.burst_min == BURST_BYTES_MIN && self.buffered >= SAMPLE_BYTES_MIN;
         }
         self.buffered >= u64::from(BLOCK_BYTES_MAX)
             && Span::of_bytes(self.buffered, self.uplink_bps) > CHANNELS_MAX
@@ -374,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_slow_line_is_not_buried_under_what_many_neighbors_channels_would_take() {
-        assert_eq!(most_in_channels(64_000, 9), BURST_BYTES_MIN, "what it takes to measure it");
+        assert_eq!(most_in_channels(64_000, 9), SAMPLE_BYTES_MIN, "what it takes to measure it");
         assert!(most_in_channels(64_000_000, 2) <= BURST_BYTES_MIN, "a fast one needs no more");
     }
 

@@ -204,11 +204,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     return createLoaderClass({
       plain: this.#plain,
       targetOf: (context) => this.#targetOf(context),
-      request: (request) => {
-        const driver = this.#driver;
-        if (!driver?.isUseful(this.#tracker?.isJoined === true)) return null;
-        return driver.request(request);
-      },
+      request: (request) => this.#driver?.request(request) ?? null,
       offerLoaded: (target, bytes, tookMs) => this.#offerLoaded(target, bytes, tookMs),
       bandwidthBps: () => this.#hls.bandwidthEstimate,
       onHandOver: (url, offset, data, from, isFromSwarm) => {

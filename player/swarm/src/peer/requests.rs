@@ -13,6 +13,10 @@ use crate::{
 
 /// A player asks for a few things at a time; more is a driver that lost count.
 const REQUESTS_MAX: usize = 64;
+/// So many of the last things that the player was to load itself are remembered: it loads one or two at a time.
+const PLAIN_LOADS_MAX: usize = 8;
+/// Blocks of a piece without a record: half a second of a 3 Mbit/s stream, as good a guess as any.
+const PIECE_BLOCKS: u32 = 12;
 
 /// What can be said about a request now.
 enum Answer {
@@ -40,16 +44,19 @@ impl Request {
 
 impl Peer {
     pub(super) fn accept_want(&mut self, id: RequestId, target: Target, deadline: Option<Time>) {
-        if self.requests.len() >= REQUESTS_MAX || self.requests.iter().any(|request| request.id == id) {
-            self.stats.refused += 1;
-            self.fall_back(id, FallbackReason::Refused);
-            return;
+        // If the player was loading this itself, that came to nothing.
+        if let Some(at) = self.plain_loads.iter().position(|load| load.target == target) {
+            self.plain_loads.remove(at);
         }
         let due = deadline.unwrap_or_else(|| self.player.reaches(self.now, self.player.buffered_until_ms));
         let due = due.before(self.config.append_margin).min(self.now + RECORD_WAIT_MAX);
-        // A dozen blocks: half a second of a 3 Mbit/s stream, as good a guess as any without a record.
-        let give_up = due.before(self.origin.estimate(12)).max(self.now + Span::from_us(1));
+        let give_up = due.before(self.origin.estimate(PIECE_BLOCKS)).max(self.now + Span::from_us(1));
         let request = Request { id, target, deadline, since: self.now, give_up, record_fetched: None };
+        if self.requests.len() >= REQUESTS_MAX || self.requests.iter().any(|request| request.id == id) {
+            self.stats.refused += 1;
+            self.fall_back(request, FallbackReason::Refused);
+            return;
+        }
         let pieces = self.pieces.keys_where(&|piece, _| request.covers(piece));
         self.requests.push(request);
         for piece in pieces {
@@ -73,7 +80,7 @@ impl Peer {
     }
 
     /// Forgets a request; what nobody else asked for is no longer wanted.
-    fn end_request(&mut self, at: usize) -> RequestId {
+    fn end_request(&mut self, at: usize) -> Request {
         let ended = self.requests.remove(at);
         let mut over = Vec::new();
         for (id, piece) in self.pieces.iter_mut() {
@@ -86,7 +93,7 @@ impl Peer {
         }
         // Whoever asked loads it another way, or has gone elsewhere.
         over.into_iter().for_each(|fetch| self.cancel_fetch(fetch));
-        ended.id
+        ended
     }
 
     /// Notes that the player asked for a piece, and takes up its search again if it was given up.
@@ -112,7 +119,7 @@ impl Peer {
         while at < self.requests.len() {
             match self.answer_to(&self.requests[at]) {
                 Answer::Deliver { first, parts } => {
-                    let request = self.end_request(at);
+                    let request = self.end_request(at).id;
                     self.stats.delivered += 1;
                     for part in first.part..first.part.saturating_add(parts) {
                         let given = self.pieces.get(&PieceId { part, ..first });
@@ -234,8 +241,19 @@ impl Peer {
         self.config.is_recording || newest.is_some_and(|(other, _)| other.msn > id.msn.saturating_add(1))
     }
 
-    fn fall_back(&mut self, request: RequestId, reason: FallbackReason) {
+    fn fall_back(&mut self, mut request: Request, reason: FallbackReason) {
         self.stats.fallbacks += 1;
-        self.outputs.push_back(Output::Fallback { request, reason });
+        self.outputs.push_back(Output::Fallback { request: request.id, reason });
+        request.give_up = self.now + self.origin.estimate(PIECE_BLOCKS) + self.origin.patience();
+        if self.plain_loads.len() >= PLAIN_LOADS_MAX {
+            self.plain_loads.remove(0);
+        }
+        self.plain_loads.push(request);
+    }
+
+    /// Until when a piece counts as being loaded by the player itself, if it does.
+    pub(super) fn loads_plainly_until(&self, id: PieceId) -> Option<Time> {
+        let load = self.plain_loads.iter().find(|load| load.covers(id) && load.give_up > self.now);
+        load.map(|load| load.give_up)
     }
 }

@@ -46,6 +46,8 @@ const LAST_RESORT_SPREAD: Span = Span::from_secs(30);
 const RECOVERED_MS: u64 = 2_000;
 /// The last of them may be late by this much before all is as usual.
 const CATCH_UP_GRACE: Span = Span::from_secs(3);
+/// Nothing further ahead of the playhead is obtained unasked: twice what players buffer.
+const AHEAD_MAX_MS: u64 = 60_000;
 /// Of what was published long ago a player can have this much before it. With less nobody is waited for: neighbors are
 /// busy with places of their own, and a thin buffer would gain nothing.
 const PAST_RESERVE: Span = Span::from_secs(8);
@@ -89,13 +91,15 @@ impl Peer {
     /// Whether the local player still needs a piece.
     pub(super) fn is_needed(&self, id: PieceId, piece: &Piece) -> bool {
         let Some(record) = piece.record() else { return false };
-        if piece.is_complete || piece.is_retired {
+        if piece.is_complete || piece.is_retired || self.loads_plainly_until(id).is_some() {
             return false;
         }
         // Of what was published long ago only what the player asks for: it may never get to the rest, and everybody can send
         // the records of that.
         let may_come = self.player.has_started && self.plays(id.rendition) && self.player.lacks(record);
-        piece.is_wanted || (may_come && !piece.is_past)
+        // Nor does who watches from further back need what is published now: by the time it gets there, it asks.
+        let is_far = record.start_ms > self.player.position_ms(self.now) + AHEAD_MAX_MS;
+        piece.is_wanted || (may_come && !piece.is_past && !is_far)
     }
 
     fn moments(&self, id: PieceId, piece: &Piece) -> Moments {
@@ -123,8 +127,7 @@ impl Peer {
         let missing =
             u32::try_from(piece.blocks.len()).unwrap_or(u32::MAX).saturating_sub(piece.stored.count());
         // Who is late at everything is late at this, too, and at what comes of it.
-        let late = if self.is_starved() { self.lateness + self.lateness } else { Span::ZERO };
-        let last_call = deadline.before(self.origin.estimate(missing) + late);
+        let last_call = deadline.before(self.origin.estimate(missing) + self.expected_lateness());
         // Viewers share their deadlines: without a spread all of a broken tree's leaves would ask in the same moment, and
         // none could help another. Among neighbors one goes first and can serve the others.
         let room = last_call.since(piece.since).percent(50).min(self.config.fallback_spread);
@@ -140,7 +143,7 @@ impl Peer {
             return;
         };
         let moments = self.moments(id, piece);
-        let mut next = Time::NEVER;
+        let mut next = self.loads_plainly_until(id).unwrap_or(Time::NEVER);
         let mut seeds = Bits::default();
         let mut calls = Bits::default();
         let mut pulls: Vec<u32> = Vec::new();
@@ -254,9 +257,10 @@ impl Peer {
                 let is_fed = stripe.source().is_some_and(|source| {
                     self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
                 });
-                if !is_fed && is_needed && (self.is_starved() || !self.is_sharing_on) {
-                    // Questions and answers would be late, too, or there is nobody to ask by the operator's will: what a plain
-                    // player does is the best that can be done.
+                let starved = self.is_starved() && !self.origin.is_down();
+                if !is_fed && is_needed && (starved || !self.is_sharing_on || self.is_lonely()) {
+                    // Questions and answers would be late, too, or there is nobody to ask, by the operator's will or by that of
+                    // the network: what a plain player does is the best that can be done.
                     return (piece.since, piece.since + self.origin.patience());
                 }
                 // What nobody will push is asked for when others can be expected to have it.
@@ -378,7 +382,7 @@ impl Peer {
     /// Without a plan: when the local peer brings a piece into the swarm. Neighbors agree by rendezvous hash, weighted by
     /// uplink; each further one steps in later.
     fn seed_time(&self, id: PieceId, piece: &Piece) -> Time {
-        if self.has_tracker || !self.plays(id.rendition) {
+        if (self.has_tracker && !self.is_lonely()) || !self.plays(id.rendition) {
             // A plan is on its way, and until then only deadlines count; or this is for those who play it.
             return Time::NEVER;
         }
@@ -510,6 +514,7 @@ impl Peer {
             neighbor.asked = neighbor.asked.saturating_sub(1);
             neighbor.failed();
         }
+        self.note_unanswered();
         self.send_cancel(pull.from, id, Some(block));
     }
 

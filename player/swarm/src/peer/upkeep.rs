@@ -40,11 +40,17 @@ const GRANTED_MEDIA_PERCENT: u64 = 92;
 const GRANTED_PLANNABLE_PERCENT: u64 = 66;
 /// A page that starts is busy with that for some seconds, on any machine.
 const STARTING: Span = Span::from_secs(5);
+/// How late it gets round to things meanwhile.
+const STARTING_LATENESS: Span = Span::from_ms(50);
 /// No single delay counts for more: a machine that slept, or a page that was busy once, is not short of processor time.
 const LATENESS_MAX: Span = Span::from_ms(250);
+/// After so many unanswered questions in a row a viewer counts as starved, too.
+const UNANSWERED_MAX: u32 = 32;
 /// Who was short of processor time counts as such for so long, and at most so long, and up to half as long again by lot.
 const STARVED_MIN: Span = Span::from_secs(10);
 const STARVED_MAX: Span = Span::from_secs(60);
+/// Who has had no neighbor for this long can have none, as far as anybody can tell: behind a firewall that lets no UDP through.
+const LONELY_AFTER: Span = Span::from_secs(15);
 /// Who waits for data for this long gives less.
 const STALL_PATIENCE: Span = Span::from_secs(3);
 /// A piece whose end lies this far behind the playhead is not obtained any more.
@@ -57,7 +63,11 @@ impl Peer {
             let phase = self.rng.below(UPKEEP_INTERVAL.as_us());
             self.upkeep_at = self.now + Span::from_us(phase);
             self.lateness_from = self.now + STARTING;
+            self.company_at = self.now;
             return;
+        }
+        if !self.neighbors.is_empty() {
+            self.company_at = self.now;
         }
         self.note_lateness(self.now.since(self.upkeep_at));
         self.upkeep_at = self.now + UPKEEP_INTERVAL;
@@ -85,9 +95,26 @@ impl Peer {
         }
         let sample = sample.min(LATENESS_MAX);
         self.lateness = Span::from_us((self.lateness.as_us() * 3 + sample.as_us()) / 4);
-        if self.lateness <= self.config.starved_above {
+        if self.lateness > self.config.starved_above {
+            self.be_starved();
+        }
+    }
+
+    /// A question was not answered in time. One after the other, by whomever: then what this viewer sends arrives too late,
+    /// because its line is full or too slow, and each further question makes it worse.
+    pub(super) fn note_unanswered(&mut self) {
+        // While the origin is away everybody waits for everybody.
+        if self.origin.is_down() || self.now < self.origin.recovering_until {
             return;
         }
+        self.unanswered += 1;
+        if self.unanswered >= UNANSWERED_MAX {
+            self.unanswered = 0;
+            self.be_starved();
+        }
+    }
+
+    fn be_starved(&mut self) {
         if !self.is_starved() {
             self.stats.starved += 1;
             // Giving may be what it was too slow for: each time it comes back later, and not with all the others.
@@ -98,6 +125,17 @@ impl Peer {
             self.wake_pieces();
         }
         self.starved_until = self.now + self.starved_for;
+    }
+
+    /// How much later than planned the local peer may get round to something, and then to what comes of it.
+    pub(super) fn expected_lateness(&self) -> Span {
+        let once = if self.now < self.lateness_from { STARTING_LATENESS } else { self.lateness };
+        once + once
+    }
+
+    /// Whether there have been no neighbors for so long that none are to be waited for.
+    pub(super) fn is_lonely(&self) -> bool {
+        self.now.since(self.company_at) > LONELY_AFTER
     }
 
     fn ask_silent_neighbors(&mut self) {
@@ -305,10 +343,13 @@ impl Peer {
             return;
         }
         let mut changes = Vec::new();
-        for rendition in &self.playing {
-            let Some(plan) = self.plans.get(rendition) else { continue };
+        for (rendition, plan) in self.plans.iter() {
+            let is_played = self.plays(*rendition);
             for (stripe, place) in (0_u8..).zip(&plan.stripes) {
-                if place.is_root {
+                if !is_played && place.foster.is_some() {
+                    changes.push((*rendition, plan.stripe_count(), stripe, None));
+                }
+                if place.is_root || !is_played {
                     continue;
                 }
                 let is_alive =

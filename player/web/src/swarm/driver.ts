@@ -107,11 +107,6 @@ export class Driver {
     return this.#store.bytes;
   }
 
-  /** Whether asking the swarm makes sense: there is, or was, a tracker, and somebody to swap with or a plan to serve. */
-  isUseful(isTrackerJoined: boolean): boolean {
-    return this.#welcome !== null && !this.#isFailed && (isTrackerJoined || this.#neighbors.open.length > 0);
-  }
-
   /** The core's counters; null after it failed. */
   stats(): Float64Array | null {
     return this.#isFailed || this.#isDestroyed ? null : this.core.stats();
@@ -176,8 +171,10 @@ export class Driver {
     this.#input((now) => { this.core.metered(now, on); });
   }
 
-  /** Asks for media; returns what aborts the request. */
-  request(request: Request): () => void {
+  /** Asks for media; returns what aborts the request, or null after the core failed. Where the swarm can't give it the core
+   * says so at once, and knows then what the player loads itself. */
+  request(request: Request): (() => void) | null {
+    if (this.#isFailed) return null;
     const { rendition, msn, part } = request.target;
     const id = this.#requests.open(request, (late) => {
       this.#input((now) => { this.core.unwant(now, late); });
