@@ -1,11 +1,13 @@
 //! The state machine of one viewer: its state, and where each input goes.
 //!
 //! The parts: `records` (what the origin vouches for), `blocks` (bytes that arrive, are stored and passed on),
-//! `schedule` (what to pull and fetch when), `messages` (what neighbors say), `requests` (what the player wants),
-//! `upkeep` (what is done twice a second). Policy in words: `../README.md`.
+//! `schedule` (what to pull and fetch when), `pulls` (of whom), `fetches` (from the origin), `messages` (what neighbors say),
+//! `requests` (what the player wants), `upkeep` (what is done twice a second). Policy in words: `../README.md`.
 
 mod blocks;
+mod fetches;
 mod messages;
+mod pulls;
 mod records;
 mod requests;
 mod schedule;

@@ -2,7 +2,7 @@
 
 use shoal_digest::PieceId;
 
-use super::{Peer, records::RECORD_WAIT_MAX, schedule::ORIGIN_LIES_MAX};
+use super::{Peer, fetches::ORIGIN_LIES_MAX, records::RECORD_WAIT_MAX};
 use crate::{
     Output, Span, Time,
     input::{RequestId, Target},

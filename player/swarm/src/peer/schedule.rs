@@ -1,16 +1,16 @@
-//! What to pull from whom, what to fetch from the origin, and when.
+//! When a piece's blocks are asked of neighbors, and when they are fetched from the origin.
 //!
 //! Each incomplete piece is looked at when something about it changed or when the earliest of its moments has come:
 //! a block is later than expected, a pull is not answered, the last call for the origin. What a block's moments are is
-//! in [`Moments`]; carrying out happens here too, because it is a few lines.
+//! in [`Moments`]. Who is asked is decided in `pulls.rs`; `fetches.rs` sees to the origin.
 
-use shoal_digest::{PieceId, block_bytes};
+use shoal_digest::PieceId;
 
-use super::Peer;
+use super::{Peer, fetches::ORIGIN_LIES_MAX};
 use crate::{
-    Output, Span, Time,
+    Span, Time,
     bits::Bits,
-    input::{FetchId, PeerId},
+    input::PeerId,
     map::Map,
     neighbor::Neighbor,
     origin::Purpose,
@@ -18,20 +18,10 @@ use crate::{
     plan::Plan,
     rng::mix,
     stripe_of,
-    wire::{Control, SetsBuilder},
 };
 
-/// At most this many blocks are asked of one neighbor at a time: of the longest, half a second of a 4 Mbit/s uplink.
-const ASKED_MAX: u16 = 16;
-/// A block is asked for at most this often; then the origin has to give it.
-const PULLS_MAX: u8 = 8;
-/// As many neighbors that are only likely to have a block are asked for it. Each of them says when it has come, and with
-/// 10,000 viewers two thirds of all questions were further guesses.
-const GUESSES_MAX: u8 = 3;
 /// Nobody can be asked now: look again after this. About a round trip, in which an announcement may come.
 const RETRY: Span = Span::from_ms(80);
-/// A neighbor that is only likely to have a block costs, compared with one that said so, about a refusal's round trip.
-const GUESS_COST: Span = Span::from_ms(120);
 /// A pull needs at least this before the last call, or it is a wasted question.
 const PULL_LEAD: Span = Span::from_ms(150);
 /// After an outage, pieces are expected from the origin a little faster than they are played, this often in percent of
@@ -53,9 +43,6 @@ const AHEAD_MAX_MS: u64 = 60_000;
 const PAST_RESERVE: Span = Span::from_secs(8);
 /// With more, neighbors get so long for a piece. Players ask for one segment after the other, and give up after 4 s.
 const PAST_WAIT_MAX: Span = Span::from_secs(3);
-/// The origin's bytes may contradict the record this often before the player is sent to plain HTTP.
-pub(super) const ORIGIN_LIES_MAX: u8 = 3;
-
 /// When what happens to a piece's blocks.
 #[derive(Clone, Copy, Debug)]
 struct Moments {
@@ -401,228 +388,6 @@ impl Peer {
             return plan.stripes.iter().any(|stripe| stripe.is_root);
         }
         self.standing(id).1 == 0
-    }
-
-    /// Asks neighbors for blocks; says whether somebody could be asked for each.
-    fn pull(&mut self, id: PieceId, blocks: &[u32]) -> bool {
-        let mut asks: Vec<(PeerId, Bits)> = Vec::new();
-        let mut found_all = true;
-        for (_, _, block) in &self.rarest_first(id, blocks) {
-            let Some(peer) = self.choose(id, *block) else {
-                found_all = false;
-                continue;
-            };
-            let Some(neighbor) = self.neighbors.get_mut(&peer) else { continue };
-            neighbor.asked += 1;
-            let until = self.now + neighbor.patience();
-            let Some(piece) = self.pieces.get_mut(&id) else { continue };
-            let state = &mut piece.blocks[*block as usize];
-            state.pull = Some(Pull { from: peer, sent: self.now, until });
-            state.pulls = state.pulls.saturating_add(1);
-            self.stats.pulls += 1;
-            match asks.iter_mut().find(|(asked, _)| *asked == peer) {
-                Some((_, bits)) => {
-                    bits.insert(*block);
-                }
-                None => {
-                    let mut bits = Bits::default();
-                    bits.insert(*block);
-                    asks.push((peer, bits));
-                }
-            }
-        }
-        for (peer, bits) in asks {
-            let mut sets = SetsBuilder::default();
-            sets.add(id, Some(&bits));
-            if let Some(sets) = sets.sets() {
-                self.send(peer, &Control::Request(sets));
-            }
-        }
-        found_all
-    }
-
-    /// Orders blocks by how many neighbors are known to have them: a neighbor is asked for few at a time, and what only one
-    /// has is gone when it leaves. Among equals each viewer has an order of its own, so that they can give to each other.
-    /// The blocks come with what they were ordered by.
-    fn rarest_first(&self, id: PieceId, blocks: &[u32]) -> Vec<(usize, u64, u32)> {
-        let mut ordered: Vec<(usize, u64, u32)> = Vec::with_capacity(blocks.len());
-        for block in blocks {
-            let known = self.pieces.get(&id).map_or(&[][..], |piece| &piece.known);
-            let holders = known.iter().filter(|known| known.has.contains(*block)).count();
-            let key = (holders, mix(u64::from(self.me) << 32 ^ u64::from(*block)), *block);
-            // The library's sort is more code than this, and there are a few dozen at most.
-            let at = ordered.partition_point(|other| *other < key);
-            ordered.insert(at, key);
-        }
-        ordered
-    }
-
-    /// The neighbor that will likely deliver a block soonest.
-    fn choose(&self, id: PieceId, block: u32) -> Option<PeerId> {
-        let piece = self.pieces.get(&id)?;
-        let pulls = piece.blocks.get(block as usize)?.pulls;
-        if pulls >= PULLS_MAX {
-            return None;
-        }
-        let length = piece.record()?.length;
-        let plan = self.plans.get(&id.rendition);
-        let stripe =
-            plan.map(|plan| &plan.stripes[usize::from(stripe_of(id, length, block, plan.stripe_count()))]);
-        // While nothing leaves the origin, nobody is likely to have what did not announce it, but for what left it before. Whom
-        // nobody feeds would not hear when something does: the neighbors that he asks tell him.
-        let has_left = !self.origin.is_down() || !piece.stored.is_empty();
-        let stripe = stripe.filter(|stripe| (has_left || stripe.source().is_none()) && pulls < GUESSES_MAX);
-        let mut best = None;
-        for (peer, neighbor) in self.neighbors.iter() {
-            if !neighbor.gives() || neighbor.asked >= ASKED_MAX || neighbor.busy_until > self.now {
-                continue;
-            }
-            let known = piece.known(*peer);
-            if known.is_some_and(|known| known.refused.contains(block)) {
-                continue;
-            }
-            let wait = neighbor.service + Span::from_ms(10 * u64::from(neighbor.asked));
-            let cost = if known.is_some_and(|known| known.has.contains(block)) {
-                wait
-            } else {
-                let Some(stripe) = stripe else { continue };
-                // A child gets the block from here, and the parent pushes it without being asked.
-                let is_along_tree = stripe.children.contains(peer) || stripe.source() == Some(*peer);
-                if is_along_tree && !piece.is_past {
-                    continue;
-                }
-                wait + wait + GUESS_COST
-            };
-            let tie = mix(u64::from(*peer) << 32 ^ u64::from(self.me) ^ u64::from(block) << 16 ^ id.msn << 5);
-            let candidate = (cost, tie, *peer);
-            if best.is_none_or(|best| candidate < best) {
-                best = Some(candidate);
-            }
-        }
-        best.map(|(_, _, peer)| peer)
-    }
-
-    /// A neighbor did not answer a pull in time.
-    fn pull_failed(&mut self, id: PieceId, block: u32) {
-        let Some(piece) = self.pieces.get_mut(&id) else { return };
-        let Some(pull) = piece.blocks.get_mut(block as usize).and_then(|state| state.pull.take()) else {
-            return;
-        };
-        piece.known_mut(pull.from).refused.insert(block);
-        self.stats.pulls_timed_out += 1;
-        if let Some(neighbor) = self.neighbors.get_mut(&pull.from) {
-            neighbor.asked = neighbor.asked.saturating_sub(1);
-            neighbor.failed();
-        }
-        self.note_unanswered();
-        self.send_cancel(pull.from, id, Some(block));
-    }
-
-    /// Fetches blocks from the origin, neighboring ones in one range. Says whether some have to wait for a running fetch
-    /// to end.
-    fn fetch(&mut self, id: PieceId, blocks: &Bits, purpose: Purpose) -> bool {
-        if blocks.is_empty() {
-            return false;
-        }
-        let Some(piece) = self.pieces.get(&id) else { return false };
-        let Some(length) = piece.record().map(|record| record.length) else { return false };
-        let is_retry = piece.origin_lies > 0;
-        if piece.origin_lies >= ORIGIN_LIES_MAX {
-            // The bytes that the record describes can't be had from this origin. Peers may still have them.
-            self.check_requests();
-            return false;
-        }
-        let mut blocks = blocks.iter().peekable();
-        while let Some(first) = blocks.next() {
-            // One block shows whether the origin answers.
-            let is_doubted = self.origin.is_doubted();
-            if self.origin.fetches.len() >= if is_doubted { 1 } else { self.config.fetches_max } {
-                return true;
-            }
-            let mut count = 1;
-            while !is_doubted && blocks.next_if_eq(&(first + count)).is_some() {
-                count += 1;
-            }
-            let fetch = self.origin.start(self.now, id, first, count);
-            match purpose {
-                Purpose::Seed => self.stats.seed_fetches += 1,
-                Purpose::Deadline => self.stats.deadline_fetches += 1,
-            }
-            let offset = first * block_bytes(length);
-            let bytes = (count * block_bytes(length)).min(length - offset);
-            let is_whole = bytes == length;
-            let output = Output::Fetch {
-                fetch,
-                piece: id,
-                piece_length: length,
-                offset,
-                length: bytes,
-                is_whole,
-                is_retry,
-            };
-            self.outputs.push_back(output);
-            let Some(piece) = self.pieces.get_mut(&id) else { return false };
-            for block in first..first + count {
-                piece.blocks[block as usize].fetch = Some(fetch);
-            }
-        }
-        false
-    }
-
-    /// A fetch ended: with all its bytes, or with a status.
-    pub(super) fn end_fetch(&mut self, fetch: FetchId, failure: Option<u16>) {
-        let Some(ended) = self.origin.fetches.remove(&fetch) else { return };
-        if failure.is_some() || ended.received < ended.count {
-            self.stats.fetches_failed += 1;
-            // A refusal is about this piece, and not about the origin.
-            let is_refused = matches!(failure, Some(400..=499)) && !matches!(failure, Some(408 | 429));
-            match self.pieces.get_mut(&ended.piece).filter(|_| is_refused) {
-                Some(piece) => piece.origin_lies = piece.origin_lies.saturating_add(1),
-                None => self.origin.failed(self.now, &mut self.rng),
-            }
-        }
-        self.release_fetch(fetch, ended.piece);
-    }
-
-    pub(super) fn cancel_fetch(&mut self, fetch: FetchId) {
-        let Some(cancelled) = self.origin.fetches.remove(&fetch) else { return };
-        self.stats.fetches_cancelled += 1;
-        self.outputs.push_back(Output::CancelFetch { fetch });
-        self.release_fetch(fetch, cancelled.piece);
-    }
-
-    /// Cancels a fetch whose blocks have all come, from wherever.
-    pub(super) fn cancel_if_done(&mut self, fetch: FetchId) {
-        let Some(running) = self.origin.fetches.get(&fetch) else { return };
-        if running.received >= running.count {
-            return;
-        }
-        let Some(piece) = self.pieces.get(&running.piece) else { return };
-        if (running.first..running.first + running.count).all(|block| piece.stored.contains(block)) {
-            self.cancel_fetch(fetch);
-        }
-    }
-
-    fn release_fetch(&mut self, fetch: FetchId, id: PieceId) {
-        let Some(piece) = self.pieces.get_mut(&id) else { return };
-        for block in &mut piece.blocks {
-            if block.fetch == Some(fetch) {
-                block.fetch = None;
-            }
-        }
-        // A fetch that waited for a free place may start now.
-        self.wake_pieces();
-    }
-
-    /// Cancels fetches that give nothing any more.
-    pub(super) fn cancel_stalled_fetches(&mut self) {
-        let (now, patience) = (self.now, self.origin.patience());
-        for fetch in self.origin.fetches.keys_where(&|_, fetch| now.since(fetch.progress) >= patience) {
-            self.stats.fetches_failed += 1;
-            self.origin.stalled(now, fetch);
-            self.origin.failed(now, &mut self.rng);
-            self.cancel_fetch(fetch);
-        }
     }
 }
 
