@@ -376,7 +376,11 @@ impl Link {
                 message = messages.recv() => message,
             };
             let Some(message) = message else { return };
-            let sent = channel.send(BytesMut::from(&message[..])).await;
+            let sent = tokio::select! {
+                // It may wait for a neighbor that takes nothing, and that is left for it.
+                () = self.close.cancelled() => return,
+                sent = channel.send(BytesMut::from(&message[..])) => sent,
+            };
             queued.fetch_sub(message.len() as u64, Ordering::Relaxed);
             if let Err(error) = sent {
                 tracing::debug!(peer = self.peer, %error, "message not sent");
@@ -406,7 +410,10 @@ impl Link {
             let Some(message) = message else { return };
             let length = message.len();
             uplink.send(length).await;
-            let sent = channel.send(BytesMut::from(&message[..])).await;
+            let sent = tokio::select! {
+                () = self.close.cancelled() => return,
+                sent = channel.send(BytesMut::from(&message[..])) => sent,
+            };
             queued.fetch_sub(length as u64, Ordering::Relaxed);
             if let Err(error) = sent {
                 tracing::debug!(peer = self.peer, %error, length, "block not sent");
