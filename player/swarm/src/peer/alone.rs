@@ -118,6 +118,24 @@ fn what_the_player_asks_for_again_was_not_loaded() {
 }
 
 #[test]
+fn what_the_player_asks_for_with_the_whole_segment_was_not_loaded_either() {
+    let mut peer = plays(0, true);
+    let part = Target::Piece(PieceId { part: 1, ..PIECE });
+    peer.handle_input(at(2), Input::Want { request: 1, target: part, deadline: None });
+    join(&mut peer, 10);
+    (0..2).for_each(|part| {
+        publish(&mut peer, 10, part);
+    });
+    let segment = Target::Segment { rendition: PIECE.rendition, msn: PIECE.msn };
+    peer.handle_input(at(20), Input::Want { request: 2, target: segment, deadline: None });
+    let said = until(&mut peer, 100);
+    let is_fetched = |part: u16| {
+        said.iter().any(|(_, output)| matches!(output, Output::Fetch { piece, .. } if piece.part == part))
+    };
+    assert!(is_fetched(0) && is_fetched(1), "{said:?}");
+}
+
+#[test]
 fn who_can_reach_nobody_keeps_its_buffer_as_full_as_a_plain_player() {
     // After so long without neighbors the next piece, for which there are ten seconds, is fetched after this time.
     let waits = |alone_ms: u64, has_plan: bool| {

@@ -44,14 +44,15 @@ impl Request {
 
 impl Peer {
     pub(super) fn accept_want(&mut self, id: RequestId, target: Target, deadline: Option<Time>) {
-        // If the player was loading this itself, that came to nothing.
-        if let Some(at) = self.plain_loads.iter().position(|load| load.target == target) {
-            self.plain_loads.remove(at);
-        }
         let due = deadline.unwrap_or_else(|| self.player.reaches(self.now, self.player.buffered_until_ms));
         let due = due.before(self.config.append_margin).min(self.now + RECORD_WAIT_MAX);
         let give_up = due.before(self.origin.estimate(PIECE_BLOCKS)).max(self.now + Span::from_us(1));
         let request = Request { id, target, deadline, since: self.now, give_up, record_fetched: None };
+        // If the player was loading this or some of it itself, that came to nothing.
+        let is_of_it = |load: &Request| load.covers(request.first()) || request.covers(load.first());
+        while let Some(at) = self.plain_loads.iter().position(is_of_it) {
+            self.plain_loads.remove(at);
+        }
         if self.requests.len() >= REQUESTS_MAX || self.requests.iter().any(|request| request.id == id) {
             self.stats.refused += 1;
             self.fall_back(request, FallbackReason::Refused);
