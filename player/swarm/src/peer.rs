@@ -42,7 +42,9 @@ use crate::{
     plan::Plans,
     player::{Player, Request},
     replay::Recorder,
+    reports::Reports,
     rng::Rng,
+    starvation::Starvation,
     upload::Uploads,
     wire::{Control, Flags},
 };
@@ -169,19 +171,8 @@ pub struct Peer {
     upkeep_at: Time,
     /// When there was last a neighbor, or when everything began.
     company_at: Time,
-    /// How late the local peer gets round to things, smoothed, from this time on.
-    lateness: Span,
-    lateness_from: Time,
-    /// Questions to neighbors that were not answered in time, since the last that was.
-    unanswered: u32,
-    /// Until when it counts as short of processor time, and for how long after each time that it was.
-    starved_until: Time,
-    starved_for: Span,
-    report_interval: Span,
-    report_at: Time,
-    reported: Stats,
-    reported_at: Time,
-    reported_bps: u64,
+    starvation: Starvation,
+    reports: Reports,
 
     outputs: VecDeque<Output>,
     stats: Stats,
@@ -239,16 +230,8 @@ impl Peer {
             shed_at: Time::ZERO,
             upkeep_at: Time::ZERO,
             company_at: Time::ZERO,
-            lateness: Span::ZERO,
-            lateness_from: Time::NEVER,
-            unanswered: 0,
-            starved_until: Time::ZERO,
-            starved_for: Span::ZERO,
-            report_interval: Span::ZERO,
-            report_at: Time::NEVER,
-            reported: Stats::default(),
-            reported_at: Time::ZERO,
-            reported_bps: 0,
+            starvation: Starvation::new(),
+            reports: Reports::new(),
             outputs: VecDeque::new(),
             stats: Stats::default(),
             has_begun: false,
@@ -280,14 +263,12 @@ impl Peer {
                 self.neighbors_max = self.config.neighbors_max.min(usize::from(neighbors_max));
                 let ratio = u64::from(upload_ratio_percent);
                 self.upload_ratio_percent = self.config.upload_ratio_percent.min(ratio);
-                self.report_interval = report_interval;
-                self.report_at =
-                    if report_interval > Span::ZERO { self.now + report_interval } else { Time::NEVER };
+                self.reports.start(self.now, report_interval);
                 self.update_rate();
             }
             Input::TrackerLost => {
                 self.has_tracker = false;
-                self.report_at = Time::NEVER;
+                self.reports.stop();
                 self.update_flags();
                 self.begin_hunts();
                 self.check_requests();
@@ -321,7 +302,7 @@ impl Peer {
                 self.playing.clear();
                 self.playing.extend_from_slice(renditions);
                 // What is no longer played should not come any more, and what is needs a plan.
-                self.report_soon();
+                self.reports.soon();
                 self.update_rate();
                 self.wake_pieces();
             }
@@ -472,12 +453,6 @@ impl Peer {
     /// Whether anything may be uploaded at all.
     fn may_upload(&self) -> bool {
         self.is_sharing_on && self.does_share && !self.is_metered
-    }
-
-    /// Whether the local peer is short of processor time. Each block passes through it late, and is later at each step
-    /// further on: it should have no children until that is over.
-    fn is_starved(&self) -> bool {
-        self.now < self.starved_until
     }
 
     /// A number among neighbors for a peer that no tracker gave one.

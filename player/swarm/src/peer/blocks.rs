@@ -154,7 +154,7 @@ impl Peer {
             neighbor.asked = neighbor.asked.saturating_sub(1);
             if source == (Source::Peer { peer: pull.from, is_answer: true }) {
                 neighbor.served(now.since(pull.sent));
-                self.unanswered = 0;
+                self.starvation.note_answered();
             }
         }
         if let Source::Peer { is_answer, .. } = source {

@@ -364,7 +364,7 @@ impl Peer {
     }
 
     fn accept_subscription(&mut self, peer: PeerId, rendition: u8, stripes: u8, stripe: u8, on: bool) {
-        let may_upload = self.may_upload() && !self.is_starved();
+        let may_upload = self.may_upload() && !self.starvation.is_on(self.now);
         let rate = self.uploads.rate_bps();
         let stream = self.rates.get(&rendition).copied().unwrap_or(u64::MAX);
         // What all children together cost, each a stripe's share of its rendition.

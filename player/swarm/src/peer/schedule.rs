@@ -114,7 +114,8 @@ impl Peer {
         let missing =
             u32::try_from(piece.blocks.len()).unwrap_or(u32::MAX).saturating_sub(piece.stored.count());
         // Who is late at everything is late at this, too, and at what comes of it.
-        let last_call = deadline.before(self.origin.estimate(missing) + self.expected_lateness());
+        let last_call =
+            deadline.before(self.origin.estimate(missing) + self.starvation.expected_lateness(self.now));
         // Viewers share their deadlines: without a spread all of a broken tree's leaves would ask in the same moment, and
         // none could help another. Among neighbors one goes first and can serve the others.
         let room = last_call.since(piece.since).percent(50).min(self.config.fallback_spread);
@@ -244,7 +245,7 @@ impl Peer {
                 let is_fed = stripe.source().is_some_and(|source| {
                     self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
                 });
-                let starved = self.is_starved() && !self.origin.is_down();
+                let starved = self.starvation.is_on(self.now) && !self.origin.is_down();
                 if !is_fed && is_needed && (starved || !self.is_sharing_on || self.is_lonely()) {
                     // Questions and answers would be late, too, or there is nobody to ask, by the operator's will or by that of
                     // the network: what a plain player does is the best that can be done.

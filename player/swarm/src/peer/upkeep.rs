@@ -4,12 +4,7 @@ use shoal_digest::PieceId;
 
 use super::Peer;
 use crate::{
-    Output, Span, Time,
-    input::PeerId,
-    output::{DisconnectReason, Report},
-    plan::Plan,
-    stats::Stats,
-    upload::CHANNEL_BYTES_MAX,
+    Output, Span, Time, input::PeerId, output::DisconnectReason, plan::Plan, upload::CHANNEL_BYTES_MAX,
     wire::Control,
 };
 
@@ -32,23 +27,10 @@ const FOSTER_PATIENCE: Span = Span::from_secs(2);
 const SHED_BACKLOG: Span = Span::from_ms(700);
 /// After one was sent away, see first what that does.
 const SHED_INTERVAL: Span = Span::from_ms(1500);
-/// Reports before their time are at least this far apart.
-const REPORT_INTERVAL_MIN: Span = Span::from_secs(1);
 /// How much of an uplink that may be used whole is media; the rest are the headers of several protocols.
 const GRANTED_MEDIA_PERCENT: u64 = 92;
 /// How much of that is planned on. `cargo xtask sim lab` gives 1.6 copies on average over five seeds, 2.0 with 85 %, 2.1 with all.
 const GRANTED_PLANNABLE_PERCENT: u64 = 66;
-/// A page that starts is busy with that for some seconds, on any machine.
-const STARTING: Span = Span::from_secs(5);
-/// How late it gets round to things meanwhile.
-const STARTING_LATENESS: Span = Span::from_ms(50);
-/// No single delay counts for more: a machine that slept, or a page that was busy once, is not short of processor time.
-const LATENESS_MAX: Span = Span::from_ms(250);
-/// After so many unanswered questions in a row a viewer counts as starved, too.
-const UNANSWERED_MAX: u32 = 32;
-/// Who was short of processor time counts as such for so long, and at most so long, and up to half as long again by lot.
-const STARVED_MIN: Span = Span::from_secs(10);
-const STARVED_MAX: Span = Span::from_secs(60);
 /// Who has had no neighbor for this long can have none, as far as anybody can tell: behind a firewall that lets no UDP through.
 const LONELY_AFTER: Span = Span::from_secs(15);
 /// Who waits for data for this long gives less.
@@ -62,14 +44,17 @@ impl Peer {
             // Viewers that start together must not work in step.
             let phase = self.rng.below(UPKEEP_INTERVAL.as_us());
             self.upkeep_at = self.now + Span::from_us(phase);
-            self.lateness_from = self.now + STARTING;
+            self.starvation.start(self.now);
             self.company_at = self.now;
             return;
         }
         if !self.neighbors.is_empty() {
             self.company_at = self.now;
         }
-        self.note_lateness(self.now.since(self.upkeep_at));
+        let lateness = self.now.since(self.upkeep_at);
+        if self.starvation.note_lateness(self.now, lateness, self.config.starved_above) {
+            self.be_starved();
+        }
         self.upkeep_at = self.now + UPKEEP_INTERVAL;
         self.ask_silent_neighbors();
         self.retire_pieces();
@@ -83,54 +68,27 @@ impl Peer {
         if self.requests.iter().any(|request| request.record_fetched.is_none()) && !self.has_tracker {
             self.check_requests();
         }
-        if self.report_at <= self.now {
-            self.report();
+        if self.reports.is_due(self.now) {
+            let (stats, uplink) = (self.stats(), self.plannable_bps());
+            let report = self.reports.make(self.now, &stats, uplink, &self.playing);
+            self.outputs.push_back(Output::Report(report));
         }
     }
 
-    /// Learns from how much later than planned this comes whether there is processor time enough.
-    fn note_lateness(&mut self, sample: Span) {
-        if self.now < self.lateness_from {
-            return;
-        }
-        let sample = sample.min(LATENESS_MAX);
-        self.lateness = Span::from_us((self.lateness.as_us() * 3 + sample.as_us()) / 4);
-        if self.lateness > self.config.starved_above {
-            self.be_starved();
-        }
-    }
-
-    /// A question was not answered in time. One after the other, by whomever: then what this viewer sends arrives too late,
-    /// because its line is full or too slow, and each further question makes it worse.
+    /// A question to a neighbor was not answered in time.
     pub(super) fn note_unanswered(&mut self) {
         // While the origin is away everybody waits for everybody.
-        if self.origin.is_down() || self.now < self.origin.recovering_until {
-            return;
-        }
-        self.unanswered += 1;
-        if self.unanswered >= UNANSWERED_MAX {
-            self.unanswered = 0;
+        let is_common = self.origin.is_down() || self.now < self.origin.recovering_until;
+        if !is_common && self.starvation.note_unanswered() {
             self.be_starved();
         }
     }
 
     fn be_starved(&mut self) {
-        if !self.is_starved() {
+        if self.starvation.begin(self.now, &mut self.rng) {
             self.stats.starved += 1;
-            // Giving may be what it was too slow for: each time it comes back later, and not with all the others.
-            let is_again = self.starved_for > Span::ZERO && self.now.since(self.starved_until) < STARVED_MAX;
-            let longer = if is_again { self.starved_for + self.starved_for } else { STARVED_MIN };
-            let longer = longer.min(STARVED_MAX);
-            self.starved_for = longer + Span::from_us(self.rng.below(longer.as_us() / 2));
             self.wake_pieces();
         }
-        self.starved_until = self.now + self.starved_for;
-    }
-
-    /// How much later than planned the local peer may get round to something, and then to what comes of it.
-    pub(super) fn expected_lateness(&self) -> Span {
-        let once = if self.now < self.lateness_from { STARTING_LATENESS } else { self.lateness };
-        once + once
     }
 
     /// Whether there have been no neighbors for so long that none are to be waited for.
@@ -231,13 +189,6 @@ impl Peer {
         }
     }
 
-    /// Reports before its time, if reports are wanted at all.
-    pub(super) fn report_soon(&mut self) {
-        if self.report_at < Time::NEVER {
-            self.report_at = self.report_at.min(self.reported_at + REPORT_INTERVAL_MIN);
-        }
-    }
-
     /// Sets the upload rate: what the line, the stream and the viewer's own playback allow.
     pub(super) fn update_rate(&mut self) {
         let usable = self.usable_bps();
@@ -246,10 +197,7 @@ impl Peer {
         let is_common = self.origin.is_down() || self.now < self.origin.recovering_until;
         let is_short = self.player.stalled_for(self.now) > STALL_PATIENCE && !is_common;
         let rate = if is_short { usable / 4 } else { usable };
-        // The planner plans on what was reported: it should soon know of a change that matters.
-        if self.plannable_bps().abs_diff(self.reported_bps) > self.reported_bps / 4 {
-            self.report_soon();
-        }
+        self.reports.note_uplink(self.plannable_bps());
         self.uploads.set_rate(self.now, rate);
         self.update_flags();
     }
@@ -271,7 +219,7 @@ impl Peer {
     /// What the planner may count on. Where all of a line may be used nothing is left for the pieces with keyframes, which
     /// are several times as long as the others, nor for answers and headers: blocks would queue up, and be late.
     pub(super) fn plannable_bps(&self) -> u64 {
-        if self.is_starved() {
+        if self.starvation.is_on(self.now) {
             // Those that it has it goes on feeding until they have got another parent.
             return 0;
         }
@@ -317,7 +265,7 @@ impl Peer {
             self.send(child, &Control::Shed { rendition, stripe });
         }
         // The planner should know soon that less can be planned on.
-        self.report_at = self.report_at.min(self.now);
+        self.reports.hurry(self.now);
     }
 
     /// Tells the tracker of parents that are there and push nothing.
@@ -339,7 +287,7 @@ impl Peer {
     /// Finds somebody who pushes the stripes that nobody pushes any more, until the tracker has repaired the tree.
     fn find_fosters(&mut self) {
         let now = self.now;
-        if !self.player.has_started || self.is_starved() {
+        if !self.player.has_started || self.starvation.is_on(self.now) {
             return;
         }
         let mut changes = Vec::new();
@@ -387,27 +335,5 @@ impl Peer {
                 self.send(foster, &Control::Subscribe { rendition, stripes, stripe, on: true });
             }
         }
-    }
-
-    fn report(&mut self) {
-        self.report_at = self.now + self.report_interval;
-        let Stats { peer_bytes, origin_bytes, sent_bytes, rebuffer_ms, .. } = self.stats;
-        let waste = |stats: &Stats| stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes;
-        let clamp = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        let report = Report {
-            uplink_kbps: clamp(self.plannable_bps() / 1000),
-            renditions: self.playing.clone(),
-            buffer_ms: clamp(self.player.buffer_ms(self.now)),
-            behind_ms: clamp(self.behind_ms()),
-            peer_bytes: peer_bytes - self.reported.peer_bytes,
-            origin_bytes: origin_bytes - self.reported.origin_bytes,
-            sent_bytes: sent_bytes - self.reported.sent_bytes,
-            waste_bytes: waste(&self.stats) - waste(&self.reported),
-            rebuffer_ms: clamp(rebuffer_ms - self.reported.rebuffer_ms),
-        };
-        self.reported = self.stats;
-        self.reported_at = self.now;
-        self.reported_bps = self.plannable_bps();
-        self.outputs.push_back(Output::Report(report));
     }
 }
