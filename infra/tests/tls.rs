@@ -210,3 +210,20 @@ fn native_viewers_are_neighbors_with_any_certificate_where_they_are_told_to_take
     });
     assert_shared(&sums);
 }
+
+#[test]
+fn machine_that_trusts_nobody_reads_http_and_is_told_what_https_needs() {
+    let nobody = tempfile::tempdir().unwrap();
+    let error = |url: &str| {
+        let mut command = shoal();
+        command.env("SSL_CERT_FILE", "/dev/null").env("SSL_CERT_DIR", nobody.path());
+        let output = command.args(["watch", url]).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        String::from_utf8_lossy(&output.stderr).trim().to_owned()
+    };
+    // Nothing listens there: it came as far as that.
+    let plain = error("http://127.0.0.1:9/watch/show");
+    assert!(!plain.contains("CA certificates") && plain.contains("127.0.0.1:9"), "{plain}");
+    let secure = error("https://127.0.0.1:9/watch/show");
+    assert!(secure.contains("CA certificates") && secure.contains("SSL_CERT_FILE"), "{secure}");
+}

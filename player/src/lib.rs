@@ -117,6 +117,8 @@ pub enum Error {
     #[error("the HTTP client can't be made: {0}")]
     Http(#[source] reqwest::Error),
     /// There is no certificate on this machine by which a server could be believed.
-    #[error("TLS can't be used: {0}")]
+    #[error(
+        "no server can be believed over https: {0}; install your system's CA certificates or name a file of them in SSL_CERT_FILE"
+    )]
     Tls(#[source] rustls::Error),
 }

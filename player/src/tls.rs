@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 use rustls_platform_verifier::BuilderVerifierExt as _;
 
 /// What both protocols have in common, so that the machine's certificates are read once and judged alike.
@@ -16,10 +16,11 @@ pub(crate) struct Tls(ClientConfig);
 
 impl Tls {
     /// Believes whom the machine trusts (`SSL_CERT_FILE` and `SSL_CERT_DIR` say otherwise where they are set), or everybody.
+    /// `is_needed`: whether the stream is read over https; over http a machine that trusts nobody will do.
     ///
     /// # Errors
-    /// If the machine trusts nobody at all.
-    pub(crate) fn new(insecure: bool) -> Result<Self, Error> {
+    /// If it is needed and the machine trusts nobody at all.
+    pub(crate) fn new(insecure: bool, is_needed: bool) -> Result<Self, Error> {
         // reqwest and rustls are built without a choice of cryptography; whoever comes first in the process decides.
         let _ = ring::default_provider().install_default();
         let builder = ClientConfig::builder();
@@ -27,7 +28,10 @@ impl Tls {
             let anyone = Anyone(builder.crypto_provider().clone());
             builder.dangerous().with_custom_certificate_verifier(Arc::new(anyone))
         } else {
-            builder.with_platform_verifier()?
+            match builder.clone().with_platform_verifier() {
+                Err(_) if !is_needed => builder.with_root_certificates(RootCertStore::empty()),
+                trusting => trusting?,
+            }
         };
         Ok(Self(builder.with_no_client_auth()))
     }
@@ -123,12 +127,12 @@ mod tests {
 
     #[test]
     fn unknown_certificate_is_refused_by_both_protocols_and_taken_by_who_takes_any() {
-        let careful = Tls::new(false).expect("this machine trusts somebody");
+        let careful = Tls::new(false, true).expect("this machine trusts somebody");
         for client in [Arc::new(careful.http()), careful.socket()] {
             let refused = shake_hands(client);
             assert!(matches!(refused, Err(Error::InvalidCertificate(_))), "{refused:?}");
         }
-        let careless = Tls::new(true).expect("nobody has to be trusted");
+        let careless = Tls::new(true, true).expect("nobody has to be trusted");
         assert_eq!(shake_hands(Arc::new(careless.http())), Ok(Some(b"h2".to_vec())));
         assert_eq!(shake_hands(careless.socket()), Ok(Some(b"http/1.1".to_vec())));
     }

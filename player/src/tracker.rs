@@ -297,7 +297,7 @@ mod tests {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let join = Join {
             url: Url::parse(&format!("ws://{}/", listener.local_addr().expect("bound"))).expect("a URL"),
-            tls: Tls::new(true).expect("nobody has to be trusted").socket(),
+            tls: Tls::new(true, true).expect("nobody has to be trusted").socket(),
             stream: "demo".into(),
             token: None,
             shares: true,

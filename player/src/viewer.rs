@@ -71,7 +71,8 @@ pub async fn run(
     stop: CancellationToken,
     mut progress: impl FnMut(&Snapshot) + Send,
 ) -> Result<Snapshot, Error> {
-    let tls = Tls::new(options.insecure).map_err(Error::Tls)?;
+    let is_plain = Url::parse(&options.url).is_ok_and(|url| url.scheme() == "http");
+    let tls = Tls::new(options.insecure, !is_plain).map_err(Error::Tls)?;
     let client =
         Client::builder().no_proxy().tls_backend_preconfigured(tls.http()).build().map_err(Error::Http)?;
     let stream = source::open(&client, &options.url).await?;
