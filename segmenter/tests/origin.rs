@@ -250,6 +250,8 @@ async fn blocked_request_is_answered_by_the_part_it_names() {
         tokio::spawn(
             async move { router.oneshot(Request::get(uri).body(Body::empty()).unwrap()).await.unwrap() },
         );
+    // It asks before there is what it waits for.
+    tokio::task::yield_now().await;
     fake.push(&publication, 300);
     world.settle(&publication).await;
     assert!(!blocked.is_finished());
