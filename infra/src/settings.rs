@@ -96,18 +96,25 @@ impl Settings {
         Ok(())
     }
 
-    /// Both kinds of tokens name a stream in the same claim, and nothing but the secret or the audience tells them apart.
+    /// Both kinds of tokens name a stream in the same claim, and nothing but the secret or the audience tells them apart:
+    /// with one secret, publishers' tokens have to name what viewers' tokens do not.
     fn validate_secrets(&self) -> Result<(), Error> {
-        let ingest = &self.ingest;
-        let secret = ingest.jwt_hs256_secret.expose();
-        let is_shared = !secret.is_empty() && *secret == *self.tracker.viewer_token_secret;
-        if is_shared && ingest.jwt_audience.is_empty() {
-            let reason = "ingest.jwt_hs256_secret and tracker.viewer_token_secret are the same: \
-                every viewer could publish with the token that lets him watch. Take two secrets, or set \
-                ingest.jwt_audience and name it in the tokens of publishers only";
-            return Err(Error::Settings(reason.to_owned()));
+        let (ingest, tracker) = (&self.ingest, &self.tracker);
+        if ingest.jwt_hs256_secret.is_empty() || ingest.jwt_hs256_secret != tracker.viewer_token_secret {
+            return Ok(());
         }
-        Ok(())
+        let reason = if ingest.jwt_audience.is_empty() {
+            "ingest.jwt_hs256_secret and tracker.viewer_token_secret are the same: \
+                every viewer could publish with the token that lets him watch. Take two secrets, or set \
+                ingest.jwt_audience and name it in the tokens of publishers only"
+        } else if ingest.jwt_audience == tracker.viewer_token_audience {
+            "ingest.jwt_hs256_secret and tracker.viewer_token_secret are the same, and so are \
+                ingest.jwt_audience and tracker.viewer_token_audience: every viewer could publish with the token \
+                that lets him watch. Take two secrets or two audiences"
+        } else {
+            return Ok(());
+        };
+        Err(Error::Settings(reason.to_owned()))
     }
 }
 
@@ -420,22 +427,34 @@ mod tests {
     #[test]
     fn one_secret_for_viewers_and_publishers_needs_an_audience() {
         let [one, other] = ["a secret of thirty-two characters", "another one that is as long as that"];
-        let validate = |viewers: &str, publishers: &str, audience: &str| {
+        // Secret and audience of viewers' tokens, then of publishers'.
+        let validate = |viewers: [&str; 2], publishers: [&str; 2]| {
+            let [[viewers, watch], [publishers, publish]] = [viewers, publishers];
             let text = format!(
-                "[tracker]\nviewer_token_secret = \"{viewers}\"\n\
-                 [ingest]\njwt_hs256_secret = \"{publishers}\"\njwt_audience = \"{audience}\"\n"
+                "[tracker]\nviewer_token_secret = \"{viewers}\"\nviewer_token_audience = \"{watch}\"\n\
+                 [ingest]\njwt_hs256_secret = \"{publishers}\"\njwt_audience = \"{publish}\"\n"
             );
             load(&text, &[]).unwrap().validate().map_err(|error| error.to_string())
         };
-        let error = validate(one, one, "").unwrap_err();
-        for key in ["ingest.jwt_hs256_secret", "tracker.viewer_token_secret", "ingest.jwt_audience"] {
-            assert!(error.contains(key), "{error}");
+        let named = ["ingest.jwt_hs256_secret", "tracker.viewer_token_secret", "ingest.jwt_audience"];
+        for (watch, publish) in [("", ""), ("watch", ""), ("shoal", "shoal")] {
+            let error = validate([one, watch], [one, publish]).unwrap_err();
+            assert!(named.iter().all(|key| error.contains(key)), "{error}");
+            let names_both = error.contains("tracker.viewer_token_audience");
+            assert_eq!(names_both, !publish.is_empty(), "{error}");
+            assert!(!error.contains(one) && error.lines().count() == 1, "{error}");
         }
-        assert!(!error.contains(one) && error.lines().count() == 1, "{error}");
-        for (viewers, publishers, audience) in
-            [(one, one, "publish"), (one, other, ""), (one, "", ""), ("", one, ""), ("", "", "")]
-        {
-            assert_eq!(validate(viewers, publishers, audience), Ok(()), "{viewers}|{publishers}|{audience}");
+        for (watch, publish) in [("", "publish"), ("watch", "publish")] {
+            assert_eq!(validate([one, watch], [one, publish]), Ok(()), "{watch}|{publish}");
+        }
+        for [viewers, publishers] in [[one, other], [one, ""], ["", one], ["", ""]] {
+            for audience in ["", "shoal"] {
+                assert_eq!(
+                    validate([viewers, audience], [publishers, audience]),
+                    Ok(()),
+                    "{viewers}|{publishers}"
+                );
+            }
         }
     }
 

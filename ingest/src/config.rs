@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use shoal_credentials::Secret;
 
 /// Publishers: the port for their media, who may publish, limits.
 #[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -96,35 +97,6 @@ pub enum OpenTo {
     Loopback,
     /// Nobody needs one.
     Everybody,
-}
-
-/// A text that must not be seen: its `Debug` output doesn't show it.
-#[derive(Clone, Default, Deserialize, PartialEq, Eq, Serialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Hides a text.
-    pub fn new(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-
-    /// The text.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(text: &str) -> Self {
-        Self::new(text)
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_empty() { "Secret(none)" } else { "Secret(..)" })
-    }
 }
 
 impl Default for Config {

@@ -39,7 +39,7 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-pub use config::{Config, IceServer, OpenTo, Secret};
+pub use config::{Config, IceServer, OpenTo};
 pub use session::End;
 
 use crate::auth::Auth;

@@ -18,7 +18,8 @@ use hmac::{Hmac, Mac as _};
 use http::{Request, StatusCode};
 use parking_lot::Mutex;
 use sha2::Sha256;
-use shoal_ingest::{Config, Secret};
+use shoal_credentials::Secret;
+use shoal_ingest::Config;
 use support::live::{Endpoint, config, header, text};
 
 const OFFER: &str = include_str!("support/chromium-offer.sdp");

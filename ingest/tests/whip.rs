@@ -12,7 +12,8 @@ use axum::body::Body;
 use axum::extract::ConnectInfo;
 use axum::response::Response;
 use http::{Method, Request, StatusCode};
-use shoal_ingest::{Config, IceServer, OpenTo, Secret};
+use shoal_credentials::Secret;
+use shoal_ingest::{Config, IceServer, OpenTo};
 use support::live::{Endpoint, Live, PATIENCE, config, header, text, until};
 
 const OFFER: &str = include_str!("support/chromium-offer.sdp");

@@ -1,6 +1,7 @@
 //! What an operator can set about segments, the live window and limits.
 
 use serde::{Deserialize, Serialize};
+use shoal_credentials::Secret;
 
 use crate::ladder::LadderRung;
 
@@ -108,17 +109,6 @@ impl Default for Config {
             recordings_bytes_max: 0,
             tracker_url: "/tracker".to_owned(),
         }
-    }
-}
-
-/// A setting that logs must not show.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(pub String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_empty() { "none" } else { "secret" })
     }
 }
 
@@ -307,7 +297,7 @@ mod tests {
 
     #[test]
     fn secrets_are_not_shown() {
-        let config = Config { s3_secret_access_key: Secret("hidden".to_owned()), ..Config::default() };
+        let config = Config { s3_secret_access_key: "hidden".into(), ..Config::default() };
         assert!(!format!("{config:?}").contains("hidden"));
     }
 

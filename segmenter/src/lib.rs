@@ -33,7 +33,7 @@ mod window;
 mod worker;
 
 pub use causes::with_causes;
-pub use config::{Config, ConfigError, Secret};
+pub use config::{Config, ConfigError};
 pub use counters::{ByClass, StreamStats};
 pub use events::{Event, Published, RenditionInfo};
 pub use ladder::{LadderError, LadderRung, LadderState, LadderStatus};

@@ -282,7 +282,7 @@ fn s3(bucket: &str, config: &Config) -> Result<object_store::aws::AmazonS3, obje
     if !config.s3_access_key_id.is_empty() {
         builder = builder
             .with_access_key_id(&config.s3_access_key_id)
-            .with_secret_access_key(&config.s3_secret_access_key.0);
+            .with_secret_access_key(config.s3_secret_access_key.expose());
     }
     let retry = RetryConfig { max_retries: 5, retry_timeout: RETRY_MAX, ..RetryConfig::default() };
     builder.with_client_options(options).with_retry(retry).build()

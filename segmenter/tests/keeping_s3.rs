@@ -16,7 +16,7 @@ use s3s::access::{S3Access, S3AccessContext};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
 use s3s::{S3Error, S3ErrorCode, S3Result};
-use shoal_segmenter::{Config, Secret};
+use shoal_segmenter::Config;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
@@ -27,7 +27,7 @@ fn s3(endpoint: &str) -> Config {
         storage: "s3://media/live".to_owned(),
         s3_endpoint: endpoint.to_owned(),
         s3_access_key_id: "shoal".to_owned(),
-        s3_secret_access_key: Secret("secret".to_owned()),
+        s3_secret_access_key: "secret".into(),
         ..Config::default()
     }
 }

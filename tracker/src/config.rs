@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+use shoal_credentials::{Secret, jwt};
 use shoal_tracker_protocol::IceServer;
 
 use crate::{Error, range::check_range, swarm};
 
-/// A shorter secret of an HMAC can be guessed offline from one token.
-const TOKEN_SECRET_CHARS_MIN: usize = 32;
+/// No viewer token is longer: all that its claims say has room in it, and it comes in a message that is limited, too.
+const TOKEN_BYTES_MAX: usize = 2_048;
 
 /// Whether and how the viewers of a stream connect to each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,38 +24,6 @@ pub enum PeerPolicy {
     DirectThenRelay,
     /// Only through a relay, so that no viewer learns another's address.
     RelayOnly,
-}
-
-/// A text that must not be seen: its `Debug` output says only whether it is set. Everything else reads it as a `str`;
-/// serde writes and reads the text itself, for the configuration file.
-#[derive(Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Secret(String);
-
-impl std::ops::Deref for Secret {
-    type Target = str;
-
-    fn deref(&self) -> &str {
-        &self.0
-    }
-}
-
-impl From<String> for Secret {
-    fn from(text: String) -> Self {
-        Self(text)
-    }
-}
-
-impl From<&str> for Secret {
-    fn from(text: &str) -> Self {
-        Self(text.to_owned())
-    }
-}
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(if self.0.is_empty() { "Secret(none)" } else { "Secret(..)" })
-    }
 }
 
 /// Swarms: who may join, how many, and what viewers are asked to give.
@@ -80,6 +49,8 @@ pub struct Config {
     /// Secret that the broadcaster's back end signs viewer tokens with (JWT, HS256), at least 32 characters; no tokens
     /// when empty.
     pub viewer_token_secret: Secret,
+    /// What a viewer token's `aud` claim must name; empty takes any.
+    pub viewer_token_audience: String,
     /// Whether every stream wants a viewer token; else only those that the operator makes private.
     pub tokens_required: bool,
     /// Bearer token for the operator's routes under /api/tracker; they are closed when empty.
@@ -207,6 +178,7 @@ impl Default for Config {
             origins_allowed: Vec::new(),
             trusted_proxies: Vec::new(),
             viewer_token_secret: Secret::default(),
+            viewer_token_audience: String::new(),
             tokens_required: false,
             admin_token: Secret::default(),
             join_within_ms: 5_000,
@@ -267,10 +239,7 @@ impl Config {
     pub fn validate(&self) -> Result<(), Error> {
         self.swarm_settings().validate().map_err(Error::Config)?;
         self.secret_bytes()?;
-        if !self.viewer_token_secret.is_empty() && self.viewer_token_secret.len() < TOKEN_SECRET_CHARS_MIN {
-            let why = format!("viewer_token_secret must have at least {TOKEN_SECRET_CHARS_MIN} characters");
-            return Err(Error::Config(why));
-        }
+        self.viewer_tokens()?;
         self.stun_address()?;
         if !self.turn_urls.is_empty() && self.turn_secret.is_empty() {
             return Err(Error::Config("turn_urls need the turn_secret of those servers".into()));
@@ -328,10 +297,22 @@ impl Config {
             return Ok(None);
         }
         let mut bytes = [0; 32];
-        match hex::decode_to_slice(self.secret.as_bytes(), &mut bytes) {
+        match hex::decode_to_slice(self.secret.expose(), &mut bytes) {
             Ok(()) => Ok(Some(bytes)),
             Err(_) => Err(Error::Config("secret must be 64 hex digits or empty".into())),
         }
+    }
+
+    /// What viewers' tokens are checked by, none if there is no secret for them.
+    pub(crate) fn viewer_tokens(&self) -> Result<Option<jwt::Verifier>, Error> {
+        let too_short = |_| {
+            let chars_min = jwt::HS256_SECRET_CHARS_MIN;
+            Error::Config(format!("viewer_token_secret must have at least {chars_min} characters"))
+        };
+        let verifier = jwt::Verifier::new(&self.viewer_token_audience, TOKEN_BYTES_MAX)
+            .with_hs256_secret(&self.viewer_token_secret)
+            .map_err(too_short)?;
+        Ok(verifier.has_hs256_secret().then_some(verifier))
     }
 
     /// Where the STUN socket listens, if there shall be one.
@@ -397,6 +378,8 @@ mod tests {
         assert!(message(ports).contains("turn_port_min = 9000 is out of range: 1024 to 8000"));
         let proxies = vec!["10.0.0.0/99".to_owned()];
         assert!(message(Config { trusted_proxies: proxies, ..Config::default() }).contains("10.0.0.0/99"));
+        let short = Config { viewer_token_secret: "x".repeat(31).into(), ..Config::default() };
+        assert!(message(short).contains("viewer_token_secret must have at least 32 characters"));
     }
 
     #[test]
@@ -414,7 +397,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_read_and_written_but_not_shown() {
+    fn secrets_are_read_but_neither_shown_nor_written() {
         let secrets = ["first".repeat(8), "second".repeat(8), "third".repeat(8), "fourth".repeat(8)];
         let [secret, viewer_token_secret, admin_token, turn_secret] =
             secrets.each_ref().map(|text| Secret::from(text.as_str()));
@@ -434,13 +417,16 @@ mod tests {
         };
         let shown = format!("{config:?} {config:#?}");
         let written = serde_json::to_string(&config).unwrap();
-        for hidden in secrets.iter().chain(config.ice_servers[0].credential.as_ref()) {
+        // The password of an ICE server is written: viewers are told it.
+        assert!(!shown.contains(config.ice_servers[0].credential.as_ref().unwrap()));
+        for hidden in &secrets {
             assert!(!shown.contains(hidden.as_str()), "{hidden} is shown");
-            assert!(written.contains(&format!("\"{hidden}\"")), "{hidden} is not written");
+            assert!(!written.contains(hidden.as_str()), "{hidden} is written");
+            let read: Config = serde_json::from_str(&format!(r#"{{"admin_token":"{hidden}"}}"#)).unwrap();
+            assert_eq!(read.admin_token.expose(), hidden);
         }
         assert!(shown.contains("admin_token: Secret(..)"), "{shown}");
         assert!(format!("{:?}", Config::default()).contains("admin_token: Secret(none)"));
-        assert_eq!(serde_json::from_str::<Config>(&written).unwrap(), config);
     }
 
     #[test]

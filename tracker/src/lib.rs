@@ -15,7 +15,7 @@ pub mod swarm;
 mod turn;
 pub mod webtorrent;
 
-pub use config::{Config, PeerPolicy, Secret};
+pub use config::{Config, PeerPolicy};
 pub use error::Error;
 pub use service::Tracker;
 pub use shoal_tracker_protocol::Piece;

@@ -61,6 +61,19 @@ async fn free_ride_without_a_token_that_holds_is_refused() {
 }
 
 #[tokio::test]
+async fn free_ride_with_a_token_for_another_audience_is_refused() {
+    let server = Server::live(Config { viewer_token_audience: "watch".into(), ..config() }).await;
+    let of =
+        |aud: serde_json::Value| token(&json!({ "stream": "demo", "exp": now_s() + 60, "aud": aud }), SECRET);
+    let without = token(&json!({ "stream": "demo", "exp": now_s() + 60 }), SECRET);
+    for attempt in [without, of(json!("publish")), of(json!(["publish"]))] {
+        assert!(is_refused(&try_join(&server, Some(attempt)).await));
+    }
+    let good = of(json!(["publish", "watch"]));
+    assert!(matches!(try_join(&server, Some(good)).await, TrackerMessage::Welcome(_)));
+}
+
+#[tokio::test]
 async fn entitlement_for_one_join_is_not_spent_on_a_stream_that_is_not_live_yet() {
     let server = Server::start(config()).await;
     let once = token(&json!({ "stream": "demo", "exp": now_s() + 60, "uses": 1, "jti": "x" }), SECRET);

@@ -11,12 +11,13 @@ use crate::workspace::Workspace;
 
 /// Each of our crates with those of ours that it may import. The tests may import everything.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("shoal-ingest", &["shoal-segmenter"]),
+    ("shoal-credentials", &[]),
+    ("shoal-ingest", &["shoal-segmenter", "shoal-credentials"]),
     ("shoal-publisher", &[]),
-    ("shoal-segmenter", &["shoal-playlist", "shoal-digest"]),
+    ("shoal-segmenter", &["shoal-playlist", "shoal-digest", "shoal-credentials"]),
     ("shoal-digest", &[]),
     ("shoal-playlist", &[]),
-    ("shoal-tracker", &["shoal-tracker-protocol"]),
+    ("shoal-tracker", &["shoal-tracker-protocol", "shoal-credentials"]),
     ("shoal-tracker-protocol", &[]),
     ("shoal-player", &["shoal-swarm", "shoal-playlist", "shoal-tracker-protocol", "shoal-digest"]),
     ("shoal-swarm", &["shoal-digest"]),
@@ -24,6 +25,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     (
         "shoal",
         &[
+            "shoal-credentials",
             "shoal-ingest",
             "shoal-segmenter",
             "shoal-tracker",

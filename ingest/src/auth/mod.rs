@@ -179,9 +179,9 @@ mod tests {
     use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
     use ed25519_dalek::{Signer, SigningKey};
     use hmac::{Hmac, Mac};
+    use shoal_credentials::Secret;
 
     use super::*;
-    use crate::config::Secret;
 
     const HERE: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST));
     const ELSEWHERE: Option<IpAddr> = Some(IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)));
@@ -280,8 +280,14 @@ mod tests {
             Auth::new(&config).unwrap_err()
         };
         assert!(error(|c| c.stream_keys = vec![Secret::new("nokey")]).contains("stream_keys"));
-        assert!(error(|c| c.jwt_hs256_secret = Secret::new("short")).contains("jwt_hs256_secret"));
-        assert!(error(|c| c.jwt_eddsa_public_key = "x".into()).contains("jwt_eddsa_public_key"));
+        assert_eq!(
+            error(|c| c.jwt_hs256_secret = Secret::new("short")),
+            "ingest.jwt_hs256_secret: at least 32 characters are needed"
+        );
+        assert_eq!(
+            error(|c| c.jwt_eddsa_public_key = "x".into()),
+            "ingest.jwt_eddsa_public_key: neither a PEM public key of Ed25519 nor its 32 bytes in base64"
+        );
     }
 
     #[test]

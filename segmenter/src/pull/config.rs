@@ -6,8 +6,8 @@ use std::str::FromStr;
 use reqwest::Url;
 use reqwest::header::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
+use shoal_credentials::Secret;
 
-use crate::config::Secret;
 use crate::streams::is_stream_name;
 
 /// Streams that are pulled from other HLS origins and served with digests and a swarm.
@@ -112,8 +112,8 @@ impl Source {
     }
 
     pub(super) fn parsed_headers(&self) -> Option<Vec<(HeaderName, HeaderValue)>> {
-        let parse = |Secret(text): &Secret| {
-            let (name, value) = text.split_once(':')?;
+        let parse = |header: &Secret| {
+            let (name, value) = header.expose().split_once(':')?;
             let mut value = HeaderValue::try_from(value.trim()).ok()?;
             value.set_sensitive(true);
             Some((HeaderName::try_from(name.trim()).ok()?, value))
@@ -208,7 +208,7 @@ mod tests {
         let source = |url: &str, header: &str, host: &str| Source {
             name: "news".to_owned(),
             url: url.to_owned(),
-            headers: vec![Secret(header.to_owned())],
+            headers: vec![header.into()],
             hosts: vec![host.to_owned()],
         };
         for (source, words) in [

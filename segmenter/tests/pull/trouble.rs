@@ -5,7 +5,7 @@ use std::io::Write as _;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use shoal_segmenter::pull::{self, Source};
-use shoal_segmenter::{Config, PublishError, Secret, State};
+use shoal_segmenter::{Config, PublishError, State};
 
 use crate::common::until;
 use crate::upstream::{File, Upstream, encode};
@@ -41,7 +41,7 @@ async fn secrets_go_to_the_named_host_only_and_are_never_shown() {
     }
     let url = upstream.url("/p.m3u8?token=hidden").replace("http://", "http://user:hidden@");
     let world = World::pull(Source {
-        headers: vec![Secret(format!("Authorization: {secret}"))],
+        headers: vec![format!("Authorization: {secret}").into()],
         hosts: vec![cdn.address.to_string()],
         ..source(&url)
     });

@@ -121,7 +121,7 @@ async fn authorise(State(shared): State<Arc<Shared>>, request: Request, next: Ne
     }
     let header = request.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
     let given = header.and_then(|value| value.strip_prefix("Bearer ")).unwrap_or_default();
-    if Sha256::digest(given) != Sha256::digest(wanted.as_bytes()) {
+    if Sha256::digest(given) != Sha256::digest(wanted.expose()) {
         let challenge = [(header::WWW_AUTHENTICATE, "Bearer")];
         return (StatusCode::UNAUTHORIZED, challenge, "the operator's token is needed").into_response();
     }

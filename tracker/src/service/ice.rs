@@ -6,10 +6,11 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use shoal_credentials::Secret;
 use shoal_tracker_protocol::IceServer;
 
 use crate::turn::credential;
-use crate::{Config, PeerPolicy, Secret};
+use crate::{Config, PeerPolicy};
 
 /// Our own servers.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +41,7 @@ pub(super) fn servers(config: &Config, policy: PeerPolicy, host: Option<&str>, o
         let now_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let username =
             format!("{}:{:016x}", now_s + u64::from(config.turn_credential_s), rand::random::<u64>());
-        let credential = Some(credential(&own.turn_secret, &username));
+        let credential = Some(credential(own.turn_secret.expose(), &username));
         servers.push(IceServer { urls, username: Some(username), credential });
     }
     servers

@@ -20,7 +20,7 @@ mod visitor;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::State;
@@ -137,8 +137,7 @@ impl Tracker {
         let clock = Clock { start: Instant::now() };
         let gate = Arc::new(Gate::new(&config, clock.now_ms())?);
         let percent = AtomicU8::new(config.sharing_percent);
-        let tokens =
-            (!config.viewer_token_secret.is_empty()).then(|| Tokens::new(&config.viewer_token_secret));
+        let tokens = config.viewer_tokens()?.map(Tokens::new);
         let bind = |address| {
             relay::Sockets::bind(address, config.turn).map_err(|source| Error::StunPort { address, source })
         };
@@ -273,7 +272,7 @@ impl Tracker {
         let shared = &self.shared;
         let (learn, mut learned) = mpsc::unbounded_channel();
         let relay = shared.relay.lock().take().map(|sockets| {
-            let (config, secret) = (shared.config.clone(), shared.own_ice.turn_secret.to_string());
+            let (config, secret) = (shared.config.clone(), shared.own_ice.turn_secret.expose().to_owned());
             let gate = Arc::clone(&shared.gate);
             tokio::spawn(relay::serve(sockets, config, secret, gate, learn, shared.clock))
         });
@@ -460,7 +459,7 @@ impl Shared {
             let id = self.secret.swarm_id(name, &epoch, switches.generation);
             resume.is_some_and(|resume| self.secret.resumed_peer(&id, resume).is_some())
         });
-        tokens.check(token, recorded, terms.is_some() && !is_return).map(Some)
+        tokens.check(token, recorded, terms.is_some() && !is_return, SystemTime::now()).map(Some)
     }
 
     /// Whether viewers are told a relay.
