@@ -48,6 +48,11 @@ impl Bits {
         self.rest.iter_mut().zip(&other.rest).for_each(|(mine, theirs)| *mine |= theirs);
     }
 
+    pub(crate) fn subtract(&mut self, other: &Self) {
+        self.first &= !other.first;
+        self.rest.iter_mut().zip(&other.rest).for_each(|(mine, theirs)| *mine &= !theirs);
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.first == 0 && self.rest.iter().all(|word| *word == 0)
     }
@@ -121,6 +126,15 @@ mod tests {
             assert!(bits.iter().eq(set.iter().copied()));
             assert_eq!(bits.count() as usize, set.len());
             assert_eq!(bits.is_empty(), set.is_empty());
+        }
+    }
+
+    #[test]
+    fn what_is_subtracted_is_out_and_the_rest_stays() {
+        for (mine, theirs) in [(10, 4), (4, 10), (200, 70), (70, 200), (64, 64)] {
+            let mut bits = Bits::below(mine);
+            bits.subtract(&Bits::below(theirs));
+            assert!(bits.iter().eq(theirs..mine.max(theirs)), "{mine} {theirs}");
         }
     }
 

@@ -19,6 +19,7 @@
 
 mod bits;
 mod config;
+mod glut;
 mod input;
 mod map;
 mod neighbor;

@@ -11,6 +11,12 @@ const RANGES_MAX: usize = 16;
 /// Segments that may be missing in a range: some were loaded past the swarm.
 const RANGE_GAP: u64 = 4;
 
+/// What a neighbor may say on the control channel, in bit/s: 16 KiB a second, where honest ones say a few hundred bytes, and a
+/// few thousand while there is no tracker.
+const TALK_BPS: u64 = 8 * 16 * 1024;
+/// So much more at once: the records and announcements of a greeting.
+const TALK_BURST: Span = Span::from_secs(8);
+
 /// A peer with open data channels.
 #[derive(Clone, Debug)]
 pub(crate) struct Neighbor {
@@ -31,6 +37,11 @@ pub(crate) struct Neighbor {
     pub(crate) useless: i32,
     pub(crate) held: u16,
     pub(crate) heard: Time,
+    /// How long what it has said would have taken at the rate that it may talk at, and when that was so.
+    talk: Span,
+    talk_at: Time,
+    /// Questions that it did not answer in time, since the last that it did.
+    pub(crate) unanswered: u32,
     pub(crate) ping: Option<(Time, u32)>,
     /// It does not answer: nothing is asked or expected of it.
     pub(crate) is_suspect: bool,
@@ -59,6 +70,9 @@ impl Neighbor {
             useless: 0,
             held: 0,
             heard: now,
+            talk: Span::ZERO,
+            talk_at: now,
+            unanswered: 0,
             ping: None,
             is_suspect: false,
             busy_until: Time::ZERO,
@@ -86,6 +100,19 @@ impl Neighbor {
     /// Whether it probably has a piece of a recording.
     pub(crate) fn has_in_range(&self, id: PieceId) -> bool {
         self.ranges.iter().any(|range| range.0 == id.rendition && (range.1..=range.2).contains(&id.msn))
+    }
+
+    /// It says so many bytes. Whether they are within what it may say.
+    pub(crate) fn may_say(&mut self, now: Time, bytes: usize) -> bool {
+        let takes = Span::of_bytes(bytes as u64, TALK_BPS);
+        self.talk = self.talk.saturating_sub(now.since(self.talk_at)) + takes;
+        self.talk_at = now;
+        self.talk <= TALK_BURST
+    }
+
+    /// Whether it is to be sent what it did not ask for.
+    pub(crate) fn takes_pushes(&self) -> bool {
+        self.has_greeted && !self.flags.refuses_pushes
     }
 
     /// Whether blocks may be asked of it.

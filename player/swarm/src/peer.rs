@@ -20,9 +20,13 @@ mod attacks;
 #[cfg(test)]
 mod behaviour;
 #[cfg(test)]
+mod floods;
+#[cfg(test)]
 mod newcomers;
 #[cfg(test)]
 mod past;
+#[cfg(test)]
+mod store;
 #[cfg(test)]
 mod world;
 
@@ -33,6 +37,7 @@ use shoal_digest::{BlockDigest, PieceId};
 use crate::{
     Config, Input, Output, Span, Stats, Time,
     bits::Bits,
+    glut::Glut,
     input::{HoldId, PeerId},
     map::Map,
     neighbor::Neighbor,
@@ -81,6 +86,8 @@ pub(crate) struct Unsafe {
     pub(crate) no_fair_answers: bool,
     pub(crate) no_strikes: bool,
     pub(crate) no_stuck_limit: bool,
+    pub(crate) no_talk_limit: bool,
+    pub(crate) no_record_limit: bool,
 }
 
 /// A block whose record is not known yet.
@@ -172,6 +179,7 @@ pub struct Peer {
     /// When there was last a neighbor, or when everything began.
     company_at: Time,
     starvation: Starvation,
+    glut: Glut,
     reports: Reports,
 
     outputs: VecDeque<Output>,
@@ -231,6 +239,7 @@ impl Peer {
             upkeep_at: Time::ZERO,
             company_at: Time::ZERO,
             starvation: Starvation::new(),
+            glut: Glut::default(),
             reports: Reports::new(),
             outputs: VecDeque::new(),
             stats: Stats::default(),
@@ -350,9 +359,10 @@ impl Peer {
         self.recorder = Some(Recorder::new(&self.config, self.rng.state()));
     }
 
-    /// The recorded inputs since [`Peer::start_log`], or nothing; recording ends.
+    /// What was recorded since the last call, or since [`Peer::start_log`]; recording goes on. One after the other they are the
+    /// log.
     pub fn take_log(&mut self) -> Vec<u8> {
-        self.recorder.take().map(Recorder::into_bytes).unwrap_or_default()
+        self.recorder.as_mut().map(Recorder::take_bytes).unwrap_or_default()
     }
 
     /// What happened so far.
@@ -461,9 +471,9 @@ impl Peer {
         self.me = id;
     }
 
-    /// Every queue keeps its limit.
-    #[cfg(test)]
-    pub(crate) fn check_limits(&self) {
+    /// Every queue keeps its limit. Panics where one does not: for tests and the simulator.
+    #[cfg(any(test, feature = "checks"))]
+    pub fn check_limits(&self) {
         assert!(self.pieces.len() <= self.config.pieces_max);
         assert!(self.neighbors.len() <= self.neighbors_max);
         assert!(self.uploads.len() <= self.config.upload_queue_max);

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use shoal_digest::Record;
 
 use crate::{
-    Time,
+    Span, Time,
     bits::Bits,
     input::{FetchId, PeerId},
     record::SignedRecord,
 };
+
+/// What the origin refuses is asked for again after this, then after twice as long.
+const REFUSED_FIRST: Span = Span::from_ms(100);
 
 /// A block that is being obtained.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,8 +66,10 @@ pub(crate) struct Piece {
     /// No neighbor that gives stands before this viewer.
     pub(crate) is_first: bool,
     pub(crate) hops: u8,
-    /// How often the origin's bytes did not match the record.
-    pub(crate) origin_lies: u8,
+    /// How often the origin refused it, or gave bytes that contradict the record.
+    pub(crate) origin_faults: u8,
+    /// The origin refused it: it is not asked again before this.
+    pub(crate) refused_until: Time,
 }
 
 impl Piece {
@@ -82,12 +87,21 @@ impl Piece {
             turn: 0,
             is_first: false,
             hops: 0,
-            origin_lies: 0,
+            origin_faults: 0,
+            refused_until: Time::ZERO,
         }
     }
 
     pub(crate) fn record(&self) -> Option<&Record> {
         self.record.as_deref().map(SignedRecord::record)
+    }
+
+    /// The origin refuses it, which may be because a cache is a moment behind. All fetches that run then are one refusal.
+    pub(crate) fn refused(&mut self, now: Time) {
+        if now >= self.refused_until {
+            self.refused_until = now + Span::from_us(REFUSED_FIRST.as_us() << self.origin_faults.min(4));
+            self.origin_faults = self.origin_faults.saturating_add(1);
+        }
     }
 
     pub(crate) fn known_mut(&mut self, peer: PeerId) -> &mut Known {

@@ -26,6 +26,8 @@ pub struct Malformed;
 pub(crate) struct Recorder {
     writer: Writer,
     last: Time,
+    /// Bytes that were handed out before.
+    taken: usize,
 }
 
 impl Recorder {
@@ -33,19 +35,20 @@ impl Recorder {
         let mut writer = Writer(MAGIC.to_vec());
         writer.config(config);
         writer.number(seed);
-        Self { writer, last: Time::ZERO }
+        Self { writer, last: Time::ZERO, taken: 0 }
     }
 
     pub(crate) fn add(&mut self, now: Time, input: &Input<'_>) {
-        if self.writer.0.len() < LOG_BYTES_MAX {
+        if self.taken + self.writer.0.len() < LOG_BYTES_MAX {
             self.writer.number(now.since(self.last).as_us());
             self.writer.input(input);
             self.last = now;
         }
     }
 
-    pub(crate) fn into_bytes(self) -> Vec<u8> {
-        self.writer.0
+    pub(crate) fn take_bytes(&mut self) -> Vec<u8> {
+        self.taken += self.writer.0.len();
+        std::mem::take(&mut self.writer.0)
     }
 }
 

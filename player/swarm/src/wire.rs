@@ -49,16 +49,26 @@ pub struct Flags {
     pub wants_records: bool,
     /// The sender wants to be told of blocks as they are stored.
     pub wants_haves: bool,
+    /// The sender is not to be sent blocks that it did not ask for: its line is full.
+    pub refuses_pushes: bool,
 }
 
 impl Flags {
     fn to_byte(self) -> u8 {
-        u8::from(self.shares) | u8::from(self.wants_records) << 1 | u8::from(self.wants_haves) << 2
+        u8::from(self.shares)
+            | u8::from(self.wants_records) << 1
+            | u8::from(self.wants_haves) << 2
+            | u8::from(self.refuses_pushes) << 3
     }
 
     /// Unknown bits are ignored, so that later versions can add some.
     fn from_byte(byte: u8) -> Self {
-        Self { shares: byte & 1 != 0, wants_records: byte & 2 != 0, wants_haves: byte & 4 != 0 }
+        Self {
+            shares: byte & 1 != 0,
+            wants_records: byte & 2 != 0,
+            wants_haves: byte & 4 != 0,
+            refuses_pushes: byte & 8 != 0,
+        }
     }
 }
 

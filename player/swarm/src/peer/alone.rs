@@ -212,3 +212,102 @@ fn whom_a_viewer_asked_to_push_is_told_when_it_plays_something_else() {
     peer.handle_input(at(1_500), Input::Playing { renditions: &[1] });
     assert_eq!(subscribed(&mut peer, 3_000), Some(false));
 }
+
+/// A neighbor pushes all blocks of a piece.
+fn is_pushed(peer: &mut Peer, now_ms: u64, from: PeerId, id: PieceId) {
+    for block in 0..12 {
+        let header = crate::wire::BlockHeader { piece: id, block, is_answer: false, hops: 0 }.to_bytes();
+        let digest = super::world::truth(id, u32::from(block));
+        let input = Input::Block { peer: from, header: &header, length: BLOCK_BYTES_MAX, digest };
+        peer.handle_input(at(now_ms), input);
+    }
+}
+
+fn loads(peer: &mut Peer, now_ms: u64, id: PieceId) {
+    let digests: Vec<_> = (0..12).map(|block| super::world::truth(id, block)).collect();
+    let took = Span::from_ms(200);
+    peer.handle_input(
+        at(now_ms),
+        Input::Loaded { piece: id, length: 12 * BLOCK_BYTES_MAX, digests: &digests, took },
+    );
+}
+
+/// What a viewer tells its parent of pushes in seven seconds in which it has every piece before they come, or not.
+fn says_of_pushes(has_all: bool) -> Vec<bool> {
+    const PARENT: PeerId = 7;
+    let mut peer = plays(5_000, false);
+    join(&mut peer, 2);
+    meet(&mut peer, 2, PARENT);
+    let place =
+        Place { stripe: 0, is_root: false, parent: Some(PARENT), expected: Span::ZERO, children: &[] };
+    peer.handle_input(at(3), Input::Plan { rendition: 0, stripes: 1, places: &[place] });
+    until(&mut peer, 10);
+    let mut said = Vec::new();
+    for part in 0..24 {
+        let now_ms = 10 + 500 * u64::from(part);
+        let id = publish(&mut peer, now_ms, part);
+        let ping = Control::Ping { nonce: 1 }.to_bytes();
+        peer.handle_input(at(now_ms), Input::Message { peer: PARENT, bytes: &ping });
+        if has_all {
+            loads(&mut peer, now_ms + 1, id);
+        }
+        // Once it has said so, the parent pushes no more.
+        if said.last() != Some(&true) {
+            is_pushed(&mut peer, now_ms + 2, PARENT, id);
+        }
+        for (_, output) in until(&mut peer, now_ms + 500) {
+            if let Output::SendControl { bytes, .. } = &output
+                && let Ok(Control::State { flags, .. }) = Control::parse(bytes)
+                && said.last() != Some(&flags.refuses_pushes)
+            {
+                said.push(flags.refuses_pushes);
+            }
+        }
+    }
+    said
+}
+
+#[test]
+fn who_is_pushed_only_what_it_has_refuses_pushes_for_a_while() {
+    assert!(says_of_pushes(true).starts_with(&[true, false]));
+    assert!(!says_of_pushes(false).contains(&true));
+}
+
+#[test]
+fn who_refuses_pushes_is_sent_only_what_it_asks_for() {
+    const CHILD: PeerId = 7;
+    let sent = |refuses_pushes: bool| {
+        let mut peer = plays(5_000, false);
+        join(&mut peer, 2);
+        meet(&mut peer, 2, CHILD);
+        let place =
+            Place { stripe: 0, is_root: true, parent: None, expected: Span::ZERO, children: &[CHILD] };
+        peer.handle_input(at(3), Input::Plan { rendition: 0, stripes: 1, places: &[place] });
+        let id = publish(&mut peer, 5, 0);
+        let flags = Flags { shares: true, refuses_pushes, ..Default::default() };
+        loads(&mut peer, 6, id);
+        let state = Control::State { flags, uplink_class: 12 }.to_bytes();
+        peer.handle_input(at(6), Input::Message { peer: CHILD, bytes: &state });
+        let at_once = until(&mut peer, 7).iter().filter(|(_, output)| is_block(output)).count();
+        let mut sets = SetsBuilder::default();
+        sets.add(id, Some(&Bits::below(2)));
+        let asks = Control::Request(sets.sets().expect("some")).to_bytes();
+        peer.handle_input(at(8), Input::SendQueue { peer: CHILD, buffered: 0 });
+        peer.handle_input(at(8), Input::Message { peer: CHILD, bytes: &asks });
+        let next = publish(&mut peer, 9, 1);
+        loads(&mut peer, 9, next);
+        let mut later = 0;
+        for ms in 10..1_500 {
+            later += until(&mut peer, ms).iter().filter(|(_, output)| is_block(output)).count();
+            peer.handle_input(at(ms), Input::SendQueue { peer: CHILD, buffered: 0 });
+        }
+        at_once + later
+    };
+    // What had left before it said so, and the two that it asked for.
+    assert!(sent(true) <= 6, "{}", sent(true));
+    assert!(sent(false) > 12, "{}", sent(false));
+}
+
+fn is_block(output: &Output) -> bool {
+    matches!(output, Output::SendBlock { .. })
+}

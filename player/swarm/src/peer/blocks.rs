@@ -7,6 +7,7 @@ use crate::{
     Output, Span, Time,
     bits::Bits,
     input::{FetchId, PeerId},
+    neighbor::Neighbor,
     output::DisconnectReason,
     piece::Piece,
     stripe_of,
@@ -19,6 +20,10 @@ use crate::{
 const USELESS_MAX: i32 = 200;
 /// What the own player needs no more may still help a child that is a little further behind.
 const CHILD_LAG: Span = Span::from_ms(500);
+
+/// A push that could not leave for so long, because the child's line is full, is better dropped: what is behind it will be in
+/// time, and a queue of blocks that are all just too late keeps the line full of what the child has from elsewhere by then.
+const PUSH_PATIENCE: Span = Span::from_secs(2);
 
 /// Where a stored block came from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +76,9 @@ impl Peer {
         }
         piece.known_mut(peer).has.insert(index);
         let is_useless = piece.stored.contains(index) || piece.is_retired;
+        if !is_answer {
+            self.glut.note(is_useless);
+        }
         if is_useless {
             if piece.is_retired {
                 self.stats.late_bytes += u64::from(length);
@@ -120,7 +128,7 @@ impl Peer {
         let is_true = is_true || self.unsafe_mode.no_digests;
         if !is_true {
             // A cache in front of the origin lies or is broken. The next attempt goes around it.
-            piece.origin_lies = piece.origin_lies.saturating_add(1);
+            piece.origin_faults = piece.origin_faults.saturating_add(1);
             self.stats.rejected_bytes += u64::from(length);
             self.cancel_fetch(fetch);
             self.origin.failed(self.now, &mut self.rng);
@@ -140,6 +148,10 @@ impl Peer {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         let Some(piece_length) = piece.record().map(|record| record.length) else { return };
         let index = u16::try_from(block).expect("a piece has at most 4096 blocks");
+        if piece.stored.is_empty() {
+            self.make_store_room(piece_length);
+        }
+        let Some(piece) = self.pieces.get_mut(&id) else { return };
         self.outputs.push_back(Output::Store { piece: id, block: index, piece_length, held: hold });
         let since = piece.since;
         let before = piece.store_bytes();
@@ -154,6 +166,7 @@ impl Peer {
             neighbor.asked = neighbor.asked.saturating_sub(1);
             if source == (Source::Peer { peer: pull.from, is_answer: true }) {
                 neighbor.served(now.since(pull.sent));
+                neighbor.unanswered = 0;
                 self.starvation.note_answered();
             }
         }
@@ -175,7 +188,7 @@ impl Peer {
             parent = place.source();
             if parent.is_some() && pusher == parent {
                 place.arrived(now.since(since));
-            } else {
+            } else if !self.glut.is_on(now) {
                 place.missed(now);
             }
         }
@@ -244,7 +257,6 @@ impl Peer {
         piece.is_complete = true;
         self.stats.pieces += 1;
         self.deactivate(id);
-        self.limit_store();
         self.check_requests();
     }
 
@@ -298,9 +310,7 @@ impl Peer {
         let step = Span::of_bytes(u64::from(bytes), self.uploads.rate_bps().max(1));
         let mut rank = self.now;
         for child in &stripe.children {
-            if !self.neighbors.get(child).is_some_and(|neighbor| neighbor.has_greeted)
-                || piece.has(*child, block)
-            {
+            if !self.neighbors.get(child).is_some_and(Neighbor::takes_pushes) || piece.has(*child, block) {
                 continue;
             }
             if self.uploads.len() >= self.config.upload_queue_max {
@@ -315,10 +325,11 @@ impl Peer {
         }
     }
 
-    /// Until when others can be expected to need a piece that starts at this program date time.
+    /// Until when others can be expected to need a piece that starts at this program date time, and to wait for it.
     pub(super) fn useful_until(&self, start_ms: u64) -> Time {
         let reached = self.player.reaches(self.now, start_ms);
-        if reached == Time::NEVER { self.now + Span::from_secs(3) } else { reached + CHILD_LAG }
+        let patience = self.now + PUSH_PATIENCE;
+        if reached == Time::NEVER { patience } else { patience.min(reached + CHILD_LAG) }
     }
 
     /// Notes a block for the next announcement, and tells those that asked for it in vain.
@@ -395,7 +406,7 @@ impl Peer {
             neighbor.drained_at = self.now;
         }
         neighbor.buffered += bytes;
-        self.uploads.sent(self.now, bytes);
+        self.uploads.sent(self.now, bytes, self.busy_channels());
         self.stats.sent_bytes += u64::from(bytes);
         let header = BlockHeader { piece: id, block, is_answer, hops }.to_bytes();
         self.outputs.push_back(Output::SendBlock { peer, header, piece: id, block });
@@ -407,7 +418,11 @@ impl Peer {
             neighbor.drained_at = self.now;
         }
         neighbor.buffered = buffered;
-        self.uploads.drained(self.now, self.buffered());
+        self.uploads.drained(self.now, self.buffered(), self.busy_channels());
+    }
+
+    fn busy_channels(&self) -> usize {
+        self.neighbors.values().filter(|neighbor| neighbor.buffered > 0).count()
     }
 
     /// What waits in all neighbors' channels, in bytes.

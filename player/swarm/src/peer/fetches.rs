@@ -5,8 +5,8 @@ use shoal_digest::{PieceId, block_bytes};
 use super::Peer;
 use crate::{Output, bits::Bits, input::FetchId, origin::Purpose};
 
-/// The origin's bytes may contradict the record this often before the player is sent to plain HTTP.
-pub(super) const ORIGIN_LIES_MAX: u8 = 3;
+/// The origin may refuse a piece or contradict its record this often before the player is sent to plain HTTP.
+pub(super) const ORIGIN_FAULTS_MAX: u8 = 3;
 
 impl Peer {
     /// Fetches blocks from the origin, neighboring ones in one range. Says whether some have to wait for a running fetch
@@ -17,8 +17,8 @@ impl Peer {
         }
         let Some(piece) = self.pieces.get(&id) else { return false };
         let Some(length) = piece.record().map(|record| record.length) else { return false };
-        let is_retry = piece.origin_lies > 0;
-        if piece.origin_lies >= ORIGIN_LIES_MAX {
+        let is_retry = piece.origin_faults > 0;
+        if piece.origin_faults >= ORIGIN_FAULTS_MAX {
             // The bytes that the record describes can't be had from this origin. Peers may still have them.
             self.check_requests();
             return false;
@@ -68,7 +68,7 @@ impl Peer {
             // A refusal is about this piece, and not about the origin.
             let is_refused = matches!(failure, Some(400..=499)) && !matches!(failure, Some(408 | 429));
             match self.pieces.get_mut(&ended.piece).filter(|_| is_refused) {
-                Some(piece) => piece.origin_lies = piece.origin_lies.saturating_add(1),
+                Some(piece) => piece.refused(self.now),
                 None => self.origin.failed(self.now, &mut self.rng),
             }
         }

@@ -18,6 +18,8 @@ use crate::{
 
 /// At most this many answers wait for one neighbor.
 const ANSWERS_MAX: u16 = 16;
+/// Nobody asks for more at a time: of one neighbor so many answers are awaited at the most.
+const REQUESTED_MAX: usize = 64;
 /// More than 8 Mbit/s makes nobody a better parent, and a class is only said.
 const UPLINK_CLASS_MAX: u8 = 13;
 /// With this much waiting in the upload queue, whoever asks is better served elsewhere.
@@ -28,7 +30,7 @@ const BACKLOG_MAX: Span = Span::from_ms(600);
 const BEHIND_PUSHES: Span = Span::from_ms(600);
 /// Who said that it has too much to send is left alone for this long: it sends a few blocks in that time.
 const BUSY: Span = Span::from_ms(150);
-/// A new neighbor that has no tracker is told the records of so many pieces: what a player has before it.
+/// A new neighbor that has no tracker is told the records of so many pieces of each rendition: what a player has before it.
 const RECORDS_FOR_NEW: usize = 16;
 /// One that lost its tracker a moment ago has all but the last. If every neighbor told it more, that would fill the
 /// uplinks for as long as a piece may take.
@@ -135,7 +137,11 @@ impl Peer {
         let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
         neighbor.heard = now;
         neighbor.is_suspect = false;
-        let Ok(message) = Control::parse(bytes) else {
+        let is_too_much = !neighbor.may_say(now, bytes.len());
+        #[cfg(test)]
+        let is_too_much = is_too_much && !self.unsafe_mode.no_talk_limit;
+        let message = if is_too_much { None } else { Control::parse(bytes).ok() };
+        let Some(message) = message else {
             self.strike(peer);
             return;
         };
@@ -164,11 +170,16 @@ impl Peer {
             Control::Request(sets) => self.accept_request(peer, sets),
             Control::Cancel(sets) => self.accept_cancel(peer, sets),
             Control::Refuse { reason, sets } => self.accept_refusal(peer, reason, sets),
-            // Of a recording the origin has all records at any time, and whoever sends one unasked wants something else.
-            Control::Record(bytes) if !self.config.is_recording => {
-                self.accept_record_bytes(bytes, Some(peer));
+            // Whoever sends one unasked wants something else: to check it takes a while. The tracker sends all records, and of a
+            // recording the origin has them at any time.
+            Control::Record(bytes) => {
+                let is_asked_for = self.flags.wants_records;
+                #[cfg(test)]
+                let is_asked_for = is_asked_for || self.unsafe_mode.no_record_limit;
+                if is_asked_for {
+                    self.accept_record_bytes(bytes, Some(peer));
+                }
             }
-            Control::Record(_) => {}
             Control::Shed { rendition, stripe } => self.accept_shed(peer, rendition, stripe),
             Control::Subscribe { rendition, stripes, stripe, on } => {
                 self.accept_subscription(peer, rendition, stripes, stripe, on);
@@ -193,15 +204,21 @@ impl Peer {
         if flags.wants_records && !before.wants_records {
             let records = if is_new { RECORDS_FOR_NEW } else { RECORDS_FOR_KNOWN };
             let mut newest = Vec::new();
-            for piece in self.pieces.values().rev() {
-                if newest.len() >= records {
-                    break;
+            let (mut rendition, mut count) = (None, 0);
+            for (id, piece) in self.pieces.iter().rev() {
+                count = if rendition == Some(id.rendition) { count } else { 0 };
+                rendition = Some(id.rendition);
+                if count < records {
+                    count += usize::from(piece.record.is_some());
+                    newest.extend(piece.record.clone());
                 }
-                newest.extend(piece.record.clone());
             }
             for record in newest {
                 self.send(peer, &Control::Record(record.bytes()));
             }
+        }
+        if flags.refuses_pushes && !before.refuses_pushes {
+            self.uploads.remove(&mut |upload| upload.peer == peer && !upload.is_answer);
         }
         if !flags.shares && before.shares {
             self.wake_pieces();
@@ -223,12 +240,20 @@ impl Peer {
             }
             let known = piece.known_mut(peer);
             known.has.union(&bits);
-            bits.iter().for_each(|block| known.refused.remove(block));
+            known.refused.subtract(&bits);
             self.wake_piece(set.piece);
         }
     }
 
     fn accept_request(&mut self, peer: PeerId, sets: Sets<'_>) {
+        let asked = sets.iter().map(|set| set.blocks().count()).sum::<usize>();
+        let is_too_much = asked > REQUESTED_MAX;
+        #[cfg(test)]
+        let is_too_much = is_too_much && !self.unsafe_mode.no_talk_limit;
+        if is_too_much {
+            self.strike(peer);
+            return;
+        }
         let (mut absent, mut busy) = (SetsBuilder::default(), SetsBuilder::default());
         let may_upload = self.may_upload() && self.uploads.rate_bps() > 0;
         for set in sets.iter() {
@@ -299,7 +324,7 @@ impl Peer {
             {
                 let known = piece.known_mut(peer);
                 known.has.union(&bits);
-                bits.iter().for_each(|block| known.awaits.remove(block));
+                known.awaits.subtract(&bits);
             }
             let mut answers = 0;
             self.uploads.remove(&mut |upload| {
@@ -479,6 +504,7 @@ impl Peer {
             wants_records: !self.has_tracker && !self.config.is_recording,
             // Along a tree blocks come unasked, and announcements would be most of the messages.
             wants_haves: !has_plans,
+            refuses_pushes: self.glut.is_on(self.now),
         };
         // Neighbors elect by what they were told, so all must have been told the same; small changes do not matter.
         let kbps = self.usable_bps() / 1000;

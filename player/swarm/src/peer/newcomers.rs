@@ -1,7 +1,7 @@
 //! What a viewer does before it has neighbors, and how little a stop of its own playback or of the tracker may cost the
 //! others.
 
-use super::world::{World, config, record, sign};
+use super::world::{EPOCH, World, config, record, sign};
 use crate::{
     BLOCK_BYTES_MAX, Config, Input, Output, Peer, PieceId, Place, SignedRecord, Span, Time,
     wire::{Control, Flags, VERSION},
@@ -170,6 +170,11 @@ fn a_granted_uplink_is_used_and_not_measured_and_two_thirds_of_it_are_planned_on
     let told = |peer: Peer| (peer.usable_bps(), peer.plannable_bps());
     assert_eq!(told(granted(Some(1_000_000))), (920_000, 607_200));
     assert_eq!(told(granted(Some(0))), (0, 0));
+    // Whatever the stream's rate is: half a megabyte in half a second.
+    let mut helper = granted(Some(100_000_000));
+    helper.handle_input(Time::from_ms(1), Input::Playing { renditions: &[0] });
+    helper.handle_input(Time::from_ms(2), Input::Record { record: &the_record() });
+    assert_eq!(told(helper).0, 92_000_000);
     assert_eq!(told(granted(None)), (1_000_000, 1_000_000), "half of what is assumed of an unknown line");
 }
 
@@ -218,6 +223,33 @@ fn who_has_just_lost_its_tracker_is_told_the_newest_record_only_and_a_newcomer_t
         world.connect(newcomer, 0);
     };
     assert_eq!(told(&mut world, &meet), 16);
+}
+
+#[test]
+fn a_newcomer_without_a_tracker_is_told_the_records_of_each_rendition() {
+    let mut peer = playing(1);
+    peer.handle_input(Time::from_ms(1), Input::Playing { renditions: &[0, 1] });
+    for (rendition, part) in (0..40).map(|at| (at % 2, u16::from(at / 2))) {
+        let id = PieceId { rendition, part, ..PIECE };
+        let start_ms = 1_000_000 + 500 * u64::from(part);
+        let known = sign(&record(id, 2 * BLOCK_BYTES_MAX, start_ms, 500, false));
+        peer.handle_input(Time::from_ms(2), Input::Record { record: &known });
+    }
+    peer.handle_input(Time::from_ms(3), Input::NeighborConnected { peer: 7, rtt: None });
+    drain(&mut peer);
+    let flags = Flags { wants_records: true, ..Default::default() };
+    let hello = Control::Hello { version: VERSION, flags, uplink_class: 12, epoch: EPOCH, peer: 7 };
+    peer.handle_input(Time::from_ms(3), Input::Message { peer: 7, bytes: &hello.to_bytes() });
+    let mut told = [0, 0];
+    for output in drain(&mut peer) {
+        if let Output::SendControl { bytes, .. } = &output
+            && let Ok(Control::Record(bytes)) = Control::parse(bytes)
+        {
+            let record = shoal_digest::Record::decode_unverified(bytes).expect("a record");
+            told[usize::from(record.piece.rendition)] += 1;
+        }
+    }
+    assert_eq!(told, [16, 16]);
 }
 
 #[test]
@@ -337,10 +369,34 @@ fn a_piece_that_the_origin_refuses_does_not_stop_the_others() {
         }
         wake_until(&mut peer, Time::from_ms(step + 1), Span::ZERO);
         if step == 300 {
-            assert_eq!((refused, others), (3, 1), "the next one was fetched at once");
+            assert_eq!(others, 1, "the next one was fetched at once");
         }
     }
+    assert_eq!(refused, 3, "and it is not asked for any more");
     assert!(fell_back, "the player is told to load it by itself");
+}
+
+#[test]
+fn a_cache_that_is_a_moment_behind_is_asked_again() {
+    let mut peer = playing(1);
+    let places = [Place { stripe: 0, is_root: true, parent: None, children: &[], expected: Span::ZERO }];
+    peer.handle_input(Time::from_ms(2), Input::Plan { rendition: 0, stripes: 3, places: &places });
+    peer.handle_input(Time::from_ms(3), Input::Record { record: &the_record() });
+    // A root's ranges, and for 150 ms the cache has heard of none of them.
+    let (mut refused, mut fetched) = (0, 0);
+    for step in 4..600 {
+        for output in drain(&mut peer) {
+            let Output::Fetch { fetch, .. } = output else { continue };
+            if step < 150 {
+                refused += 1;
+                peer.handle_input(Time::from_ms(step), Input::FetchFailed { fetch, status: 404 });
+            } else {
+                fetched += 1;
+            }
+        }
+        wake_until(&mut peer, Time::from_ms(step + 1), Span::ZERO);
+    }
+    assert_eq!((refused, fetched), (8, 4), "four ranges each time");
 }
 
 #[test]

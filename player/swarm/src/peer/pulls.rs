@@ -109,7 +109,7 @@ impl Peer {
                 let Some(stripe) = stripe else { continue };
                 // A child gets the block from here, and the parent pushes it without being asked.
                 let is_along_tree = stripe.children.contains(peer) || stripe.source() == Some(*peer);
-                if is_along_tree && !piece.is_past {
+                if is_along_tree && !piece.is_past && !self.glut.is_on(self.now) {
                     continue;
                 }
                 wait + wait + GUESS_COST
@@ -135,7 +135,7 @@ impl Peer {
             neighbor.asked = neighbor.asked.saturating_sub(1);
             neighbor.failed();
         }
-        self.note_unanswered();
+        self.note_unanswered(pull.from);
         self.send_cancel(pull.from, id, Some(block));
     }
 }

@@ -2,7 +2,7 @@
 
 use shoal_digest::PieceId;
 
-use super::{Peer, fetches::ORIGIN_LIES_MAX, records::RECORD_WAIT_MAX};
+use super::{Peer, fetches::ORIGIN_FAULTS_MAX, records::RECORD_WAIT_MAX};
 use crate::{
     Output, Span, Time,
     input::{RequestId, Target},
@@ -165,7 +165,7 @@ impl Peer {
                 if !self.player.has_started && request.deadline.is_none() {
                     return Answer::Fallback(FallbackReason::Starting);
                 }
-                if piece.origin_lies >= ORIGIN_LIES_MAX && is_over {
+                if piece.origin_faults >= ORIGIN_FAULTS_MAX && is_over {
                     return Answer::Fallback(FallbackReason::BadOrigin);
                 }
                 return Answer::Wait;

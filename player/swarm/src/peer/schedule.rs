@@ -6,7 +6,7 @@
 
 use shoal_digest::PieceId;
 
-use super::{Peer, fetches::ORIGIN_LIES_MAX};
+use super::{Peer, fetches::ORIGIN_FAULTS_MAX};
 use crate::{
     Span, Time,
     bits::Bits,
@@ -139,7 +139,8 @@ impl Peer {
 
         let ways = self.ways(id, piece);
         // What this origin does not have, or has wrong, neighbors may have.
-        let may_fetch = piece.origin_lies < ORIGIN_LIES_MAX;
+        let may_fetch = piece.origin_faults < ORIGIN_FAULTS_MAX;
+        let closed_until = self.origin.closed_until.max(piece.refused_until);
         for block in piece.missing() {
             let state = &piece.blocks[block as usize];
             if let Some(fetch) = state.fetch.and_then(|fetch| self.origin.fetches.get(&fetch)) {
@@ -148,7 +149,7 @@ impl Peer {
             }
             let (seed_at, late_at) = self.seeded_or_late(id, piece, block, moments.is_needed, &ways);
             if may_fetch && seed_at < Time::NEVER {
-                let seed_at = seed_at.max(self.origin.closed_until);
+                let seed_at = seed_at.max(closed_until);
                 if seed_at <= self.now {
                     seeds.insert(block);
                     continue;
@@ -158,7 +159,7 @@ impl Peer {
             if !moments.is_needed {
                 continue;
             }
-            let call_at = self.call_at(piece, block, moments, late_at);
+            let call_at = self.call_at(piece, block, moments, late_at).max(closed_until);
             if call_at > self.now {
                 next = next.min(call_at);
             } else {
@@ -242,10 +243,11 @@ impl Peer {
                 if seeds {
                     return (piece.since, piece.since + self.origin.patience());
                 }
-                let is_fed = stripe.source().is_some_and(|source| {
-                    self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect)
-                });
-                let starved = self.starvation.is_on(self.now) && !self.origin.is_down();
+                let is_glut = self.glut.is_on(self.now);
+                let is_alive =
+                    |source| self.neighbors.get(&source).is_some_and(|neighbor| !neighbor.is_suspect);
+                let is_fed = !is_glut && stripe.source().is_some_and(is_alive);
+                let starved = (self.starvation.is_on(self.now) || is_glut) && !self.origin.is_down();
                 if !is_fed && is_needed && (starved || !self.is_sharing_on || self.is_lonely()) {
                     // Questions and answers would be late, too, or there is nobody to ask, by the operator's will or by that of
                     // the network: what a plain player does is the best that can be done.
@@ -271,7 +273,7 @@ impl Peer {
         let ready_at = late_at + PULL_LEAD;
         let wait = self.config.fallback_spread.as_us() * u64::from(u16::MAX - piece.turn) / 65_535;
         let in_turn = ready_at + Span::from_us(wait);
-        let call_at = if self.origin.is_down() {
+        if self.origin.is_down() {
             // Roots go on asking, and one among neighbors in case the roots can't. Everybody else would only be part of
             // the storm when the origin returns; what it sends then comes along the trees.
             let is_alone = !self.neighbors.values().any(Neighbor::gives);
@@ -292,8 +294,7 @@ impl Peer {
             at.min(moments.last_call)
         } else {
             moments.turn.max(ready_at).min(moments.last_call)
-        };
-        call_at.max(self.origin.closed_until)
+        }
     }
 
     /// When a piece whose record just came can be expected to leave the origin: at once, except while the swarm is

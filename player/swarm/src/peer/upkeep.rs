@@ -33,6 +33,8 @@ const GRANTED_MEDIA_PERCENT: u64 = 92;
 const GRANTED_PLANNABLE_PERCENT: u64 = 66;
 /// Who has had no neighbor for this long can have none, as far as anybody can tell: behind a firewall that lets no UDP through.
 const LONELY_AFTER: Span = Span::from_secs(15);
+/// Of the questions that one neighbor leaves unanswered so many count as a sign of starvation: a few liars are none.
+const UNANSWERED_OF_ONE_MAX: u32 = 8;
 /// Who waits for data for this long gives less.
 const STALL_PATIENCE: Span = Span::from_secs(3);
 /// A piece whose end lies this far behind the playhead is not obtained any more.
@@ -56,6 +58,7 @@ impl Peer {
             self.be_starved();
         }
         self.upkeep_at = self.now + UPKEEP_INTERVAL;
+        self.glut.look(self.now, &mut self.rng);
         self.ask_silent_neighbors();
         self.retire_pieces();
         self.cancel_stalled_fetches();
@@ -76,7 +79,15 @@ impl Peer {
     }
 
     /// A question to a neighbor was not answered in time.
-    pub(super) fn note_unanswered(&mut self) {
+    pub(super) fn note_unanswered(&mut self, peer: PeerId) {
+        let Some(neighbor) = self.neighbors.get_mut(&peer) else { return };
+        neighbor.unanswered += 1;
+        let is_few = neighbor.unanswered <= UNANSWERED_OF_ONE_MAX;
+        #[cfg(test)]
+        let is_few = is_few || self.unsafe_mode.no_talk_limit;
+        if !is_few {
+            return;
+        }
         // While the origin is away everybody waits for everybody.
         let is_common = self.origin.is_down() || self.now < self.origin.recovering_until;
         if !is_common && self.starvation.note_unanswered() {
@@ -170,9 +181,10 @@ impl Peer {
         }
     }
 
-    /// Evicts the oldest pieces until the store keeps its limit.
-    pub(super) fn limit_store(&mut self) {
-        while self.store_bytes > self.config.store_bytes_max {
+    /// Evicts the oldest pieces until the store has room for a new one: before its first block comes, so that a driver never has
+    /// to keep more than the limit.
+    pub(super) fn make_store_room(&mut self, piece_length: u32) {
+        while self.store_bytes + u64::from(piece_length) > self.config.store_bytes_max {
             let oldest = self.oldest(&|piece| !piece.stored.is_empty() && !piece.is_wanted);
             let Some(oldest) = oldest else { return };
             self.evict(oldest);
@@ -206,12 +218,13 @@ impl Peer {
         if !self.may_upload() {
             return 0;
         }
-        let granted = self.config.uplink_granted_bps.map(|rate| rate / 100 * GRANTED_MEDIA_PERCENT);
-        let line = granted.unwrap_or_else(|| {
-            let measured = self.uploads.uplink_bps();
-            let uplink = if measured == 0 { self.config.uplink_initial_bps } else { measured };
-            uplink.saturating_mul(self.config.upload_uplink_percent) / 100
-        });
+        if let Some(granted) = self.config.uplink_granted_bps {
+            // Its owner has said how much it is to give.
+            return granted / 100 * GRANTED_MEDIA_PERCENT;
+        }
+        let measured = self.uploads.uplink_bps();
+        let uplink = if measured == 0 { self.config.uplink_initial_bps } else { measured };
+        let line = uplink.saturating_mul(self.config.upload_uplink_percent) / 100;
         let stream: u64 = self.playing.iter().filter_map(|rendition| self.rates.get(rendition)).sum();
         if stream == 0 { line } else { line.min(stream.saturating_mul(self.upload_ratio_percent) / 100) }
     }
@@ -287,7 +300,7 @@ impl Peer {
     /// Finds somebody who pushes the stripes that nobody pushes any more, until the tracker has repaired the tree.
     fn find_fosters(&mut self) {
         let now = self.now;
-        if !self.player.has_started || self.starvation.is_on(self.now) {
+        if !self.player.has_started || self.starvation.is_on(self.now) || self.glut.is_on(self.now) {
             return;
         }
         let mut changes = Vec::new();

@@ -32,7 +32,7 @@ fn wire_v1_examples_decode() {
     let flags = Flags { shares: true, ..Flags::default() };
     let epoch = Epoch(std::array::from_fn(|index| index as u8));
     assert_eq!(parse("hello"), Control::Hello { version: 1, flags, uplink_class: 11, epoch, peer: 258 });
-    let flags = Flags { shares: true, wants_records: true, wants_haves: false };
+    let flags = Flags { shares: true, wants_records: true, ..Flags::default() };
     assert_eq!(parse("state"), Control::State { flags, uplink_class: 0 });
     let Control::Have(sets) = parse("have") else { panic!("have") };
     assert_eq!(sets_of(sets), [(piece(0, 2), true, vec![]), (piece(1, 3), false, vec![0, 3, 8])]);
