@@ -6,7 +6,7 @@ use std::{fs, io};
 
 use clap::Args;
 use serde::Serialize;
-use shoal_player::{Identity, Mode, Options, Snapshot, Token};
+use shoal_player::{Identity, Mode, Options, Records, Snapshot, Token};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,13 @@ use crate::{Error, keys, signals, telemetry};
 
 /// Without `--join-over`, viewers start within this time of each other.
 const START_INTERVAL: Duration = Duration::from_millis(50);
+
+/// The piece store of one viewer, in MiB: 45 s of 12 Mbit/s.
+const STORE_MB: u32 = 64;
+/// What the stores of many viewers for load share, in MiB.
+const STORES_MB: u32 = 512;
+/// What each of them has at least, in MiB: 10 s of 3 Mbit/s, three times what one of them buffers.
+const STORE_MB_MIN: u32 = 4;
 
 /// Flags of `shoal watch`.
 #[derive(Clone, Debug, Args)]
@@ -31,13 +38,17 @@ pub struct Watch {
     /// Send at most this much media, in kbit/s; without, what the line carries is measured and half of it used.
     #[arg(long)]
     pub uplink_kbps: Option<u32>,
+    /// Keep at most so many MiB of media for others, each viewer. Without: 64 for one viewer, and for each helper; several viewers
+    /// share 512, but have 4 each.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub store_mb: Option<u32>,
     /// Take from others without giving.
     #[arg(long)]
     pub no_share: bool,
     /// Use no peers at all: a plain LL-HLS client.
     #[arg(long)]
     pub no_peers: bool,
-    /// Play nothing, give everything: a helper near the viewers.
+    /// Play nothing, give all renditions: a helper near the viewers.
     #[arg(long, conflicts_with_all = ["no_share", "no_peers"])]
     pub seed: bool,
     /// Let the viewers join evenly over so many seconds, so that their start-up is measured and not the machine's load; without,
@@ -79,6 +90,8 @@ struct Sum {
     sent_bytes: u64,
     waste_bytes: u64,
     rejected_bytes: u64,
+    /// Now.
+    store_bytes: u64,
     origin_requests: u64,
     pieces_lost: u64,
     /// Now, where all the others are since the start.
@@ -141,11 +154,12 @@ fn start_viewers(
     stop: &CancellationToken,
 ) -> (JoinSet<Result<(), shoal_player::Error>>, Snapshots) {
     let (sender, snapshots) = mpsc::unbounded_channel();
+    let records = Records::default();
     let mut viewers = JoinSet::new();
     let interval =
         flags.join_over.map_or(START_INTERVAL, |over| Duration::from_secs(over.into()) / flags.count.max(1));
     for index in 0..flags.count {
-        let options = options(flags, identity);
+        let options = Options { records: records.clone(), ..options(flags, identity) };
         let (sender, stop) = (sender.clone(), stop.clone());
         viewers.spawn(async move {
             tokio::select! {
@@ -170,12 +184,20 @@ fn options(flags: &Watch, identity: Option<&Identity>) -> Options {
     options.peers = !flags.no_peers;
     options.shares = !flags.no_share;
     options.uplink_kbps = flags.uplink_kbps;
+    options.store_bytes_max = u64::from(store_mb(flags)) * 1024 * 1024;
     let from_file = flags.token_file.clone().map(Token::File);
     options.token = from_file.or_else(|| flags.token.clone().map(Token::Fixed));
     options.identity = identity.cloned();
     options.insecure = flags.insecure;
     options.seed = rand::random();
     options
+}
+
+/// What one viewer keeps for others, in MiB. A thousand with the store of one would want 64 GiB.
+fn store_mb(flags: &Watch) -> u32 {
+    let of_one =
+        if flags.seed { STORE_MB } else { (STORES_MB / flags.count.max(1)).clamp(STORE_MB_MIN, STORE_MB) };
+    flags.store_mb.unwrap_or(of_one)
 }
 
 /// Shows how the viewers do until the last of them has ended. Gives what each said last.
@@ -225,6 +247,7 @@ fn add_up(latest: &[Option<Snapshot>]) -> Sum {
         sum.sent_bytes += swarm.sent_bytes;
         sum.waste_bytes += swarm.duplicate_bytes + swarm.late_bytes;
         sum.rejected_bytes += swarm.rejected_bytes;
+        sum.store_bytes += swarm.store_bytes;
         sum.origin_requests += snapshot.origin_requests;
         sum.pieces_lost += snapshot.pieces_lost;
         sum.neighbors += swarm.neighbors;
@@ -307,6 +330,29 @@ mod tests {
         let viewer = Snapshot { pieces_lost: 1, neighbors_stuck: 2, ..Snapshot::default() };
         let sum = serde_json::to_value(add_up(&[Some(viewer), Some(viewer), None])).unwrap();
         assert_eq!((&sum["pieces_lost"], &sum["neighbors_stuck"]), (&2.into(), &4.into()), "{sum}");
+    }
+
+    #[test]
+    fn many_viewers_share_what_one_or_a_helper_may_keep() {
+        #[derive(clap::Parser)]
+        struct Program {
+            #[command(flatten)]
+            watch: Watch,
+        }
+        let bytes = |line: &str| {
+            let program =
+                <Program as clap::Parser>::try_parse_from(line.split(' ')).map_err(|error| error.kind())?;
+            Ok(options(&program.watch, None).store_bytes_max >> 20)
+        };
+        assert_eq!(bytes("watch http://h/watch/a"), Ok(64));
+        assert_eq!(bytes("watch http://h/watch/a --count 32"), Ok(16));
+        assert_eq!(bytes("watch http://h/watch/a --count 1000"), Ok(4));
+        assert_eq!(bytes("watch http://h/watch/a --count 3 --seed"), Ok(64));
+        assert_eq!(bytes("watch http://h/watch/a --count 1000 --store-mb 64"), Ok(64));
+        assert_eq!(
+            bytes("watch http://h/watch/a --store-mb 0"),
+            Err(clap::error::ErrorKind::ValueValidation)
+        );
     }
 
     #[test]

@@ -8,12 +8,14 @@
 //!
 //! The files follow the data: `source` reads playlists, `tracker` is the socket to the tracker, `neighbor` one peer
 //! connection, `identity` the certificate that it shows, `uplink` the rate that all connections share, `origin` fetches over HTTP,
-//! `tls` says which servers are believed, `store` holds bytes, `playback` is the clock, `viewer` drives the core with all of them.
+//! `tls` says which servers are believed, `records` remembers what was verified, `store` holds bytes, `playback` is the clock,
+//! `viewer` drives the core with all of them.
 
 mod identity;
 mod neighbor;
 mod origin;
 mod playback;
+mod records;
 mod source;
 mod store;
 mod tls;
@@ -26,6 +28,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use identity::{Identity, IdentityError};
+pub use records::Records;
 pub use source::SourceError;
 pub use viewer::{Snapshot, run};
 
@@ -35,7 +38,7 @@ pub enum Mode {
     /// Follows the playlists and plays at the live edge, like a browser.
     #[default]
     Watch,
-    /// Plays nothing: takes each piece once and gives it to others.
+    /// Plays nothing: takes each piece of all renditions once and gives it to others.
     Seed,
 }
 
@@ -59,6 +62,8 @@ pub struct Options {
     pub token: Option<Token>,
     /// Who it is to its neighbors, for a token that is bound to it. None: somebody else to each.
     pub identity: Option<Identity>,
+    /// Records that were verified before; viewers of one process that share them verify and keep each of them once.
+    pub records: Records,
     /// Accepts any TLS certificate, of the stream's origin and of the tracker: for self-signed ones on trial systems.
     pub insecure: bool,
     /// Seeds the core's random numbers; viewers of one process take different ones.
@@ -80,6 +85,7 @@ impl Options {
             store_bytes_max: 64 * 1024 * 1024,
             token: None,
             identity: None,
+            records: Records::default(),
             insecure: false,
             seed: 1,
             connect_timeout: Duration::from_secs(10),

@@ -17,7 +17,10 @@ use shoal_swarm::{
     wire::{BLOCK_HEADER_BYTES, BLOCKS_CHANNEL, CONTROL_CHANNEL},
 };
 use shoal_tracker_protocol::{IceServer, Signal};
-use tokio::{sync::mpsc, time::sleep};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use webrtc::{
     data_channel::{DataChannel, DataChannelEvent, RTCDataChannelInit},
@@ -36,6 +39,10 @@ const QUEUE_INTERVAL: Duration = Duration::from_millis(20);
 /// webrtc (0.21) loses what arrives together with the end of SCTP's handshake, before it has opened the channels. Whoever is
 /// ready first therefore waits so long before its first word, the hello without which nothing else is understood.
 const SETTLE: Duration = Duration::from_millis(100);
+/// How long what was said last has to leave before a connection is closed, such as a goodbye. Browsers give it about as much.
+const GOODBYE_MAX: Duration = Duration::from_millis(200);
+/// How often that is looked at. A round trip in one house or town takes about as long.
+const GOODBYE_STEP: Duration = Duration::from_millis(5);
 /// Signaling messages that may wait; a browser trickles about a dozen candidates.
 const SIGNALS_MAX: usize = 64;
 /// Bytes of control messages that may wait for their channel. Most is said at once in greeting: the sets of up to 480 pieces, less
@@ -82,7 +89,7 @@ pub(crate) struct ConnectionOptions {
     pub(crate) connect_timeout: Duration,
 }
 
-/// The viewer's handle of a connection; dropping it closes the connection.
+/// The viewer's handle of a connection; dropping it closes the connection at once.
 #[derive(Debug)]
 pub(crate) struct Neighbor {
     pub(crate) generation: u64,
@@ -93,7 +100,7 @@ pub(crate) struct Neighbor {
     control_queued: Arc<AtomicU64>,
     blocks: mpsc::UnboundedSender<Bytes>,
     blocks_queued: Arc<AtomicU64>,
-    _close: DropGuard,
+    close: DropGuard,
 }
 
 impl Neighbor {
@@ -136,7 +143,7 @@ impl Neighbor {
             control_queued,
             blocks,
             blocks_queued,
-            _close: close.drop_guard(),
+            close: close.drop_guard(),
         }
     }
 
@@ -168,6 +175,18 @@ impl Neighbor {
         let queued = self.blocks_queued.fetch_add(length, Ordering::Relaxed) + length;
         let _ = self.blocks.send(message.freeze());
         u32::try_from(queued).unwrap_or(u32::MAX)
+    }
+
+    /// Closes the connection when the other end has got the control messages, at the latest after [`GOODBYE_MAX`].
+    pub(crate) async fn close_soon(self) {
+        if !self.is_open {
+            return;
+        }
+        let closed = self.close.disarm();
+        let _close = closed.clone().drop_guard();
+        // Whoever writes the messages closes the connection after the last one.
+        drop(self.control);
+        let _ = timeout(GOODBYE_MAX, closed.cancelled()).await;
     }
 }
 
@@ -259,13 +278,13 @@ impl Link {
             connection.set_local_description(offer).await?;
             self.tell(NeighborEventKind::Signal(Signal::Offer { sdp })).await;
         }
-        let timeout = sleep(options.connect_timeout);
-        tokio::pin!(timeout);
+        let too_late = sleep(options.connect_timeout);
+        tokio::pin!(too_late);
         let mut open_count = 0;
         loop {
             tokio::select! {
                 () = self.close.cancelled() => return Ok(()),
-                () = &mut timeout, if open_count < 2 => return Ok(()),
+                () = &mut too_late, if open_count < 2 => return Ok(()),
                 Some(signal) = signals.recv() => self.handle_signal(connection, signal).await?,
                 Some(callback) = callbacks.recv() => match callback {
                     Callback::Candidate(candidate) => {
@@ -364,6 +383,7 @@ impl Link {
         }
     }
 
+    /// Sends control messages until there won't be any more; then the connection has served.
     async fn write_control(
         self,
         channel: Arc<dyn DataChannel>,
@@ -375,7 +395,7 @@ impl Link {
                 () = self.close.cancelled() => return,
                 message = messages.recv() => message,
             };
-            let Some(message) = message else { return };
+            let Some(message) = message else { break };
             let sent = tokio::select! {
                 // It may wait for a neighbor that takes nothing, and that is left for it.
                 () = self.close.cancelled() => return,
@@ -387,6 +407,10 @@ impl Link {
                 return self.close.cancel();
             }
         }
+        while channel.outstanding_bytes().await.is_ok_and(|bytes| bytes > 0) && !self.close.is_cancelled() {
+            sleep(GOODBYE_STEP).await;
+        }
+        self.close.cancel();
     }
 
     /// Sends blocks one after the other at the uplink's rate and tells how many bytes wait.
@@ -599,6 +623,44 @@ mod tests {
             sleep(Duration::from_millis(1)).await;
         }
         assert!(sent as u64 >= CONTROL_QUEUED_MAX, "{sent}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_was_said_last_arrives_before_the_connection_closes() {
+        let mut pair = Pair::connect();
+        pair.open().await;
+        pair.left.is_open = true;
+        for number in 0..8 {
+            assert!(pair.left.send_control(vec![number; 1024]));
+        }
+        let Pair { left, right: _right, mut events } = pair;
+        left.close_soon().await;
+        let mut heard = 0;
+        loop {
+            let event = timeout(Duration::from_secs(30), events.recv()).await;
+            let event = event.expect("an event in time").expect("the channel is open");
+            match event.kind {
+                NeighborEventKind::Control(bytes) => {
+                    assert_eq!(bytes[0], heard);
+                    heard += 1;
+                }
+                NeighborEventKind::Closed if event.peer == 2 => break,
+                _ => {}
+            }
+        }
+        assert_eq!(heard, 8);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_neighbor_that_reads_nothing_does_not_hold_up_the_end() {
+        let mut pair = Pair::with_events(4);
+        pair.open().await;
+        pair.left.is_open = true;
+        while pair.left.send_control(vec![7; 16 * 1024]) {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let Pair { left, right: _right, events: _events } = pair;
+        timeout(Duration::from_secs(5), left.close_soon()).await.expect("it is closed all the same");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

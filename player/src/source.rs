@@ -1,7 +1,6 @@
 //! Reads a stream's playlists, as a player at the live edge does: the multivariant playlist once, then each media
 //! playlist with blocking reload.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
@@ -9,6 +8,8 @@ use reqwest::{Client, StatusCode, Url};
 use shoal_digest::{Epoch, OriginKey, PieceId};
 use shoal_playlist::{MediaPlaylist, parse_media};
 use tokio::{sync::mpsc, time::sleep};
+
+use crate::Mode;
 
 /// The longest playlist that is read, in bytes. Hours of DVR stay below it.
 const PLAYLIST_BYTES_MAX: usize = 4 * 1024 * 1024;
@@ -51,10 +52,31 @@ pub enum SourceError {
 /// What the multivariant playlist says.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream {
-    /// The media playlists to play, with their rendition numbers: the first variant and its audio.
-    pub(crate) renditions: Vec<(u8, Url)>,
+    /// All media playlists; a rendition's number is its place.
+    pub(crate) renditions: Vec<Url>,
+    /// The numbers of those that are played: the first variant and its audio.
+    pub(crate) played: Vec<u8>,
     /// What the swarm needs; none where the origin is not Shoal's.
     pub(crate) swarm: Option<SwarmInfo>,
+}
+
+impl Stream {
+    /// The numbers of the renditions that a viewer takes.
+    pub(crate) fn taken(&self, mode: Mode) -> Vec<u8> {
+        match mode {
+            Mode::Watch => self.played.clone(),
+            // The viewers around a helper play whatever their lines carry.
+            Mode::Seed => (0..=u8::MAX).zip(&self.renditions).map(|(number, _)| number).collect(),
+        }
+    }
+
+    /// The URL of a piece, of which the tracker says that it has this URI. None where that is not in the rendition's own folder: a
+    /// tracker may not send viewers elsewhere.
+    pub(crate) fn noticed_url(&self, base: &Url, rendition: u8, uri: &str) -> Option<Url> {
+        let folder = |url: &Url| url.join(".").ok();
+        let playlist = self.renditions.get(usize::from(rendition))?;
+        base.join(uri).ok().filter(|url| folder(url).is_some() && folder(url) == folder(playlist))
+    }
 }
 
 /// The `EXT-X-SESSION-DATA` of an origin that has a swarm.
@@ -101,26 +123,31 @@ pub(crate) async fn open(client: &Client, url: &str) -> Result<Stream, SourceErr
 fn read_multivariant(base: &Url, text: &str) -> Result<Stream, String> {
     let (_, playlist) =
         m3u8_rs::parse_master_playlist(text.as_bytes()).map_err(|_| "no multivariant playlist".to_owned())?;
-    let videos: Vec<_> = playlist.variants.iter().filter(|variant| !variant.is_i_frame).collect();
-    let first = videos.first().ok_or("it has no variant")?;
-    let join = |uri: &str| base.join(uri).map_err(|error| format!("URI {uri}: {error}"));
-    let mut renditions = vec![(0, join(&first.uri)?)];
-    let audio = playlist.alternatives.iter().enumerate().find(|(_, alternative)| {
-        alternative.media_type == m3u8_rs::AlternativeMediaType::Audio
-            && Some(&alternative.group_id) == first.audio.as_ref()
-            && alternative.uri.is_some()
-    });
-    if let Some((index, alternative)) = audio {
-        // Rendition numbers follow the multivariant playlist: the videos, then the audio. A video is listed once for each
-        // group of audio that it can be played with.
-        let videos: BTreeSet<_> = videos.iter().map(|variant| &variant.uri).collect();
-        let number = u8::try_from(videos.len() + index).map_err(|_| "it has too many renditions")?;
-        let uri = alternative.uri.as_deref().unwrap_or_default();
-        // An audio-only stream lists its one playlist as variant and as audio.
-        if join(uri)? != renditions[0].1 {
-            renditions.push((number, join(uri)?));
+    let videos = || playlist.variants.iter().filter(|variant| !variant.is_i_frame);
+    let first = videos().next().ok_or("it has no variant")?;
+    let audios = || {
+        let audios = playlist.alternatives.iter();
+        let audios = audios.filter(|media| media.media_type == m3u8_rs::AlternativeMediaType::Audio);
+        audios.filter_map(|media| Some((&media.group_id, media.uri.as_deref()?)))
+    };
+    // Rendition numbers follow the multivariant playlist: the videos, then the audio. A video is listed once for each group of
+    // audio that it can be played with, and the one playlist of an audio-only stream as variant and as audio.
+    let mut renditions: Vec<Url> = Vec::new();
+    let uris = videos().map(|variant| variant.uri.as_str()).chain(audios().map(|(_, uri)| uri));
+    for uri in uris {
+        let url = join(base, uri)?;
+        if !renditions.contains(&url) {
+            renditions.push(url);
         }
     }
+    let its_audio = audios().find(|(group, _)| Some(*group) == first.audio.as_ref()).map(|(_, uri)| uri);
+    let mut played = Vec::new();
+    for uri in [Some(first.uri.as_str()), its_audio].into_iter().flatten() {
+        let url = join(base, uri)?;
+        let place = renditions.iter().position(|known| *known == url).unwrap_or_default();
+        played.push(u8::try_from(place).map_err(|_| "it has too many renditions")?);
+    }
+    played.dedup();
     let data = |id: &str| {
         playlist.session_data.iter().find(|data| data.data_id == id).and_then(|data| match &data.field {
             m3u8_rs::SessionDataField::Value(value) => Some(value.clone()),
@@ -140,7 +167,11 @@ fn read_multivariant(base: &Url, text: &str) -> Result<Stream, String> {
             stream: data("live.shoal.stream")?,
         })
     };
-    Ok(Stream { renditions, swarm: swarm() })
+    Ok(Stream { renditions, played, swarm: swarm() })
+}
+
+fn join(base: &Url, uri: &str) -> Result<Url, String> {
+    base.join(uri).map_err(|error| format!("URI {uri}: {error}"))
 }
 
 /// Follows one media playlist until it ends, the receiver is gone, or it can't be had for 30 s.
@@ -297,8 +328,10 @@ mod tests {
     fn rendition_numbers_count_videos_before_audio() {
         let base = Url::parse("https://origin.test/live/demo/index.m3u8").unwrap();
         let stream = read_multivariant(&base, MULTIVARIANT).unwrap();
-        let urls: Vec<_> = stream.renditions.iter().map(|(number, url)| (*number, url.path())).collect();
-        assert_eq!(urls, [(0, "/live/demo/e/v0/playlist.m3u8"), (2, "/live/demo/e/a0/playlist.m3u8")]);
+        let paths: Vec<_> = stream.renditions.iter().map(Url::path).collect();
+        let [low, high, audio] = ["v0", "v1", "a0"].map(|name| format!("/live/demo/e/{name}/playlist.m3u8"));
+        assert_eq!(paths, [low, high, audio]);
+        assert_eq!(stream.taken(Mode::Watch), [0, 2]);
         let swarm = stream.swarm.unwrap();
         assert_eq!(swarm.tracker.as_str(), "wss://origin.test/tracker");
         assert_eq!(swarm.stream, "demo");
@@ -311,7 +344,48 @@ mod tests {
             + "#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio-opus\",NAME=\"Audio\",URI=\"e/a1/playlist.m3u8\"\n\
                #EXT-X-STREAM-INF:BANDWIDTH=3000000,CODECS=\"avc1.42c01f,opus\",AUDIO=\"audio-opus\"\ne/v0/playlist.m3u8\n";
         let stream = read_multivariant(&base, &text).unwrap();
-        assert_eq!(stream.renditions.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [0, 2]);
+        assert_eq!((stream.taken(Mode::Watch), stream.renditions.len()), (vec![0, 2], 4));
+    }
+
+    #[test]
+    fn a_helper_takes_all_renditions() {
+        let base = Url::parse("https://origin.test/live/demo/index.m3u8").unwrap();
+        assert_eq!(read_multivariant(&base, MULTIVARIANT).unwrap().taken(Mode::Seed), [0, 1, 2]);
+    }
+
+    #[test]
+    fn playlist_of_an_audio_only_stream_is_one_rendition() {
+        let base = Url::parse("https://origin.test/live/demo/index.m3u8").unwrap();
+        let text = "#EXTM3U\n#EXT-X-MEDIA:TYPE=AUDIO,GROUP-ID=\"audio\",NAME=\"Audio\",URI=\"e/a0/playlist.m3u8\"\n\
+            #EXT-X-STREAM-INF:BANDWIDTH=96000,CODECS=\"mp4a.40.2\",AUDIO=\"audio\"\ne/a0/playlist.m3u8\n";
+        let stream = read_multivariant(&base, text).unwrap();
+        assert_eq!((stream.taken(Mode::Watch), stream.taken(Mode::Seed)), (vec![0], vec![0]));
+    }
+
+    #[test]
+    fn a_tracker_names_files_of_the_renditions_folder_only() {
+        let base = Url::parse("https://origin.test/live/demo/index.m3u8").unwrap();
+        let stream = read_multivariant(&base, MULTIVARIANT).unwrap();
+        let path = |uri: &str| stream.noticed_url(&base, 1, uri).map(|url| url.path().to_owned());
+        let part = Some("/live/demo/e/v1/part-1-0.m4s".to_owned());
+        assert_eq!(path("e/v1/part-1-0.m4s"), part);
+        assert_eq!(path("/live/demo/e/v1/part-1-0.m4s?token=x"), part);
+        for elsewhere in [
+            "http://10.0.0.1/admin?delete=all",
+            "//10.0.0.1/live/demo/e/v1/part-1-0.m4s",
+            "https://origin.test:8443/live/demo/e/v1/part-1-0.m4s",
+            "http://origin.test/live/demo/e/v1/part-1-0.m4s",
+            "https://me@origin.test/live/demo/e/v1/part-1-0.m4s",
+            "e/v0/part-1-0.m4s",
+            "e/v1/deeper/part-1-0.m4s",
+            "e/v1/../part-1-0.m4s",
+            "/api/tracker",
+            "data:text/plain,x",
+            "",
+        ] {
+            assert_eq!(path(elsewhere), None, "{elsewhere}");
+        }
+        assert_eq!(stream.noticed_url(&base, 9, "e/v1/part-1-0.m4s"), None, "there is no such rendition");
     }
 
     #[test]

@@ -16,7 +16,10 @@ use tokio::{
 };
 use tokio_tungstenite::{
     Connector, MaybeTlsStream, WebSocketStream,
-    tungstenite::{Message, protocol::WebSocketConfig},
+    tungstenite::{
+        Message,
+        protocol::{CloseFrame, WebSocketConfig, frame::coding::CloseCode},
+    },
 };
 use tokio_util::sync::CancellationToken;
 
@@ -33,6 +36,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(10);
 const PING_MIN: Duration = Duration::from_secs(1);
 /// Who has not been taken in by then tries again.
 const WELCOME_MAX: Duration = Duration::from_secs(10);
+/// A tracker that has not answered a farewell by then won't.
+const FAREWELL_MAX: Duration = Duration::from_secs(1);
 /// No message of the tracker is longer.
 const MESSAGE_BYTES_MAX: usize = 1024 * 1024;
 
@@ -57,7 +62,10 @@ pub(crate) struct Join {
     pub(crate) renditions: Vec<u8>,
 }
 
-/// Keeps a connection until cancelled.
+type Socket = WebSocketStream<MaybeTlsStream<TcpStream>>;
+
+/// Keeps a connection until all senders of `outgoing` are gone: then what they said is sent, and the viewer has left for good.
+/// `stop` ends what would take longer, the waiting for a tracker that is not there.
 pub(crate) async fn run(
     join: Join,
     mut outgoing: mpsc::Receiver<ViewerMessage>,
@@ -67,9 +75,13 @@ pub(crate) async fn run(
     let mut resume = None;
     let mut pause = PAUSE_MIN;
     loop {
-        let ended = tokio::select! {
+        let opened = tokio::select! {
             () = stop.cancelled() => return,
-            ended = connection(&join, &mut resume, &mut outgoing, &events) => ended,
+            opened = open(&join, resume.clone()) => opened,
+        };
+        let ended = match opened {
+            Some(socket) => connection(socket, &join, &mut resume, &mut outgoing, &events).await,
+            None => Ended::default(),
         };
         // Also where there won't be another: the swarm goes on without a tracker.
         if events.send(TrackerEvent::Lost).await.is_err() || ended.is_final {
@@ -81,14 +93,11 @@ pub(crate) async fn run(
         let wait = ended.wait(pause, rand::rng().random());
         pause = (pause * 2).min(PAUSE_MAX);
         // Messages of the time without a connection are out of date.
-        let drain = async {
-            while outgoing.recv().await.is_some() {}
-            std::future::pending::<()>().await;
-        };
+        let drain = async { while outgoing.recv().await.is_some() {} };
         tokio::select! {
             () = stop.cancelled() => return,
             () = sleep(wait) => {}
-            () = drain => {}
+            () = drain => return,
         }
     }
 }
@@ -156,22 +165,22 @@ impl Patience {
     }
 }
 
-/// One connection, from its opening to its end.
+/// One connection, until it ends or the viewer leaves.
 async fn connection(
+    mut socket: Socket,
     join: &Join,
     resume: &mut Option<String>,
     outgoing: &mut mpsc::Receiver<ViewerMessage>,
     events: &mpsc::Sender<TrackerEvent>,
 ) -> Ended {
     let mut ended = Ended::default();
-    let Some(mut socket) = open(join, resume.clone()).await else { return ended };
     let mut patience = Patience::new(WELCOME_MAX);
     loop {
         tokio::select! {
             message = outgoing.recv() => match message {
                 Some(message) if send(&mut socket, &message).await.is_ok() => {}
                 None => {
-                    let _ = socket.close(None).await;
+                    say_farewell(socket).await;
                     ended.is_final = true;
                     return ended;
                 }
@@ -199,17 +208,15 @@ async fn connection(
                     patience.learn(Duration::from_millis(u64::from(welcome.silence_max_ms)));
                     *resume = Some(welcome.resume.clone());
                 }
-                if events.send(TrackerEvent::Message(Box::new(message))).await.is_err() {
-                    ended.is_final = true;
-                    return ended;
-                }
+                // Who leaves hears no more, but may have things to say.
+                let _ = events.send(TrackerEvent::Message(Box::new(message))).await;
             }
         }
     }
 }
 
 /// Connects and asks to be taken in; none if that failed, which is told in the log.
-async fn open(join: &Join, resume: Option<String>) -> Option<WebSocketStream<MaybeTlsStream<TcpStream>>> {
+async fn open(join: &Join, resume: Option<String>) -> Option<Socket> {
     let token = match token(join.token.as_ref()).await {
         Ok(token) => token,
         Err(error) => {
@@ -243,6 +250,21 @@ async fn open(join: &Join, resume: Option<String>) -> Option<WebSocketStream<May
         renditions: join.renditions.clone(),
     };
     send(&mut socket, &hello).await.ok().map(|()| socket)
+}
+
+/// Closes the connection for good: where one only breaks, the tracker expects the viewer back and holds its place.
+async fn say_farewell(mut socket: Socket) {
+    let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+    let closed = async {
+        if let Err(error) = socket.close(Some(frame)).await {
+            return tracing::debug!(%error, "no farewell to the tracker");
+        }
+        // A connection that is closed before everything in it was read is reset, and the frame is lost with it.
+        while let Some(Ok(_)) = socket.next().await {}
+    };
+    if timeout(FAREWELL_MAX, closed).await.is_err() {
+        tracing::debug!("the tracker did not answer a farewell");
+    }
 }
 
 /// A message of a later version is not an error: it is skipped.
@@ -292,38 +314,96 @@ mod tests {
         assert_eq!((drained.wait(second, 0.0), drained.wait(second, 0.5)), (Duration::ZERO, 5 * second));
     }
 
+    /// A tracker that is played by the test, and a viewer that is about to connect to it.
+    struct Scene {
+        listener: tokio::net::TcpListener,
+        to_tracker: mpsc::Sender<ViewerMessage>,
+        inbox: mpsc::Receiver<TrackerEvent>,
+        stop: CancellationToken,
+        running: tokio::task::JoinHandle<()>,
+    }
+
+    impl Scene {
+        async fn begin() -> Self {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let join = Join {
+                url: Url::parse(&format!("ws://{}/", listener.local_addr().expect("bound"))).expect("a URL"),
+                tls: Tls::new(true, true).expect("nobody has to be trusted").socket(),
+                stream: "demo".into(),
+                token: None,
+                shares: true,
+                renditions: vec![0],
+            };
+            let (to_tracker, outgoing) = mpsc::channel(8);
+            let (events, inbox) = mpsc::channel(8);
+            let stop = CancellationToken::new();
+            let running = tokio::spawn(run(join, outgoing, events, stop.clone()));
+            Self { listener, to_tracker, inbox, stop, running }
+        }
+
+        /// Takes the viewer in.
+        async fn welcome(&mut self) -> WebSocketStream<TcpStream> {
+            let (socket, _) = self.listener.accept().await.expect("it connects");
+            let mut socket = tokio_tungstenite::accept_async(socket).await.expect("a WebSocket");
+            let welcome = r#"{"type":"welcome","version":1,"peer":7,"swarm":"s","resume":"r","sharing":true,
+                "ice_servers":[],"neighbors_max":4,"upload_ratio_max_percent":200,"report_interval_ms":5000,
+                "silence_max_ms":200,"recent":[]}"#;
+            socket.send(Message::text(welcome)).await.expect("it listens");
+            let event = self.inbox.recv().await.expect("the welcome");
+            assert!(matches!(event, TrackerEvent::Message(_)), "{event:?}");
+            socket
+        }
+    }
+
     #[tokio::test]
     async fn a_tracker_that_says_nothing_any_more_is_lost() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let join = Join {
-            url: Url::parse(&format!("ws://{}/", listener.local_addr().expect("bound"))).expect("a URL"),
-            tls: Tls::new(true, true).expect("nobody has to be trusted").socket(),
-            stream: "demo".into(),
-            token: None,
-            shares: true,
-            renditions: vec![0],
-        };
-        let (_to_tracker, outgoing) = mpsc::channel(8);
-        let (events, mut inbox) = mpsc::channel(8);
-        let stop = CancellationToken::new();
-        let running = tokio::spawn(run(join, outgoing, events, stop.clone()));
-        let (socket, _) = listener.accept().await.expect("it connects");
-        let mut socket = tokio_tungstenite::accept_async(socket).await.expect("a WebSocket");
-        let welcome = r#"{"type":"welcome","version":1,"peer":7,"swarm":"s","resume":"r","sharing":true,
-            "ice_servers":[],"neighbors_max":4,"upload_ratio_max_percent":200,"report_interval_ms":5000,
-            "silence_max_ms":200,"recent":[]}"#;
-        socket.send(Message::text(welcome)).await.expect("it listens");
-        let event = inbox.recv().await.expect("the welcome");
-        assert!(matches!(event, TrackerEvent::Message(_)), "{event:?}");
+        let mut scene = Scene::begin().await;
+        let socket = scene.welcome().await;
         // The connection stays open, as it does where a router on the way vanishes.
-        let event = tokio::time::timeout(Duration::from_secs(10), inbox.recv()).await.expect("it is noticed");
+        let event = timeout(Duration::from_secs(10), scene.inbox.recv()).await.expect("it is noticed");
         assert!(matches!(event, Some(TrackerEvent::Lost)), "{event:?}");
-        tokio::time::timeout(Duration::from_secs(10), listener.accept())
+        timeout(Duration::from_secs(10), scene.listener.accept())
             .await
             .expect("it comes back")
             .expect("open");
-        stop.cancel();
-        running.await.expect("it ends");
+        scene.stop.cancel();
+        scene.running.await.expect("it ends");
         drop(socket);
+    }
+
+    #[tokio::test]
+    async fn who_leaves_says_everything_and_closes_for_good() {
+        let mut scene = Scene::begin().await;
+        let mut socket = scene.welcome().await;
+        // More than one chance to break off: it is stopped, nobody hears it, and the tracker is in the middle of a sentence.
+        scene
+            .to_tracker
+            .send(ViewerMessage::Lost { peer: 9, was_connected: true })
+            .await
+            .expect("it listens");
+        scene.stop.cancel();
+        drop((scene.to_tracker, scene.inbox));
+        socket.send(Message::text(r#"{"type":"part","peer":9}"#)).await.expect("it listens");
+        let mut heard = Vec::new();
+        let close = loop {
+            match timeout(Duration::from_secs(10), socket.next()).await.expect("something in time") {
+                Some(Ok(Message::Text(text))) => heard.push(text),
+                Some(Ok(Message::Close(frame))) => break frame,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(close.map(|frame| frame.code), Some(CloseCode::Normal));
+        assert!(heard.iter().any(|text| text.contains("lost")), "{heard:?}");
+        drop(socket);
+        scene.running.await.expect("it ends");
+    }
+
+    #[tokio::test]
+    async fn who_leaves_does_not_wait_for_a_tracker_that_is_not_there() {
+        let scene = Scene::begin().await;
+        // It connects, but nobody answers.
+        drop(scene.to_tracker);
+        scene.stop.cancel();
+        timeout(Duration::from_secs(5), scene.running).await.expect("at once").expect("it ends");
     }
 }

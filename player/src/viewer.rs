@@ -6,9 +6,11 @@
 
 mod outputs;
 mod signaling;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -19,7 +21,11 @@ use reqwest::{Client, Url};
 use shoal_digest::PieceId;
 use shoal_swarm::{Config, FetchId, HoldId, Input, Peer, PeerId, RequestId, Target, Time};
 use shoal_tracker_protocol::ViewerMessage;
-use tokio::{sync::mpsc, task::AbortHandle, time::sleep_until};
+use tokio::{
+    sync::mpsc,
+    task::{AbortHandle, JoinHandle, JoinSet},
+    time::{sleep_until, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -40,8 +46,11 @@ const EVENTS_MAX: usize = 256;
 const TICK: Duration = Duration::from_millis(20);
 /// The core wants to know where the playhead is about each second.
 const PLAYHEAD_INTERVAL: Duration = Duration::from_secs(1);
-/// A helper that plays nothing pretends to play this far behind the newest piece, so that every piece has a deadline.
+/// A helper that plays nothing pretends to play this far behind the newest piece with nothing in its buffer, so that every piece has
+/// a deadline: by then it is obtained, whoever failed to push it.
 const SEED_BEHIND_MS: u64 = 4000;
+/// How long goodbyes have to leave at the end. As they do for one neighbor, and a moment for who says them.
+const GOODBYES_MAX: Duration = Duration::from_millis(250);
 
 /// Where a viewer stands.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +59,7 @@ pub struct Snapshot {
     pub experience: Experience,
     /// The core's counters.
     pub swarm: shoal_swarm::Stats,
-    /// Media bytes that came straight from the origin because the core could not or should not get them.
+    /// Media bytes that came straight from the origin and that the core's counters do not hold.
     pub direct_bytes: u64,
     /// Requests for media sent to the origin.
     pub origin_requests: u64,
@@ -62,7 +71,8 @@ pub struct Snapshot {
     pub is_ended: bool,
 }
 
-/// Watches until the stream ends or `stop` is cancelled. `progress` is told about every second.
+/// Watches until the stream ends or `stop` is cancelled, and then takes leave of tracker and neighbors, for a quarter of a second at
+/// most. `progress` is told about every second, and at the end how everything stood before the leave.
 ///
 /// # Errors
 /// [`Error`] if the stream can't be read at the start. Later trouble is waited out.
@@ -78,6 +88,9 @@ pub async fn run(
     let stream = source::open(&client, &options.url).await?;
     let (inbox, mut outlets) = Inbox::new();
     let mut viewer = Viewer::new(options, client, stream, inbox);
+    // However it ends, also when this future is dropped: nothing that was started goes on.
+    let stop = stop.child_token();
+    let ends_all = stop.clone().drop_guard();
     viewer.start(&tls, &stop);
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -103,6 +116,9 @@ pub async fn run(
     }
     let last = viewer.snapshot();
     progress(&last);
+    // Nobody listens any more, and nobody is to wait for it.
+    drop((ends_all, outlets));
+    viewer.take_leave().await;
     Ok(last)
 }
 
@@ -142,6 +158,8 @@ impl Inbox {
 struct Swarm {
     peer: Peer,
     to_tracker: mpsc::Sender<ViewerMessage>,
+    /// Ends when the tracker knows that nothing more comes.
+    socket: JoinHandle<()>,
     connection: ConnectionOptions,
     sharing: bool,
 }
@@ -153,10 +171,14 @@ struct Viewer {
     inbox: Inbox,
     base: Url,
     zero: Instant,
+    /// The numbers of the renditions that it plays or, as a helper, gives.
+    taken: Vec<u8>,
     swarm: Option<Swarm>,
     /// Its number in the swarm, as the last welcome gave it.
     number: Option<PeerId>,
     neighbors: BTreeMap<PeerId, Neighbor>,
+    /// Former neighbors to whom the last words are on their way.
+    closing: JoinSet<()>,
     next_generation: u64,
     uplink: Arc<Uplink>,
     store: Store,
@@ -168,27 +190,35 @@ struct Viewer {
     loads: HashMap<PieceId, (Listed, u32)>,
     next_request: RequestId,
     playback: Playback,
+    /// As a helper: the program date time at which the newest known piece ends, and where the core believes the playhead. 0: not
+    /// known yet.
     newest_ms: u64,
-    began: BTreeMap<u8, bool>,
+    position_ms: u64,
+    /// The renditions whose playlists have been read.
+    began: BTreeSet<u8>,
     told_playhead: Instant,
     was_playing: bool,
     counts: Snapshot,
+    /// How many renditions have ended.
     ended: usize,
 }
 
 impl Viewer {
     fn new(options: Options, client: Client, stream: Stream, inbox: Inbox) -> Self {
         let base = Url::parse(&options.url).expect("the stream was opened by this URL");
-        let playback = Playback::new(stream.renditions.iter().map(|(number, _)| *number), wall_ms());
+        let taken = stream.taken(options.mode);
+        let playback = Playback::new(taken.iter().copied(), wall_ms());
         let uplink = Arc::new(Uplink::new(options.uplink_kbps));
         Self {
             client,
             inbox,
             base,
             zero: Instant::now(),
+            taken,
             swarm: None,
             number: None,
             neighbors: BTreeMap::new(),
+            closing: JoinSet::new(),
             next_generation: 0,
             uplink,
             store: Store::default(),
@@ -201,7 +231,8 @@ impl Viewer {
             next_request: 0,
             playback,
             newest_ms: 0,
-            began: BTreeMap::new(),
+            position_ms: 0,
+            began: BTreeSet::new(),
             told_playhead: Instant::now(),
             was_playing: false,
             counts: Snapshot::default(),
@@ -212,11 +243,10 @@ impl Viewer {
     }
 
     fn start(&mut self, tls: &Tls, stop: &CancellationToken) {
-        let renditions: Vec<u8> = self.stream.renditions.iter().map(|(number, _)| *number).collect();
         if self.options.mode == Mode::Watch {
-            for (number, url) in &self.stream.renditions {
-                let follow =
-                    source::follow(self.client.clone(), *number, url.clone(), self.inbox.source.clone());
+            for number in &self.taken {
+                let url = self.stream.renditions[usize::from(*number)].clone();
+                let follow = source::follow(self.client.clone(), *number, url, self.inbox.source.clone());
                 tokio::spawn(stop.clone().run_until_cancelled_owned(follow));
             }
         }
@@ -235,12 +265,13 @@ impl Viewer {
             stream: info.stream,
             token: self.options.token.clone(),
             shares: self.options.shares,
-            renditions: renditions.clone(),
+            renditions: self.taken.clone(),
         };
-        tokio::spawn(tracker::run(join, outgoing, self.inbox.tracker.clone(), stop.clone()));
+        let socket = tokio::spawn(tracker::run(join, outgoing, self.inbox.tracker.clone(), stop.clone()));
         self.swarm = Some(Swarm {
             peer: Peer::new(config, self.options.seed),
             to_tracker,
+            socket,
             connection: ConnectionOptions {
                 ice_servers: Vec::new(),
                 relay_only: false,
@@ -251,7 +282,24 @@ impl Viewer {
             sharing: true,
         });
         self.input(&Input::Share { on: self.options.shares }, None);
-        self.input(&Input::Playing { renditions: &renditions }, None);
+        self.input(&Input::Playing { renditions: &self.taken.clone() }, None);
+    }
+
+    /// Says goodbye to the neighbors and to the tracker, who would else have to find out, and waits a moment until that has left.
+    async fn take_leave(mut self) {
+        let Some(swarm) = &mut self.swarm else { return };
+        // The tracker's socket closes when nobody can send any more. It need not hear that each neighbor is left.
+        (swarm.to_tracker, _) = mpsc::channel(1);
+        self.input(&Input::Leave, None);
+        let Some(Swarm { socket, .. }) = self.swarm.take() else { return };
+        let said = async {
+            while self.closing.join_next().await.is_some() {}
+            // It has nothing to give, and a panic in it is told where it happens.
+            let _ = socket.await;
+        };
+        if timeout(GOODBYES_MAX, said).await.is_err() {
+            tracing::debug!("some goodbyes were not taken in time");
+        }
     }
 
     fn now(&self) -> Time {
@@ -282,10 +330,8 @@ impl Viewer {
         match event {
             SourceEvent::Listed { pieces, hold_back_ms } => {
                 let Some(rendition) = pieces.first().map(|listed| listed.piece.rendition) else { return };
-                let skip = match self.began.insert(rendition, true) {
-                    None => self.playback.start(&pieces, hold_back_ms),
-                    Some(_) => 0,
-                };
+                let is_first = self.began.insert(rendition);
+                let skip = if is_first { self.playback.start(&pieces, hold_back_ms) } else { 0 };
                 for listed in &pieces {
                     self.learn_url(listed.piece, listed.url.clone());
                 }
@@ -329,24 +375,53 @@ impl Viewer {
         }
         self.was_playing = is_playing;
         self.told_playhead = Instant::now();
-        let (position_ms, buffered_until_ms, has_started) = match self.options.mode {
-            Mode::Watch => {
-                let Some(position) = self.playback.position_ms() else { return };
-                let until = self.playback.buffered_until_ms().unwrap_or(position);
-                (position, until.max(position), self.playback.has_started())
-            }
-            Mode::Seed if self.newest_ms > 0 => {
-                (self.newest_ms.saturating_sub(SEED_BEHIND_MS), self.newest_ms, true)
-            }
-            Mode::Seed => return,
+        let playhead = match self.options.mode {
+            Mode::Watch => self.playhead(),
+            Mode::Seed => self.pretended_playhead(),
         };
-        let is_stalled = has_started && !is_playing;
-        let input = Input::Playhead { position_ms, buffered_until_ms, rate_percent: 100, is_stalled };
-        self.input(&input, None);
+        if let Some(playhead) = playhead {
+            self.input(&playhead, None);
+        }
+    }
+
+    fn playhead(&self) -> Option<Input<'static>> {
+        let position_ms = self.playback.position_ms()?;
+        let until = self.playback.buffered_until_ms().unwrap_or(position_ms);
+        Some(Input::Playhead {
+            position_ms,
+            buffered_until_ms: until.max(position_ms),
+            rate_percent: 100,
+            is_stalled: self.playback.has_started() && !self.playback.is_playing(),
+        })
+    }
+
+    /// A helper's, where it has moved. To say again where it stands would put all deadlines off: while nothing new is published,
+    /// the last pieces would never be due.
+    fn pretended_playhead(&mut self) -> Option<Input<'static>> {
+        self.learn_newest();
+        let position_ms = self.newest_ms.saturating_sub(SEED_BEHIND_MS);
+        if position_ms <= self.position_ms {
+            return None;
+        }
+        self.position_ms = position_ms;
+        Some(Input::Playhead {
+            position_ms,
+            buffered_until_ms: position_ms,
+            rate_percent: 100,
+            is_stalled: false,
+        })
+    }
+
+    /// Without a tracker it is from neighbors that the core hears of new pieces.
+    fn learn_newest(&mut self) {
+        let behind_ms = self.swarm.as_ref().map_or(0, |swarm| swarm.peer.stats().behind_ms);
+        if behind_ms > 0 {
+            self.newest_ms = self.newest_ms.max(self.position_ms + u64::from(behind_ms));
+        }
     }
 
     fn is_done(&self) -> bool {
-        self.ended >= self.stream.renditions.len() && !self.playback.is_playing()
+        self.ended >= self.taken.len() && !self.playback.is_playing()
     }
 
     fn snapshot(&self) -> Snapshot {
@@ -373,30 +448,4 @@ fn is_loopback(url: &Url) -> bool {
 fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_this_machine_is_loopback() {
-        let is_loopback = |url: &str| super::is_loopback(&Url::parse(url).expect("a URL"));
-        for url in [
-            "http://localhost:8080/live/a/index.m3u8",
-            "http://127.0.0.1/",
-            "https://127.9.9.9/",
-            "http://[::1]:8080/",
-        ] {
-            assert!(is_loopback(url), "{url}");
-        }
-        for url in [
-            "http://192.168.0.1/",
-            "http://localhost.example.org/",
-            "http://127.0.0.1.example.org/",
-            "http://[::2]/",
-        ] {
-            assert!(!is_loopback(url), "{url}");
-        }
-    }
 }

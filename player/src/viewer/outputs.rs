@@ -98,9 +98,12 @@ impl Viewer {
         self.reply(Input::SendQueue { peer, buffered });
     }
 
-    /// Closes a connection from this side, and tells the tracker.
+    /// Closes a connection from this side once what the core has just said has left, and tells the tracker.
     fn leave(&mut self, peer: PeerId) {
-        self.neighbors.remove(&peer);
+        if let Some(neighbor) = self.neighbors.remove(&peer) {
+            while self.closing.try_join_next().is_some() {}
+            self.closing.spawn(neighbor.close_soon());
+        }
         self.tell_tracker(ViewerMessage::Lost { peer, was_connected: true });
     }
 
@@ -110,10 +113,11 @@ impl Viewer {
     }
 
     fn deliver(&mut self, request: RequestId, first: PieceId) {
-        if let Some(listed) = self.wants.remove(&request)
-            && self.store.complete_length(first).is_some()
-        {
+        let Some(listed) = self.wants.remove(&request) else { return };
+        if self.store.complete_length(first).is_some() {
             self.playback.loaded(&listed);
+        } else {
+            self.load(listed);
         }
     }
 
@@ -178,10 +182,12 @@ impl Viewer {
             }
             OriginEvent::Loaded { piece, bytes: Some(bytes), took } => {
                 if let Some((listed, _)) = self.loads.remove(&piece) {
-                    self.counts.direct_bytes += bytes.len() as u64;
                     self.playback.loaded(&listed);
                 }
-                self.offer_loaded(piece, bytes, took);
+                let length = bytes.len() as u64;
+                if !self.offer_loaded(piece, bytes, took) {
+                    self.counts.direct_bytes += length;
+                }
             }
             OriginEvent::Loaded { piece, bytes: None, .. } => {
                 if let Some((listed, _)) = self.loads.get(&piece) {
@@ -196,16 +202,19 @@ impl Viewer {
         }
     }
 
-    /// Offers the core a piece that was loaded past it, to be given to others.
-    pub(super) fn offer_loaded(&mut self, piece: PieceId, bytes: Bytes, took: Duration) {
-        let Ok(length) = u32::try_from(bytes.len()) else { return };
-        if self.swarm.is_none() || bytes.is_empty() {
-            return;
+    /// Offers the core a piece that was loaded past it, to be given to others. Says whether the core has heard of it, and so counts
+    /// its bytes.
+    fn offer_loaded(&mut self, piece: PieceId, bytes: Bytes, took: Duration) -> bool {
+        let Ok(length) = u32::try_from(bytes.len()) else { return false };
+        // The core remembers the first of two that wait for the same record, and answers both by the piece alone.
+        if self.swarm.is_none() || bytes.is_empty() || self.loaded.contains_key(&piece) {
+            return false;
         }
         let digests: Vec<_> = bytes.chunks(block_bytes(length) as usize).map(BlockDigest::of).collect();
         self.loaded.insert(piece, bytes);
         let took = Span::from_us(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         self.input(&Input::Loaded { piece, length, digests: &digests, took }, None);
+        true
     }
 }
 
@@ -249,7 +258,7 @@ mod tests {
     async fn a_neighbor_that_takes_no_messages_is_left_counted_and_reported() {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let options = Options::new("http://127.0.0.1:1/live/demo/index.m3u8");
-        let stream = Stream { renditions: Vec::new(), swarm: None };
+        let stream = Stream { renditions: Vec::new(), played: Vec::new(), swarm: None };
         let (inbox, _outlets) = Inbox::new();
         let connection = ConnectionOptions {
             ice_servers: Vec::new(),
@@ -267,7 +276,8 @@ mod tests {
         let key = OriginKey::from_bytes(&std::array::from_fn(|at| u8::from(at == 0))).expect("a key");
         let config = Config::new(key, Epoch([0; 16]));
         let peer = Peer::new(config, 1);
-        viewer.swarm = Some(Swarm { peer, to_tracker, connection, sharing: true });
+        let socket = tokio::spawn(async {});
+        viewer.swarm = Some(Swarm { peer, to_tracker, socket, connection, sharing: true });
         viewer.neighbors.insert(7, neighbor);
         viewer.input(&Input::NeighborConnected { peer: 7, rtt: None }, None);
         assert_eq!(viewer.snapshot().swarm.neighbors, 1);

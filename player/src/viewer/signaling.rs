@@ -60,7 +60,7 @@ impl Viewer {
             TrackerMessage::Error { code, message, .. } => tracing::debug!(?code, message, "tracker refused"),
             // A player hears of the end from its playlists, once it has played everything.
             TrackerMessage::Ended if self.options.mode == Mode::Seed => {
-                self.ended = self.stream.renditions.len();
+                self.ended = self.taken.len();
             }
             TrackerMessage::Drain { .. } | TrackerMessage::Ended | TrackerMessage::Pong => {}
         }
@@ -123,14 +123,24 @@ impl Viewer {
 
     pub(super) fn published(&mut self, piece: protocol::Piece, uri: &str, record: &str) {
         let id = PieceId { rendition: piece.rendition, msn: piece.msn, part: piece.part };
-        if let Ok(url) = self.base.join(uri) {
+        let Some(info) = &self.stream.swarm else { return };
+        let Some(url) = self.stream.noticed_url(&self.base, piece.rendition, uri) else {
+            tracing::debug!(?piece, "the tracker names a URL outside the stream");
+            return;
+        };
+        let Ok(bytes) = BASE64.decode(record) else { return };
+        let Some(signed) = self.options.records.verify(&bytes, &info.key) else {
+            // The core refuses it, too, and counts it.
+            return self.input(&Input::RecordBytes { bytes: &bytes }, None);
+        };
+        // The tracker's own words are not signed: numbers and times that no origin has given would push those of real pieces
+        // out, and have a helper wait for a future that does not come.
+        let record = signed.record();
+        if record.piece == id && record.epoch == info.epoch {
+            self.newest_ms = self.newest_ms.max(record.start_ms + u64::from(record.duration_ms));
             self.learn_url(id, url);
         }
-        let Ok(bytes) = BASE64.decode(record) else { return };
-        if let Ok(record) = shoal_digest::Record::decode_unverified(&bytes) {
-            self.newest_ms = self.newest_ms.max(record.start_ms + u64::from(record.duration_ms));
-        }
-        self.input(&Input::RecordBytes { bytes: &bytes }, None);
+        self.input(&Input::Record { record: &signed }, None);
     }
 
     pub(super) fn handle_neighbor(&mut self, event: NeighborEvent) {

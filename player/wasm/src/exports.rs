@@ -310,7 +310,7 @@ extern "C" fn start_log() {
     }
 }
 
-/// Puts the log where the last output's bytes are.
+/// Puts what was recorded since the last call where the last output's bytes are.
 #[unsafe(export_name = "takeLog")]
 extern "C" fn take_log() {
     let mut shell = shell();

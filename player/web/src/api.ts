@@ -91,7 +91,9 @@ export interface ShoalStats {
   latencyMs: number;
   /** Media ahead of the playhead, in milliseconds. */
   bufferMs: number;
-  /** Time that the swarm took of the page's main thread, in milliseconds, without what the browser's network does. */
+  /** Time that the swarm core took of the page's main thread, with carrying out what it asked for: hashes, signatures, copies to
+   * and from the piece store, sending; in milliseconds. Not in it: what the browser does for its connections, cutting responses into
+   * blocks, reading the tracker's messages, and the copies that the loader makes. */
   busyMs: number;
   /** Bytes held for other viewers. */
   storeBytes: number;

@@ -50,7 +50,7 @@ export class LiveFollower {
   #isFollowing = true;
   /** Where the playhead was before a seek. */
   #time = 0;
-  #jumpedAt = Number.NEGATIVE_INFINITY;
+  #jumpedAt = -Infinity;
   readonly #abort = new AbortController();
   readonly #timer: ReturnType<typeof setInterval>;
 

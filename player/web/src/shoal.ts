@@ -13,6 +13,7 @@ import type { ShoalErrorCode, ShoalEvents, ShoalOptions, ShoalState, ShoalStats 
 import type { Audit, AuditEntry } from './audit.ts';
 import { Emitter } from './emitter.ts';
 import { createLoaderClass } from './loader.ts';
+import type { Log } from './log.ts';
 import { Meter } from './meter.ts';
 import {
   bufferedAhead,
@@ -62,6 +63,8 @@ export class Shoal extends Emitter<ShoalEvents> {
   readonly #meter = new Meter();
   /** Loaded only where it was asked for. */
   readonly #audit: Promise<Audit> | null;
+  /** Loaded with the first core, and only where it was asked for. */
+  #log: Log | undefined;
   readonly #cleanUps: (() => void)[] = [];
   #isSharing: boolean;
   #isDestroyed = false;
@@ -181,10 +184,10 @@ export class Shoal extends Emitter<ShoalEvents> {
     return this.#audit?.then((audit) => audit.entries()) ?? Promise.resolve([]);
   }
 
-  /** The recorded inputs of the swarm core; the native core replays them with the same outputs. Empty unless attached
-   * with `log`. */
-  takeLog(): Uint8Array {
-    return this.#driver?.takeLog() ?? new Uint8Array();
+  /** All inputs of the swarm core since it was attached, also of cores that have ended or failed; the native core replays them
+   * with the same outputs. Empty unless attached with `log`. */
+  takeLog(): Uint8Array<ArrayBuffer> {
+    return this.#log?.bytes ?? new Uint8Array();
   }
 
   /** Leaves the swarm and gives hls.js its own loader back. */
@@ -280,8 +283,8 @@ export class Shoal extends Emitter<ShoalEvents> {
     on('waiting', () => {
       this.#setStalled(this.#hasPlayed && !media.paused && !media.seeking);
     });
-    // Not every stall ends with `playing`: Chromium goes on without a word after a short one. A viewer that counts as
-    // stalled uploads nothing, so this must not stick.
+    // Not every stall ends with `playing`: Chromium goes on without a word after a short one. This must not stick: a viewer that
+    // has been stalled for three seconds uploads a quarter of what it could, and waits for no record.
     on('timeupdate', () => {
       if (isStallOver(this.#stalledTime, media.currentTime)) this.#setStalled(false);
     });
@@ -314,7 +317,10 @@ export class Shoal extends Emitter<ShoalEvents> {
     const run = ++this.#run;
     this.#setState('joining');
     const url = this.#options.wasmUrl ?? new URL('swarm.wasm', import.meta.url);
-    this.#firstPicture().then(makeCertificate).then(() => loadCore(url)).then(
+    const load = (): Promise<CoreFactory> => loadCore(url);
+    const loadRecorded = (): Promise<CoreFactory> =>
+      import('./log.ts').then(({ Log }) => (this.#log ??= new Log()).load(load));
+    this.#firstPicture().then(makeCertificate).then(this.#options.log ? loadRecorded : load).then(
       (factory) => {
         if (run === this.#run) this.#join(source, factory);
       },
@@ -352,7 +358,6 @@ export class Shoal extends Emitter<ShoalEvents> {
     }
     this.#driver = driver;
     this.#activeAt = performance.now();
-    if (this.#options.log) driver.startLog();
     driver.setMetered(this.#isMetered());
     this.#playing = [];
     this.#tellPlaying();

@@ -9,15 +9,21 @@ import type { Core } from '../src/swarm/core.ts';
 import { Driver } from '../src/swarm/driver.ts';
 import type { Request } from '../src/swarm/requests.ts';
 import type { Stored } from '../src/swarm/store.ts';
+import { FakeConnection } from './fake-connection.ts';
 import { fakeCore } from './fake-core.ts';
 
 const target = { rendition: 0, msn: 5, part: 2 };
 const bytes = Uint8Array.from({ length: blockBytes(0) + 10 }, (_, index) => index % 253);
 
-function make(core: Core, base = 'http://127.0.0.1:1/live/demo'): { driver: Driver; failures: unknown[] } {
+interface Made {
+  driver: Driver;
+  failures: unknown[];
+}
+
+function make(core: Core, base = 'http://127.0.0.1:1/live/demo', storeBytesMax = 1 << 20): Made {
   const failures: unknown[] = [];
   const catalog = new Catalog(`${base}/index.m3u8`, [`${base}/e/v0/playlist.m3u8`], []);
-  const driver = new Driver(core, catalog, 1 << 20, {
+  const driver = new Driver(core, catalog, storeBytesMax, {
     send: () => undefined,
     onNeighbors: () => undefined,
     onFailed: (error) => failures.push(error),
@@ -84,6 +90,49 @@ test('a piece that the player loaded itself is kept, and given again as a copy',
     structuredClone(answer.data, { transfer: [answer.data] });
     assert.equal(answer.originBytes, bytes.length, `round ${round}`);
   }
+  driver.destroy();
+});
+
+test('a piece that is loaded again before its record came is kept when the record comes', async () => {
+  const core = fakeCore({
+    // As the core does: it keeps what it knows of the first, and wants nothing of a second.
+    loaded: () => (core.calls.filter(([name]) => name === 'loaded').length > 1 ? [{ tag: Tag.DropLoaded, fields: [0, 5, 2] }] : []),
+    record: () => [{ tag: Tag.KeepLoaded, fields: [0, 5, 2] }],
+    wantPiece: (_now: never, request: never) => [deliver(request)],
+  });
+  const { driver } = make(core);
+  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
+  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
+  driver.handleTracker({ type: 'published', piece: { rendition: 0, msn: 5, part: 2 }, uri: 'e/v0/part-5.2.m4s', record: 'AA==' });
+  assert.ok(core.calls.some(([name]) => name === 'record'));
+  const { events, answers, settled } = ask(driver);
+  await settled;
+  assert.deepEqual(events, ['answer']);
+  assert.deepEqual(new Uint8Array(answers[0]?.data ?? new ArrayBuffer(0)), bytes);
+  driver.destroy();
+});
+
+test('what waits for its record takes no more memory than the store has left', () => {
+  const length = 1_000;
+  const core = fakeCore();
+  const { driver } = make(core, undefined, 8 * length);
+  for (let part = 0; part < 40; part += 1) {
+    assert.ok(driver.offerLoaded({ rendition: 0, msn: 5, part }, new Uint8Array(length), 10));
+  }
+  const offered = core.calls.filter(([name]) => name === 'loaded').length;
+  assert.ok(offered >= 8 && offered <= 11, `${offered} of 1000 bytes`);
+  driver.destroy();
+});
+
+test('where nothing waits the core sees whatever was loaded, also what is longer than the store', () => {
+  const core = fakeCore({
+    loaded: () => {
+      core.counters[5] = (core.counters[5] ?? 0) + bytes.length;
+      return [{ tag: Tag.DropLoaded, fields: [0, 5, 2] }];
+    },
+  });
+  const { driver } = make(core, undefined, 1_000);
+  assert.equal(driver.offerLoaded(target, bytes.slice(), 10), false);
   driver.destroy();
 });
 
@@ -165,7 +214,9 @@ test('a request that the core forgets falls back when the player loses patience'
   const { events, settled } = ask(driver, 20);
   await settled;
   assert.deepEqual(events, ['fallback']);
-  assert.ok(core.calls.some(([name]) => name === 'unwant'));
+  // Asked again the core refuses, by which it knows who loads it: `wasm.test.ts` has the real one's answer.
+  const said = core.calls.filter(([name]) => name === 'wantPiece' || name === 'unwant').map(([name, , request]) => [name, request]);
+  assert.deepEqual(said, [['wantPiece', 1], ['wantPiece', 1], ['unwant', 1]]);
   driver.destroy();
 });
 
@@ -184,13 +235,46 @@ test('an aborted request is not answered', () => {
   assert.deepEqual(events, []);
 });
 
-test('ending says goodbye and lets outstanding requests fall back', () => {
-  const core = fakeCore();
+test('ending says goodbye, which leaves before the connection closes, and lets outstanding requests fall back', (context) => {
+  context.mock.timers.enable({ apis: ['setTimeout'] });
+  FakeConnection.install();
+  const goodbye = Uint8Array.of(12);
+  const core = fakeCore({
+    leave: () => [
+      { tag: Tag.SendControl, fields: [7], bytes: goodbye },
+      { tag: Tag.Disconnect, fields: [7, 7] },
+    ],
+  });
   const { driver } = make(core);
+  driver.handleTracker({ type: 'introduce', peer: 7, offers: false });
+  const connection = FakeConnection.made.at(-1);
+  const [control] = connection?.open() ?? [];
+  assert.deepEqual(driver.neighbors, [7]);
   const { events } = ask(driver);
   driver.destroy();
   assert.deepEqual(events, ['fallback']);
   assert.equal(core.calls.at(-1)?.[0], 'leave');
+  assert.deepEqual(driver.neighbors, []);
+  // Browsers send when the script has ended; what is closed by then sends nothing.
+  context.mock.timers.tick(20);
+  control?.flush();
+  assert.deepEqual(control?.sent, [goodbye]);
+  assert.equal(connection?.isClosed, false);
+  context.mock.timers.tick(1_000);
+  assert.equal(connection.isClosed, true, 'the connection does not stay');
+});
+
+test('a request that the core refuses when it is asked again falls back once', async () => {
+  let asked = 0;
+  const core = fakeCore({
+    wantPiece: (_now: never, request: never) => (asked++ === 0 ? [] : [{ tag: Tag.Fallback, fields: [request, 4] }]),
+  });
+  const { driver } = make(core);
+  const { events, settled } = ask(driver, 20);
+  await settled;
+  driver.destroy();
+  assert.deepEqual(events, ['fallback']);
+  assert.equal(core.calls.filter(([name]) => name === 'unwant').length, 1, 'the core forgets the first');
 });
 
 test('a deliver without stored bytes falls back instead of handing over nothing', () => {

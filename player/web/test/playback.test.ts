@@ -5,7 +5,7 @@ import type { LevelDetails } from 'hls.js';
 import { Meter } from '../src/meter.ts';
 import { roundedUp } from '../src/pages/graph.ts';
 import { layersOf, preferH264, withStartBitrate } from '../src/pages/whip.ts';
-import { bufferedAhead, isStallOver, programTimeAt } from '../src/playback.ts';
+import { bufferedAhead, defaultStoreBytesMax, isPhone, isStallOver, programTimeAt } from '../src/playback.ts';
 
 test('program time follows the fragment that is played, across gaps of the clock', () => {
   const fragments = [
@@ -91,4 +91,38 @@ test('a stall is over when playback advances or was sought elsewhere, and not by
   assert.equal(isStallOver(12, 12.01), false);
   assert.ok(isStallOver(12, 12.2));
   assert.ok(isStallOver(12, 3));
+});
+
+test('phones and devices with little memory have a smaller piece store', (context) => {
+  // What the media query says of some devices: the kind of pointer, and the screen's width in CSS pixels.
+  const devices: [name: string, pointer: 'coarse' | 'fine', width: number, memory: number | undefined, isPhone: boolean, mebibytes: number][] = [
+    ['iPhone, upright; Safari does not tell its memory', 'coarse', 393, undefined, true, 24],
+    ['iPhone on its side', 'coarse', 852, undefined, true, 24],
+    ['a large Android phone with much memory', 'coarse', 412, 8, true, 24],
+    ['tablet', 'coarse', 1024, undefined, false, 64],
+    ['tablet with little memory', 'coarse', 1024, 2, false, 24],
+    ['laptop', 'fine', 1440, 8, false, 64],
+    ['laptop whose browser does not tell its memory', 'fine', 1440, undefined, false, 64],
+    ['old laptop', 'fine', 1366, 2, false, 24],
+    ['just enough memory', 'fine', 1366, 4, false, 64],
+    ['a narrow window of a computer is no phone', 'fine', 400, 8, false, 64],
+  ];
+  // Newer Nodes have a navigator of their own.
+  const had = Object.getOwnPropertyDescriptor(globalThis, 'navigator');
+  context.after(() => {
+    for (const name of ['navigator', 'matchMedia']) Reflect.deleteProperty(globalThis, name);
+    if (had) Object.defineProperty(globalThis, 'navigator', had);
+  });
+  for (const [name, pointer, width, deviceMemory, isPhoneExpected, mebibytes] of devices) {
+    Object.defineProperty(globalThis, 'navigator', { configurable: true, value: { deviceMemory } });
+    Object.assign(globalThis, {
+      matchMedia: (query: string) => {
+        const [, wanted, widest] = /^\(pointer: (\w+)\) and \(max-device-width: (\d+)px\)$/.exec(query) ?? [];
+        assert.ok(wanted && widest, query);
+        return { matches: wanted === pointer && width <= Number(widest) };
+      },
+    });
+    assert.equal(isPhone(), isPhoneExpected, name);
+    assert.equal(defaultStoreBytesMax(), mebibytes * 1024 * 1024, name);
+  }
 });

@@ -62,6 +62,8 @@ let retryTimer: ReturnType<typeof setTimeout> | undefined;
 let recoveredAt = 0;
 /** Said once, it holds for the page, however often the stream begins anew. */
 let hasConsented = false;
+/** The logs of players that are gone. */
+const logs: BlobPart[] = [];
 
 const words: Record<PageState, [title: string, text: string]> = {
   loading: ['Loading…', ''],
@@ -131,6 +133,7 @@ function stopPlayer(): void {
   clearTimeout(retryTimer);
   hls?.destroy();
   hls = null;
+  if (shoal) logs.push(shoal.takeLog());
   shoal = follower = null;
 }
 
@@ -327,7 +330,7 @@ function setUpControls(): void {
   save.hidden = !parameters.has('log');
   save.addEventListener('click', () => {
     const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([(shoal?.takeLog() ?? new Uint8Array()) as Uint8Array<ArrayBuffer>]));
+    link.href = URL.createObjectURL(new Blob([...logs, shoal?.takeLog() ?? '']));
     link.download = `${stream}.swarmlog`;
     link.click();
     URL.revokeObjectURL(link.href);

@@ -41,7 +41,7 @@ export function readSessionData(
   const stream = value('stream');
   const tracker = value('tracker');
   if (key?.length !== 32 || !/^[0-9a-f]{32}$/i.test(hex) || !stream || !tracker) return null;
-  const epoch = Uint8Array.from(hex.match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
+  const epoch = Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
   try {
     const url = new URL(tracker, playlistUrl);
     if (url.protocol.startsWith('http')) url.protocol = url.protocol.replace('http', 'ws');

@@ -76,6 +76,7 @@ export interface Core {
   stats(): Float64Array;
   setStoreBytesMax(bytes: number): void;
   startLog(): void;
+  /** What was recorded since the last call, or since `startLog`. */
   takeLog(): Uint8Array;
 }
 

@@ -21,9 +21,6 @@ import { PieceStore, keyOf } from './store.ts';
 import type { PieceKey } from './store.ts';
 import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
 
-/** Whole pieces that wait for the core's verdict. */
-const LOADED_MAX = 64;
-
 /** Bytes counted by the driver since it was made. */
 export interface Traffic {
   /** Verified bytes from peers. */
@@ -45,14 +42,15 @@ export interface DriverEvents {
 
 /** See the file's comment. Times come from `performance.now()`. */
 export class Driver {
-  /** Time spent in the core and in carrying out what it asked for, in milliseconds. */
+  /** Time spent in the core and in carrying out what it asked for, in milliseconds. What is done with bytes before they are
+   * handed in is not in it. */
   busyMs = 0;
   readonly traffic: Traffic = { peerBytes: 0, originBytes: 0, sentBytes: 0 };
   readonly #store: PieceStore;
   readonly #neighbors: Neighbors;
   #welcome: Welcome | null = null;
-  #isFailed = false;
-  #isDestroyed = false;
+  /** Destroyed, or the core threw: it must not be called again. */
+  #isOver = false;
   #inputs: ((now: number) => void)[] = [];
   #isRunning = false;
   #after: (() => void)[] = [];
@@ -60,6 +58,7 @@ export class Driver {
   /** The bytes that the input being handled speaks of. */
   #current: { bytes: Uint8Array<ArrayBuffer>; isFromPeer: boolean } | null = null;
   #held = new Map<number, Uint8Array<ArrayBuffer>>();
+  /** Whole pieces that wait for the core's verdict; the core lets 32 wait. */
   #loaded = new Map<PieceKey, { bytes: Uint8Array<ArrayBuffer>; tookMs: number }>();
   #fetches = new Map<number, AbortController>();
   readonly #requests = new Requests();
@@ -107,9 +106,9 @@ export class Driver {
     return this.#store.bytes;
   }
 
-  /** The core's counters; null after it failed. */
+  /** The core's counters; null when the driver has ended or its core failed. */
   stats(): Float64Array | null {
-    return this.#isFailed || this.#isDestroyed ? null : this.core.stats();
+    return this.#isOver ? null : this.core.stats();
   }
 
   /** Takes a tracker's message. */
@@ -171,19 +170,24 @@ export class Driver {
     this.#input((now) => { this.core.metered(now, on); });
   }
 
-  /** Asks for media; returns what aborts the request, or null after the core failed. Where the swarm can't give it the core
-   * says so at once, and knows then what the player loads itself. */
+  /** Asks for media; returns what aborts the request, or null when the driver has ended or its core failed. Where the swarm can't
+   * give it the core says so at once, and knows then what the player loads itself. */
   request(request: Request): (() => void) | null {
-    if (this.#isFailed) return null;
+    if (this.#isOver) return null;
     const { rendition, msn, part } = request.target;
+    const ask = (number: number): void => {
+      this.#input((now) => {
+        if (part === null) this.core.wantSegment(now, number, rendition, msn);
+        else this.core.wantPiece(now, number, rendition, msn, part);
+      });
+    };
     const id = this.#requests.open(request, (late) => {
+      // Asked the same again the core refuses, and knows by that what the player loads itself: it won't fetch it as well.
+      ask(late);
       this.#input((now) => { this.core.unwant(now, late); });
       this.#requests.fallBack(late);
     });
-    this.#input((now) => {
-      if (part === null) this.core.wantSegment(now, id, rendition, msn);
-      else this.core.wantPiece(now, id, rendition, msn, part);
-    });
+    ask(id);
     return () => {
       if (!this.#requests.take(id)) return;
       this.#input((now) => { this.core.unwant(now, id); });
@@ -197,7 +201,7 @@ export class Driver {
   offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
     const { rendition, msn, part } = target;
     if (part !== null) return this.#offerPiece({ rendition, msn, part }, bytes, tookMs);
-    const lengths = this.#isFailed ? undefined : this.core.segmentParts(rendition, msn);
+    const lengths = this.#isOver ? undefined : this.core.segmentParts(rendition, msn);
     if (!lengths) return true;
     if (lengths.reduce((sum, length) => sum + length, 0) !== bytes.length) return false;
     let at = 0;
@@ -209,21 +213,11 @@ export class Driver {
     return isGood;
   }
 
-  /** Starts to record the core's inputs, for a replay. */
-  startLog(): void {
-    if (!this.#isFailed) this.core.startLog();
-  }
-
-  /** The inputs recorded so far. */
-  takeLog(): Uint8Array {
-    return this.#isFailed ? new Uint8Array() : this.core.takeLog();
-  }
-
   /** Ends everything; outstanding requests fall back. */
   destroy(): void {
-    if (this.#isDestroyed) return;
+    if (this.#isOver) return;
     this.#input((now) => { this.core.leave(now); });
-    this.#isDestroyed = true;
+    this.#isOver = true;
     this.#shutDown();
   }
 
@@ -269,7 +263,6 @@ export class Driver {
   }
 
   #close(peer: PeerId): void {
-    if (!this.#neighbors.has(peer)) return;
     const wasOpen = this.#neighbors.isOpen(peer);
     this.#neighbors.close(peer);
     if (!wasOpen) return;
@@ -279,16 +272,21 @@ export class Driver {
 
   #offerPiece(piece: Piece, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
     const key = keyOf(piece);
-    if (this.#isFailed || this.#isDestroyed || this.#loaded.size >= LOADED_MAX) return true;
+    const rejected = this.stats()?.[Stat.RejectedBytes];
+    // What waits has room in the store beside what is there. Where nothing waits everything is offered, however long it is:
+    // the core knows what the origin signed.
+    const held = [...this.#loaded.values()].reduce((sum, waiting) => sum + waiting.bytes.length, this.#store.bytes);
+    // The core's verdict on one of two copies would be taken for the other's.
+    const isLeft = this.#loaded.has(key) || held > this.#store.bytesMax;
+    if (rejected === undefined || isLeft) return true;
     this.#loaded.set(key, { bytes, tookMs });
-    const rejected = this.core.stats()[Stat.RejectedBytes] ?? 0;
     this.#input((now) => { this.core.loaded(now, piece.rendition, piece.msn, piece.part, bytes, tookMs); });
     return (this.stats()?.[Stat.RejectedBytes] ?? rejected) === rejected;
   }
 
   /** Hands an input in, drains, and re-arms the timer. Inputs that come up meanwhile wait their turn. */
   #input(input: (now: number) => void): void {
-    if (this.#isFailed || this.#isDestroyed) return;
+    if (this.#isOver) return;
     this.#inputs.push(input);
     if (this.#isRunning) return;
     this.#isRunning = true;
@@ -476,7 +474,7 @@ export class Driver {
 
   #disconnect(peer: PeerId): void {
     const wasConnected = this.#neighbors.isOpen(peer);
-    // Goodbyes that the core has just sent leave before the channels close.
+    // Not from within the drain: whoever hears of it may end everything.
     this.#after.push(() => {
       this.#neighbors.close(peer);
       this.events.send({ type: 'lost', peer, was_connected: wasConnected });
@@ -501,7 +499,7 @@ export class Driver {
   }
 
   #fail(error: unknown): void {
-    this.#isFailed = true;
+    this.#isOver = true;
     this.#shutDown();
     this.#after.push(() => { this.events.onFailed(error); });
   }

@@ -23,7 +23,8 @@ const EARLY_MESSAGES_MAX = 64;
 /** A neighbor for which more waits takes nothing and is left, in bytes. Most is said at once in greeting: usually less than 15 KiB,
  * and a little more than half of this with the longest records that fit into a message. */
 const QUEUED_BYTES_MAX = 500_000;
-/** How long a goodbye has to leave before its connection is closed, in milliseconds. */
+/** How long a goodbye has to leave before its connection is closed, in milliseconds: browsers drop what they have not sent by
+ * then. A page that goes away has no timers any more; there the one who hears the goodbye closes. */
 const GOODBYE_MS = 150;
 
 /** Who this page is to all neighbors: a viewer token may be bound to it. Without it browsers make one for each connection. */
@@ -78,11 +79,6 @@ export class Neighbors {
     return [...this.#links].filter(([, link]) => link.isOpen).map(([peer]) => peer);
   }
 
-  /** Whether a connection to the peer exists or is on its way. */
-  has(peer: PeerId): boolean {
-    return this.#links.has(peer);
-  }
-
   /** Whether the peer's channels are open. */
   isOpen(peer: PeerId): boolean {
     return this.#links.get(peer)?.isOpen === true;
@@ -128,16 +124,15 @@ export class Neighbors {
     return (await this.#links.get(peer)?.roundTripMs()) ?? 0;
   }
 
-  /** Closes one connection without a word to the driver. */
+  /** Closes one connection without a word to the driver, when what was just sent has left. */
   close(peer: PeerId): void {
-    this.#links.get(peer)?.close();
+    this.#links.get(peer)?.closeSoon();
     this.#links.delete(peer);
   }
 
-  /** Closes all connections without a word to the driver. */
+  /** Closes all connections, likewise. */
   closeAll(): void {
-    for (const link of this.#links.values()) link.closeSoon();
-    this.#links.clear();
+    for (const peer of this.all) this.close(peer);
   }
 
   #forget = (peer: PeerId, link: Link): void => {
@@ -245,8 +240,7 @@ class Link {
   closeSoon(): void {
     if (this.#isClosed) return;
     this.#fallSilent();
-    if (!this.#wasOpen) this.#pc.close();
-    else setTimeout(() => { this.#pc.close(); }, GOODBYE_MS);
+    setTimeout(() => { this.#pc.close(); }, GOODBYE_MS);
   }
 
   #fallSilent(): void {

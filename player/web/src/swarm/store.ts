@@ -65,7 +65,7 @@ export class PieceStore {
       bytes: new Uint8Array(length),
       blocks: new Uint8Array(count),
       missing: count,
-      writtenAt: Number.POSITIVE_INFINITY,
+      writtenAt: Infinity,
       transferMs: 0,
       peerBytes: 0,
       originBytes: 0,
