@@ -8,6 +8,7 @@
 // A simulator computes with numbers that it made itself: sizes, counts and seconds far from any limit.
 #![allow(clippy::cast_possible_truncation, clippy::cast_precision_loss, clippy::cast_sign_loss)]
 
+mod books;
 mod measure;
 mod media;
 mod network;
@@ -17,6 +18,7 @@ mod player;
 mod queue;
 mod random;
 mod rival;
+mod runs;
 pub mod scenario;
 mod shoal;
 mod tracker;
@@ -25,6 +27,7 @@ mod viewer;
 use std::collections::BTreeMap;
 
 pub use measure::Figures;
+pub use runs::Run;
 pub use shoal::Knobs;
 
 use scenario::Scenario;

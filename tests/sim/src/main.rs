@@ -7,41 +7,42 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
+use clap::{ArgGroup, Parser};
 use serde::Serialize;
-use shoal_sim::{Figures, Knobs, Outcome, Policy, run, scenario::Scenario};
+use shoal_sim::{Figures, Outcome, Policy, Run, scenario::Scenario};
 
 /// Simulates a live stream's audience: the real swarm cores and the real planner, in virtual time.
 ///
 /// Prints a table for people, and as the last line one JSON object. The same scenario, number of viewers and seed give
 /// the same figures.
 #[derive(Debug, Parser)]
-#[command(name = "sim", version)]
+#[command(name = "sim", version, group = ArgGroup::new("many").args(["table", "ablations"]))]
 struct Arguments {
-    /// The scenario; `--list` shows them.
+    /// The scenario; `--list` shows them. Several, separated by commas, for `--table`.
     #[arg(required_unless_present_any = ["list", "table"])]
     scenario: Option<String>,
-    /// Viewers at a time; the scenario's own number if not given, and in the table where that is a handful.
+    /// Viewers at a time; the scenario's own number if not given, and in the table of all scenarios where that is a handful.
     #[arg(long)]
     viewers: Option<usize>,
     /// Decides everything that is left to chance. Decimal, or hexadecimal with 0x.
-    #[arg(long, default_value = "1", value_parser = seed)]
+    #[arg(long, default_value = "1", value_parser = seed, conflicts_with = "many")]
     seed: u64,
     /// Policies to run, separated by commas: shoal, cdn, p2pml-default, p2pml-tuned, p2pml-v5. All if not given.
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', conflicts_with = "many")]
     policy: Vec<String>,
-    /// Seconds to simulate; the scenario's own if not given.
-    #[arg(long)]
+    /// Seconds to simulate; the scenario's own if not given. Figures count from the scenario's `measure-from-s` on, at the latest
+    /// from half of that time on.
+    #[arg(long, conflicts_with = "table")]
     seconds: Option<f64>,
-    /// Share of polluters, for the scenario of that name.
-    #[arg(long)]
+    /// Share of polluters; the scenario's own if not given.
+    #[arg(long, conflicts_with = "table")]
     polluters: Option<f64>,
-    /// Ablations, separated by commas: no-push, no-tracker, interior-stripes=N, stripes=N, mesh=N, neighbors=N, burst=MS,
-    /// starved=MS, reserve=PERCENT, unknown-uplink=PERCENT, no-hash.
-    #[arg(long, value_delimiter = ',')]
+    /// Ablations, separated by commas: no-push, no-tracker, no-complaints, no-hash, interior-stripes=N, stripes=N, seeding=none|one|two
+    /// (roots of each stripe), mesh=N, neighbors=N, block-bytes=N, burst=MS, starved=MS, reserve=PERCENT, unknown-uplink=PERCENT.
+    #[arg(long, value_delimiter = ',', conflicts_with = "many")]
     ablate: Vec<String>,
     /// Prints the counters behind the figures.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "many")]
     counters: bool,
     /// Instead of one run: scenarios (all of them, or those named, separated by commas) against what they shall show, the
     /// worst of several seeds. Exits with 1 where a goal is missed.
@@ -51,13 +52,13 @@ struct Arguments {
     #[arg(long)]
     ablations: bool,
     /// The seeds of `--table` and `--ablations`, separated by commas.
-    #[arg(long, value_delimiter = ',', default_values_t = [1_u64, 2, 3, 4, 5], value_parser = seed)]
+    #[arg(long, value_delimiter = ',', default_values_t = [1_u64, 2, 3, 4, 5], value_parser = seed, requires = "many")]
     seeds: Vec<u64>,
     /// Prints a line for each second.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "many")]
     timeline: bool,
     /// Lists the scenarios.
-    #[arg(long)]
+    #[arg(long, exclusive = true)]
     list: bool,
 }
 
@@ -85,6 +86,30 @@ fn main() -> ExitCode {
     }
 }
 
+impl Arguments {
+    fn policies(&self) -> Result<Vec<Policy>, String> {
+        if self.policy.is_empty() {
+            return Ok(Policy::ALL.to_vec());
+        }
+        let named = |name: &String| Policy::named(name).ok_or_else(|| format!("there is no policy '{name}'"));
+        self.policy.iter().map(named).collect()
+    }
+
+    /// The run of one policy that was asked for.
+    fn run(&self, policy: Policy) -> Result<Run, String> {
+        let name = self.scenario.as_deref().unwrap_or_default();
+        let scenario = Scenario::named(name).map_err(|error| error.to_string())?;
+        let viewers = self.viewers.unwrap_or(scenario.viewers);
+        Ok(Run {
+            policy,
+            seconds: self.seconds,
+            polluters: self.polluters,
+            ablations: self.ablate.clone(),
+            ..Run::new(name, viewers, self.seed)
+        })
+    }
+}
+
 fn simulate(arguments: &Arguments) -> Result<(), String> {
     if arguments.list {
         for name in Scenario::names() {
@@ -93,54 +118,22 @@ fn simulate(arguments: &Arguments) -> Result<(), String> {
         }
         return Ok(());
     }
-    let name = arguments.scenario.as_deref().unwrap_or_default();
     if arguments.table {
-        // The laboratory is one machine with its 44 viewers, and a prediction, not a goal.
-        let all = || Scenario::names().filter(|name| *name != "lab").map(str::to_owned).collect();
-        let names: Vec<String> =
-            if name.is_empty() { all() } else { name.split(',').map(str::to_owned).collect() };
-        return match report::table(&names, arguments.viewers, &arguments.seeds)? {
-            true => Ok(()),
-            false => Err(
-                "not all goals are met; to look into one run: cargo xtask sim SCENARIO --seed S --timeline"
-                    .into(),
-            ),
-        };
-    }
-    let mut scenario = Scenario::named(name).map_err(|error| error.to_string())?;
-    if let Some(seconds) = arguments.seconds {
-        if seconds <= scenario.measure_from_s || seconds > 86_400.0 {
-            return Err(format!("--seconds must be more than {} and at most a day", scenario.measure_from_s));
-        }
-        scenario.seconds = seconds;
-    }
-    if let Some(polluters) = arguments.polluters {
-        if !(0.0..=1.0).contains(&polluters) {
-            return Err("--polluters is a share, 0 to 1".to_owned());
-        }
-        scenario.people.polluters = polluters;
-    }
-    let viewers = arguments.viewers.unwrap_or(scenario.viewers);
-    if viewers == 0 || viewers > 1_000_000 {
-        return Err("--viewers must be 1 to 1000000".to_owned());
+        return report::table(arguments.scenario.as_deref(), arguments.viewers, &arguments.seeds);
     }
     if arguments.ablations {
-        report::ablations(name, &scenario, viewers, &arguments.seeds);
-        return Ok(());
+        return report::ablations(&arguments.run(Policy::Shoal)?, &arguments.seeds);
     }
-    let policies = if arguments.policy.is_empty() {
-        Policy::ALL.to_vec()
-    } else {
-        let named = |name: &String| Policy::named(name).ok_or_else(|| format!("there is no policy '{name}'"));
-        arguments.policy.iter().map(named).collect::<Result<_, _>>()?
-    };
-    let knobs = knobs(&arguments.ablate)?;
+    let runs: Vec<Run> =
+        arguments.policies()?.into_iter().map(|policy| arguments.run(policy)).collect::<Result<_, _>>()?;
+    let Some(Run { scenario: name, viewers, seed, .. }) = runs.first() else { return Ok(()) };
+    let scenario = runs[0].scenario()?;
 
-    println!("{name}: {viewers} viewers, seed {}, {} s", arguments.seed, scenario.seconds);
+    println!("{name}: {viewers} viewers, seed {seed}, {} s", scenario.seconds);
     println!("{}", scenario.about);
     let mut outcomes = Vec::new();
-    for policy in policies {
-        let outcome = watched(&scenario, name, viewers, arguments.seed, policy, knobs)?;
+    for run in &runs {
+        let outcome = watched(run)?;
         if arguments.counters {
             for (counter, value) in &outcome.tally {
                 println!("  {counter:24} {value}");
@@ -149,26 +142,29 @@ fn simulate(arguments: &Arguments) -> Result<(), String> {
         if arguments.timeline {
             outcome.timeline.iter().for_each(|line| println!("{line}"));
         }
-        outcomes.push((policy, outcome));
+        outcomes.push((run.policy, outcome));
     }
     table(&outcomes);
     let figures = outcomes.iter().map(|(policy, outcome)| (policy.name(), &outcome.figures)).collect();
-    let report = Report { scenario: name, viewers, seed: arguments.seed, policies: figures };
+    let report = Report { scenario: name, viewers: *viewers, seed: *seed, policies: figures };
     println!("{}", serde_json::to_string(&report).map_err(|error| error.to_string())?);
     Ok(())
 }
 
-/// Runs one policy with a progress line; a run that breaks an invariant says how to repeat it.
-fn watched(
-    scenario: &Scenario,
-    name: &str,
-    viewers: usize,
-    seed: u64,
-    policy: Policy,
-    knobs: Knobs,
-) -> Result<Outcome, String> {
+/// Makes a run with a progress line; one that breaks an invariant says how to repeat it.
+fn watched(run: &Run) -> Result<Outcome, String> {
     let began = Instant::now();
     let is_terminal = std::io::stderr().is_terminal();
+    let what = {
+        let Run { scenario, viewers, seed, policy, ablations, .. } = run;
+        let polluters = run.polluters.map(|share| format!(", {} % polluters", 100.0 * share));
+        let ablations: String = ablations.iter().map(|ablation| format!(", {ablation}")).collect();
+        format!(
+            "{scenario}, {viewers} viewers, seed {seed}, {}{}{ablations}",
+            policy.name(),
+            polluters.unwrap_or_default()
+        )
+    };
     let mut last = Instant::now();
     let mut progress = |done: f64, note: &str| {
         // A line a second on a terminal; in a log one every 15 s.
@@ -178,51 +174,17 @@ fn watched(
             let spent = began.elapsed().as_secs_f64();
             let left = spent / done.max(1e-6) - spent;
             let end = if is_terminal { "\r" } else { "\n" };
-            eprint!("{}: {:.0} %, {left:.0} s left, {note}    {end}", policy.name(), 100.0 * done);
+            eprint!("{what}: {:.0} %, {left:.0} s left, {note}    {end}", 100.0 * done);
             let _ = std::io::stderr().flush();
         }
     };
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        run(scenario, viewers, seed, policy, knobs, &mut progress)
-    }));
+    let result = run.play(&mut progress);
     let spent = began.elapsed().as_secs_f64();
     if is_terminal {
         eprint!("\r\x1b[2K");
     }
-    eprintln!("{}: done in {spent:.1} s", policy.name());
-    result.map_err(|_| {
-        format!(
-            "the run broke an invariant (above). To repeat it: cargo xtask sim {name} --viewers {viewers} --seed {seed} \
-             --policy {}",
-            policy.name()
-        )
-    })
-}
-
-fn knobs(ablations: &[String]) -> Result<Knobs, String> {
-    let mut knobs = Knobs::default();
-    for ablation in ablations {
-        let (name, value) = ablation.split_once('=').unwrap_or((ablation, ""));
-        let number = || value.parse::<u32>().map_err(|_| format!("--ablate {name} wants a number: {name}=N"));
-        match name {
-            "no-push" => knobs.push = false,
-            "no-tracker" => knobs.tracker = false,
-            "no-hash" => knobs.hash = false,
-            "interior-stripes" => knobs.plan.interior_stripes = number()?,
-            "stripes" => knobs.plan.stripes_max = number()?.clamp(1, 16) as u8,
-            "burst" => knobs.burst_ms = Some(number()?),
-            "starved" => knobs.starved_ms = Some(number()?),
-            "mesh" => knobs.plan.mesh_min = number()?,
-            "neighbors" => knobs.plan.neighbors_max = number()?,
-            "unknown-uplink" => knobs.plan.uplink_unknown_percent = number()?,
-            "reserve" => {
-                knobs.plan.reserve_min_percent = number()?;
-                knobs.plan.reserve_max_percent = number()?;
-            }
-            _ => return Err(format!("there is no ablation '{name}'; see --help")),
-        }
-    }
-    Ok(knobs)
+    eprintln!("{what}: done in {spent:.1} s");
+    result
 }
 
 fn table(outcomes: &[(Policy, Outcome)]) {
@@ -271,6 +233,68 @@ fn table(outcomes: &[(Policy, Outcome)]) {
         match figures.recovery_s {
             Some(recovery_s) => println!("; 95 % again {recovery_s} s after the fault"),
             None => println!(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(command: &str) -> Result<Arguments, String> {
+        let words = command.strip_prefix("cargo xtask ").expect("the program's own command").split(' ');
+        Arguments::try_parse_from(words).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_command_of_a_run_gives_that_very_run() {
+        let plain = Run::new("churn", 30, 1);
+        let changed = Run {
+            policy: Policy::P2pmlV5,
+            seconds: Some(41.5),
+            polluters: Some(0.1),
+            ablations: vec!["no-push".to_owned(), "stripes=4".to_owned()],
+            ..Run::new("steady-ll", 300, u64::MAX)
+        };
+        for run in [plain, changed] {
+            let arguments = parse(&run.command()).unwrap();
+            let runs: Vec<Run> = arguments
+                .policies()
+                .unwrap()
+                .into_iter()
+                .map(|policy| arguments.run(policy).unwrap())
+                .collect();
+            assert_eq!(runs, [run]);
+        }
+    }
+
+    #[test]
+    fn what_a_table_does_not_take_is_refused_and_not_ignored() {
+        for refused in [
+            "--table --polluters 0.1",
+            "--table --seconds 60",
+            "--table --ablate no-push",
+            "--table --seed 3",
+            "--table --policy shoal",
+            "--table --counters",
+            "--table --timeline",
+            "--table --ablations",
+            "--ablations --ablate no-push",
+            "--ablations --seed 3",
+            "--ablations --policy cdn",
+            "--seeds 1,2",
+        ] {
+            let error = parse(&format!("cargo xtask sim churn {refused}")).expect_err(refused);
+            let first = refused.split(' ').find(|word| word.starts_with("--")).expect("an option");
+            assert!(error.contains(first), "{refused}: {error}");
+        }
+        for taken in [
+            "--table",
+            "--table --viewers 300 --seeds 1,2",
+            "--ablations --viewers 200 --seeds 1 --seconds 60 --polluters 0.1",
+            "--seed 0x5eed --counters --timeline",
+        ] {
+            parse(&format!("cargo xtask sim churn {taken}")).expect(taken);
         }
     }
 }

@@ -1,5 +1,7 @@
 //! What is counted in a run, and the figures that come of it.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use crate::origin::Origin;
@@ -76,8 +78,8 @@ pub(crate) struct Measure {
     pub(crate) stalled_viewers: u64,
     /// Seconds in which a viewer's playback stood still although somebody had the next piece for a while.
     pub(crate) stopped_though_held: u64,
-    /// When the first viewer had a piece, by number.
-    pub(crate) first_held: std::collections::BTreeMap<u64, u64>,
+    /// When the first viewer had all of a piece, by rendition and number.
+    pub(crate) first_held: BTreeMap<(u8, u64), u64>,
     /// Messages beside blocks.
     pub(crate) control_messages: u64,
     /// The same, in bytes.
@@ -117,11 +119,17 @@ impl Measure {
     }
 
     /// A viewer's playback stands still for want of a piece. `SPREAD_US` is what a piece takes to reach nearly everybody.
-    pub(crate) fn stopped(&mut self, now_us: u64, number: u64) {
+    pub(crate) fn stopped(&mut self, now_us: u64, rendition: u8, number: u64) {
         const SPREAD_US: u64 = 1_500_000;
         self.at(now_us).stopped += 1;
-        let held = self.first_held.get(&number).is_some_and(|held_us| held_us + SPREAD_US < now_us);
+        let held = self.first_held.get(&(rendition, number));
+        let held = held.is_some_and(|held_us| held_us + SPREAD_US < now_us);
         self.stopped_though_held += u64::from(held && self.counts(now_us));
+    }
+
+    /// A viewer has all of a piece in its store, from wherever: from now on the others can be expected to get it.
+    pub(crate) fn held(&mut self, now_us: u64, rendition: u8, number: u64) {
+        self.first_held.entry((rendition, number)).or_insert(now_us);
     }
 
     /// The second that a time lies in.
@@ -317,4 +325,26 @@ pub(crate) fn bound(scenario: &Scenario, visits: &[Visit]) -> f64 {
         saved += viewers * rate_bps * by_count.min(by_uplink).min(by_time).max(0.0);
     }
     if all > 0.0 { saved / all } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stop_counts_against_us_where_somebody_had_that_very_piece_for_a_while() {
+        let mut measure = Measure { from_us: 0, to_us: 60_000_000, ..Measure::default() };
+        measure.held(10_000_000, 1, 7);
+        measure.held(12_000_000, 1, 7);
+        for (now_us, rendition, number, counted) in [
+            (11_000_000, 1, 7, 0),
+            (13_000_000, 0, 7, 0),
+            (13_000_000, 1, 8, 0),
+            (13_000_000, 1, 7, 1),
+            (61_000_000, 1, 7, 1),
+        ] {
+            measure.stopped(now_us, rendition, number);
+            assert_eq!(measure.stopped_though_held, counted, "{now_us} {rendition} {number}");
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! Lines and distances: when a message that is sent now arrives.
 //!
-//! Every viewer has one uplink and one downlink, each a queue that serves first come first. Propagation follows from
-//! the access lines and the distance. A share of the messages comes late, as after a loss. Left out: congestion
-//! windows of SCTP and TCP, and queues inside the network.
+//! Every viewer has one uplink and one downlink, each a queue that serves first come first, for what comes from peers and over
+//! HTTP alike. Before a downlink no more waits than an access line's buffer holds: what is sent beyond that stays with its
+//! sender, as congestion control would have it. Propagation follows from the access lines and the distance. A share of the
+//! messages comes late, as after a loss. Left out: how congestion windows grow, and queues inside the network.
 
 use crate::people::{Nat, Visit, can_connect};
 use crate::random::Random;
@@ -13,12 +14,17 @@ fn on_the_wire(bytes: u64) -> u64 {
     bytes + bytes.div_ceil(1_150) * 90
 }
 
+/// What waits before a full downlink takes it so long at most.
+const LINE_BUFFER_US: u64 = 250_000;
+
 #[derive(Debug)]
 struct Line {
     up_bps: u64,
     down_bps: u64,
     up_free_us: u64,
     down_free_us: u64,
+    /// When the downlink has taken in all that is on its way to it.
+    down_due_us: u64,
     access_us: u64,
     place: [f64; 2],
     nat: Nat,
@@ -47,6 +53,7 @@ impl Network {
             down_bps: visit.downlink_bps.max(1),
             up_free_us: 0,
             down_free_us: 0,
+            down_due_us: 0,
             access_us: visit.access_us,
             place: visit.place,
             nat: visit.nat,
@@ -77,6 +84,16 @@ impl Network {
         self.lines[viewer].access_us + self.server_us
     }
 
+    /// How long a message of so many bytes waits in its sender's channel before it may leave, because the receiver's downlink is
+    /// full.
+    pub(crate) fn waits_us(&mut self, now_us: u64, from: usize, to: usize, bytes: u64) -> u64 {
+        let arrive_us = now_us + self.rtt_us(from, to) / 2;
+        let line = &mut self.lines[to];
+        let queued_us = line.down_due_us.saturating_sub(arrive_us);
+        line.down_due_us = line.down_due_us.max(arrive_us) + on_the_wire(bytes) * 8_000_000 / line.down_bps;
+        queued_us.saturating_sub(LINE_BUFFER_US)
+    }
+
     /// Sends a message: when its last byte has left, and when it arrives (before the receiver's downlink).
     pub(crate) fn send(&mut self, now_us: u64, from: usize, to: usize, bytes: u64) -> (u64, u64) {
         let half_us = self.rtt_us(from, to) / 2;
@@ -94,6 +111,17 @@ impl Network {
         line.down_free_us
     }
 
+    /// Takes bytes of an answer over HTTP in, the last of which would come now were the line idle: when they are there. What
+    /// came from elsewhere since the first of them left delays them.
+    pub(crate) fn receive_answer(&mut self, now_us: u64, to: usize, bytes: u64) -> u64 {
+        let line = &mut self.lines[to];
+        let takes_us = bytes * 8_000_000 / line.down_bps;
+        let begins_us = now_us.saturating_sub(takes_us);
+        line.down_free_us = line.down_free_us.max(begins_us) + takes_us;
+        line.down_due_us = line.down_due_us.max(begins_us) + takes_us;
+        line.down_free_us.max(now_us)
+    }
+
     /// What a viewer can receive, in bit/s.
     #[must_use]
     pub(crate) fn down_bps(&self, viewer: usize) -> u64 {
@@ -108,5 +136,45 @@ impl Network {
         } else {
             (false, self.connect_fail_us)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Two viewers, the second of which receives 4.5 Mbit/s; nothing is late by chance.
+    fn network() -> Network {
+        let mut scenario = scenario::Scenario::named("steady").expect("it exists");
+        scenario.network.late_share = 0.0;
+        let mut visits = crate::people::draw(&scenario, 2, 1);
+        visits[0].uplink_bps = 1_000_000_000;
+        visits[1].downlink_bps = 4_500_000;
+        Network::new(&scenario, &visits, Random::new(1))
+    }
+
+    #[test]
+    fn what_a_full_downlink_cannot_buffer_waits_at_its_sender() {
+        let mut network = network();
+        // Two seconds of the line, all at once.
+        let mut waits: Vec<u64> = (0..64).map(|_| network.waits_us(0, 0, 1, 16_384)).collect();
+        assert_eq!(waits[0], 0);
+        waits.retain(|waits_us| *waits_us > 0);
+        assert!((50..60).contains(&waits.len()), "a quarter of a second fits the buffer: {}", waits.len());
+        let longest = *waits.last().expect("some wait");
+        assert!((1_600_000..2_000_000).contains(&longest), "{longest} us");
+        assert_eq!(network.waits_us(3_000_000, 0, 1, 16_384), 0, "by then all has passed");
+    }
+
+    #[test]
+    fn peers_and_the_origin_share_a_downlink() {
+        let mut network = network();
+        let alone = network.receive_answer(1_000_000, 1, 56_250);
+        assert_eq!(alone, 1_000_000, "a tenth of a second, which it took to come");
+        // A second of the line from a neighbor, in the same moment.
+        let there_us = network.receive(2_000_000, 1, 520_000);
+        assert!((2_950_000..3_050_000).contains(&there_us), "{there_us}");
+        let behind = network.receive_answer(2_100_000, 1, 56_250);
+        assert!((3_050_000..3_150_000).contains(&behind), "{behind}");
     }
 }

@@ -36,14 +36,53 @@ enum Event {
     Opened(u32),
     Leave(u32),
     Publish,
-    Listed { viewer: u32, number: u64 },
+    Listed {
+        viewer: u32,
+        number: u64,
+    },
     Poll(u32),
     Second(u32),
-    HttpDone { viewer: u32, number: u64, bytes: u64, left_us: u64 },
-    Chunk { to: u32, from: u32, number: u64, id: u32, bytes: u64 },
-    ChunkSent { to: u32, from: u32, number: u64, id: u32 },
-    Append { viewer: u32, number: u64 },
-    LinkUp { a: u32, b: u32 },
+    HttpLeft {
+        viewer: u32,
+        number: u64,
+        bytes: u64,
+        left_us: u64,
+    },
+    /// The answer has passed the viewer's line.
+    HttpDone {
+        viewer: u32,
+        number: u64,
+        bytes: u64,
+        left_us: u64,
+    },
+    Chunk {
+        to: u32,
+        from: u32,
+        number: u64,
+        id: u32,
+        bytes: u64,
+    },
+    ChunkLeaves {
+        to: u32,
+        from: u32,
+        number: u64,
+        id: u32,
+        bytes: u64,
+    },
+    ChunkSent {
+        to: u32,
+        from: u32,
+        number: u64,
+        id: u32,
+    },
+    Append {
+        viewer: u32,
+        number: u64,
+    },
+    LinkUp {
+        a: u32,
+        b: u32,
+    },
 }
 
 /// A running download from a peer.
@@ -207,6 +246,10 @@ impl<'a> World<'a> {
                 }
             }
             Event::Second(viewer) => self.second(viewer),
+            Event::HttpLeft { viewer, number, bytes, left_us } => {
+                let passed_us = self.network.receive_answer(self.now_us, viewer as usize, bytes);
+                self.queue.push(passed_us, Event::HttpDone { viewer, number, bytes, left_us });
+            }
             Event::HttpDone { viewer, number, bytes, left_us } => {
                 self.origin.count(left_us, bytes);
                 self.measure.received_bytes += bytes;
@@ -216,6 +259,9 @@ impl<'a> World<'a> {
                 }
             }
             Event::Chunk { to, from, number, id, bytes } => self.chunk(to, from, number, id, bytes),
+            Event::ChunkLeaves { to, from, number, id, bytes } => {
+                self.chunk_leaves(to, from, number, id, bytes);
+            }
             Event::ChunkSent { to, from, number, id } => self.send_chunk(to, from, number, id),
             Event::Append { viewer, number } => self.append(viewer, number),
             Event::LinkUp { a, b } => {
@@ -411,7 +457,7 @@ impl<'a> World<'a> {
         let answer = self.origin.answer(self.now_us + rtt_us / 2, bytes);
         let rate_bps = answer.rate_bps.min(self.network.down_bps(viewer as usize));
         let left_us = answer.first_us + bytes * 8_000_000 / rate_bps;
-        self.queue.push(left_us + rtt_us / 2, Event::HttpDone { viewer, number, bytes, left_us });
+        self.queue.push(left_us + rtt_us / 2, Event::HttpLeft { viewer, number, bytes, left_us });
     }
 
     /// Asks a random peer that has the segment and is not busy with another for us.
@@ -456,6 +502,15 @@ impl<'a> World<'a> {
             return;
         }
         download.asked += bytes;
+        let waits_us = self.network.waits_us(self.now_us, from as usize, to as usize, bytes);
+        if waits_us > 0 {
+            self.queue.push(self.now_us + waits_us, Event::ChunkLeaves { to, from, number, id, bytes });
+        } else {
+            self.chunk_leaves(to, from, number, id, bytes);
+        }
+    }
+
+    fn chunk_leaves(&mut self, to: u32, from: u32, number: u64, id: u32, bytes: u64) {
         let (sent_us, arrive_us) = self.network.send(self.now_us, from as usize, to as usize, bytes);
         self.queue.push(sent_us, Event::ChunkSent { to, from, number, id });
         let there_us = self.network.receive(arrive_us, to as usize, bytes);

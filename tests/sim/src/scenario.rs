@@ -319,6 +319,21 @@ impl Default for Origin {
     }
 }
 
+impl Media {
+    /// How large the smallest and the largest piece of a rendition are: a tenth off the mean of their kind.
+    fn piece_bytes(&self, rate_kbps: u32) -> (f64, f64) {
+        let mean = f64::from(rate_kbps) * f64::from(self.piece_ms) / 8.0;
+        let (keyframe, parts) = (f64::from(self.keyframe_percent) / 100.0, f64::from(self.parts));
+        // The other pieces of a segment give what the one with the keyframe takes.
+        let (one, other) = if self.parts == 1 {
+            (1.0, 1.0)
+        } else {
+            (keyframe, (parts - keyframe).max(0.0) / (parts - 1.0))
+        };
+        (0.9 * mean * one.min(other), 1.1 * mean * one.max(other))
+    }
+}
+
 impl People {
     /// When a viewer gets round to what happens now: at once, unless its page is busy with starting.
     pub(crate) fn ready_us(&self, now_us: u64, join_us: u64) -> u64 {
@@ -346,6 +361,25 @@ impl Scenario {
     /// Names of the scenarios.
     pub fn names() -> impl Iterator<Item = &'static str> {
         FILES.iter().map(|(name, _)| *name)
+    }
+
+    /// How large the smallest and the largest piece of all renditions are.
+    pub(crate) fn piece_bytes(&self) -> (f64, f64) {
+        let pieces = self.media.rates_kbps.iter().map(|rate_kbps| self.media.piece_bytes(*rate_kbps));
+        pieces.fold((f64::INFINITY, 0.0), |(least, most), (small, large)| (least.min(small), most.max(large)))
+    }
+
+    /// Has the stream and all lines carry so many times as much, or as little.
+    pub(crate) fn widen(&mut self, factor: f64) -> Result<(), String> {
+        for rate_kbps in &mut self.media.rates_kbps {
+            *rate_kbps = (f64::from(*rate_kbps) * factor).round() as u32;
+        }
+        let people = &mut self.people;
+        people.uplink_median_kbps *= factor;
+        people.downlink_median_kbps *= factor;
+        people.uplink_kbps = people.uplink_kbps.map(|kbps| kbps * factor);
+        self.origin.capacity_min_kbps *= factor;
+        self.validate()
     }
 
     /// A scenario from its text.
@@ -380,13 +414,7 @@ impl Scenario {
             return Err("media.piece-ms must be 20 to 10000 and media.parts at least 1".to_owned());
         }
         // Blocks of a piece are bits of a u128 in the simulator's books.
-        let largest = f64::from(*self.media.rates_kbps.iter().max().expect("not empty"))
-            * f64::from(self.media.piece_ms)
-            / 8.0
-            * f64::from(self.media.keyframe_percent.max(100))
-            / 100.0
-            * 1.1;
-        if largest > 128.0 * 16_384.0 {
+        if self.piece_bytes().1 > 128.0 * 16_384.0 {
             return Err("pieces would have more than 128 blocks".to_owned());
         }
         if self.people.busy_slice_ms == 0 {

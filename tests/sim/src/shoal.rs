@@ -23,7 +23,7 @@ use crate::queue::Queue;
 use crate::random::Random;
 use crate::scenario::Scenario;
 use crate::tracker::Tracker;
-use crate::viewer::{Fetch, Link, Viewer};
+use crate::viewer::{Fetch, Link, Load, Viewer};
 
 /// A connection is noticed to be dead after this time without an answer.
 const DEAD_LINK_US: u64 = 6_000_000;
@@ -42,24 +42,100 @@ pub(crate) enum Event {
     Opened(u32),
     Leave(u32),
     Publish,
-    Listed { viewer: u32, number: u32 },
+    Listed {
+        viewer: u32,
+        number: u32,
+    },
     Wake(u32),
-    Arrive { to: u32, from: u32, message: Message },
-    Deliver { to: u32, from: u32, message: Message },
-    Sent { viewer: u32, neighbor: u32, bytes: u32 },
-    FetchBlock { viewer: u32, fetch: u32, block: u16, left_us: u64 },
-    FetchEnd { viewer: u32, fetch: u32 },
-    Loaded { viewer: u32, request: RequestId, rendition: u8, number: u32, began_us: u64, left_us: u64 },
-    RecordLoaded { viewer: u32, rendition: u8, number: u32 },
-    RecordFailed { viewer: u32, piece: PieceId },
-    Append { viewer: u32, rendition: u8, number: u32 },
+    Arrive {
+        to: u32,
+        from: u32,
+        message: Message,
+    },
+    Deliver {
+        to: u32,
+        from: u32,
+        message: Message,
+    },
+    Sent {
+        viewer: u32,
+        neighbor: u32,
+        bytes: u32,
+    },
+    FetchBlock {
+        viewer: u32,
+        fetch: u32,
+        block: u16,
+        left_us: u64,
+    },
+    /// The neighbor's line has room for a block again.
+    Depart {
+        viewer: u32,
+        to: u32,
+        message: Message,
+    },
+    /// The block has passed the viewer's line.
+    FetchedBlock {
+        viewer: u32,
+        fetch: u32,
+        block: u16,
+        left_us: u64,
+    },
+    FetchEnd {
+        viewer: u32,
+        fetch: u32,
+    },
+    /// The same, seen by the viewer.
+    FetchedAll {
+        viewer: u32,
+        fetch: u32,
+    },
+    Load {
+        viewer: u32,
+        load: Load,
+    },
+    /// The piece has passed the viewer's line.
+    Loaded {
+        viewer: u32,
+        load: Load,
+    },
+    RecordLoaded {
+        viewer: u32,
+        rendition: u8,
+        number: u32,
+    },
+    RecordFailed {
+        viewer: u32,
+        piece: PieceId,
+    },
+    Append {
+        viewer: u32,
+        rendition: u8,
+        number: u32,
+    },
     Second(u32),
     Switch(u32),
-    LinkUp { a: u32, b: u32 },
-    LinkFailed { a: u32, b: u32 },
-    LinkDown { viewer: u32, neighbor: u32, tells: bool },
-    ToTracker { from: u32, message: ToTracker },
-    FromTracker { to: u32, message: FromTracker },
+    LinkUp {
+        a: u32,
+        b: u32,
+    },
+    LinkFailed {
+        a: u32,
+        b: u32,
+    },
+    LinkDown {
+        viewer: u32,
+        neighbor: u32,
+        tells: bool,
+    },
+    ToTracker {
+        from: u32,
+        message: ToTracker,
+    },
+    FromTracker {
+        to: u32,
+        message: FromTracker,
+    },
     TrackerTick,
 }
 
@@ -102,6 +178,8 @@ pub struct Knobs {
     pub starved_ms: Option<u32>,
     /// Settings of the planner.
     pub plan: plan::Settings,
+    /// Those whom the planner makes roots are told so.
+    pub roots: bool,
     /// Without tracker from the start.
     pub tracker: bool,
     /// The tracker hears of silent parents.
@@ -116,6 +194,7 @@ impl Default for Knobs {
             burst_ms: None,
             starved_ms: None,
             plan: plan::Settings::default(),
+            roots: true,
             tracker: true,
             complaints: true,
         }
@@ -195,6 +274,7 @@ impl<'a> World<'a> {
         queue.push(stream.published_us(stream.next_number()), Event::Publish);
         queue.push(0, Event::TrackerTick);
         let mut tracker = Tracker::new(knobs.plan, seed, visits.len());
+        tracker.has_roots = knobs.roots;
         for rendition in 0..stream.renditions() {
             let rendition = rendition as u8;
             let rate_kbps = scenario.media.rates_kbps[usize::from(rendition)];
@@ -258,6 +338,7 @@ impl<'a> World<'a> {
         self.tally.0.insert("events", self.measure.events);
         self.tally.0.insert("control messages", self.measure.control_messages);
         self.tally.0.insert("control bytes", self.measure.control_bytes);
+        self.tally.0.insert("plan: checked", self.tracker.checks);
         let summary = self.tracker.groups.summary(0);
         for (name, value) in [
             ("plan: seats", summary.seats),
@@ -287,10 +368,10 @@ impl<'a> World<'a> {
     /// When a viewer gets round to an event: now, unless its page is busy with starting.
     fn ready_us(&self, event: &Event) -> u64 {
         let (Event::Wake(viewer)
-        | Event::Arrive { to: viewer, .. }
+        | Event::Deliver { to: viewer, .. }
         | Event::Sent { viewer, .. }
-        | Event::FetchBlock { viewer, .. }
-        | Event::FetchEnd { viewer, .. }
+        | Event::FetchedBlock { viewer, .. }
+        | Event::FetchedAll { viewer, .. }
         | Event::Loaded { viewer, .. }
         | Event::Listed { viewer, .. }
         | Event::FromTracker { to: viewer, .. }) = event
@@ -332,10 +413,17 @@ impl<'a> World<'a> {
                 let bytes = message_bytes(&message, &self.stream);
                 let there_us = self.network.receive(self.now_us, to as usize, bytes);
                 // Below half a millisecond the line was as good as idle: not worth another event.
-                if there_us > self.now_us + 500 {
+                if there_us > self.now_us + 500 || self.scenario.people.busy_start_ms > 0 {
                     self.queue.push(there_us, Event::Deliver { to, from, message });
                 } else {
                     self.deliver(to, from, &message);
+                }
+            }
+            Event::Depart { viewer, to, message } => {
+                // What waited in the channel of a connection that is gone was never sent.
+                let state = self.viewers[viewer as usize].as_mut();
+                if state.is_some_and(|state| state.link_mut(to).is_some()) {
+                    self.depart(viewer, to, message);
                 }
             }
             Event::Deliver { to, from, message } => self.deliver(to, from, &message),
@@ -352,15 +440,23 @@ impl<'a> World<'a> {
             Event::FetchBlock { viewer, fetch, block, left_us } => {
                 self.fetch_block(viewer, fetch, block, left_us)
             }
+            Event::FetchedBlock { viewer, fetch, block, left_us } => {
+                self.fetched_block(viewer, fetch, block, left_us);
+            }
             Event::FetchEnd { viewer, fetch } => {
-                let state = self.viewers[viewer as usize].as_mut();
-                if state.is_some_and(|state| state.fetches.remove(&fetch).is_some()) {
-                    self.feed(viewer, &Input::FetchFinished { fetch }, None);
+                let state = self.viewers[viewer as usize].as_ref();
+                if let Some(fetching) = state.and_then(|state| state.fetches.get(&fetch)) {
+                    let passed_us = fetching.passed_us.max(self.now_us);
+                    self.queue.push(passed_us + 1, Event::FetchedAll { viewer, fetch });
                 }
             }
-            Event::Loaded { viewer, request, rendition, number, began_us, left_us } => {
-                self.loaded(viewer, request, rendition, number, began_us, left_us);
+            Event::FetchedAll { viewer, fetch } => self.fetched_all(viewer, fetch),
+            Event::Load { viewer, load } => {
+                let bytes = u64::from(self.stream.piece(load.rendition, u64::from(load.number)).length);
+                let passed_us = self.network.receive_answer(self.now_us, viewer as usize, bytes);
+                self.queue.push(passed_us, Event::Loaded { viewer, load });
             }
+            Event::Loaded { viewer, load } => self.loaded(viewer, load),
             Event::RecordLoaded { viewer, rendition, number } => {
                 let record = self.stream.piece(rendition, u64::from(number)).record.clone();
                 self.feed(viewer, &Input::Record { record: &record }, None);

@@ -9,12 +9,21 @@ use shoal_tracker_protocol::PeerId;
 
 use crate::shoal::{FromTracker, ToTracker, peer_id, viewer_of};
 
+/// The planners' books are checked after a round, and not again for so long for each viewer: after about every round with a hundred
+/// viewers, every four seconds with a thousand. A check looks at all of them; more often it would take a tenth of a run's time.
+const CHECK_MS_PER_VIEWER: u64 = 4;
+
 #[derive(Debug)]
 pub(crate) struct Tracker {
     pub(crate) groups: Groups,
     pub(crate) is_down: bool,
     /// When it is looked next whether a round is due.
     pub(crate) next_tick_ms: u64,
+    /// Whether those whom the planner made roots are told so.
+    pub(crate) has_roots: bool,
+    /// When the planners' books are checked next, and how often they were.
+    check_ms: u64,
+    pub(crate) checks: u64,
     /// So many different viewers must accuse one before it is banned: a single one could be lying.
     accusers_min: usize,
     accusers: BTreeMap<u32, Vec<u32>>,
@@ -28,6 +37,9 @@ impl Tracker {
             groups: Groups::new(plan, settings.group_viewers_max, seed),
             is_down: false,
             next_tick_ms: 0,
+            has_roots: true,
+            check_ms: 0,
+            checks: 0,
             accusers_min: settings.accusers_min as usize,
             accusers: BTreeMap::new(),
             is_banned: vec![false; visits],
@@ -104,16 +116,38 @@ impl Tracker {
         neighbors.into_iter().map(|neighbor| (neighbor, FromTracker::Part { peer: viewer })).collect()
     }
 
+    /// Panics where a plan contradicts itself.
+    fn check(&mut self) {
+        let mut is_seen = vec![false; self.is_banned.len()];
+        // One planner for each group, to be had by its viewers only.
+        for viewer in 0..is_seen.len() {
+            if is_seen[viewer] {
+                continue;
+            }
+            if let Some(planner) = self.groups.planner(peer_id(viewer as u32)) {
+                planner.check();
+                self.checks += 1;
+                planner.viewers().for_each(|other| is_seen[viewer_of(other) as usize] = true);
+            }
+        }
+    }
+
     pub(crate) fn tick(&mut self, now_ms: u64) -> Vec<(u32, FromTracker)> {
         let mut messages = Vec::new();
-        for output in self.groups.round(now_ms) {
+        let outputs = self.groups.round(now_ms);
+        if self.check_ms <= now_ms {
+            self.check_ms = now_ms + self.groups.viewer_count() as u64 * CHECK_MS_PER_VIEWER;
+            self.check();
+        }
+        for output in outputs {
             match output {
                 Output::Introduce { offers, answers } => {
                     let (offers, answers) = (viewer_of(offers), viewer_of(answers));
                     messages.push((offers, FromTracker::Introduce { peer: answers, offers: true }));
                     messages.push((answers, FromTracker::Introduce { peer: offers, offers: false }));
                 }
-                Output::Plan { viewer, rendition, stripes, places } => {
+                Output::Plan { viewer, rendition, stripes, mut places } => {
+                    places.iter_mut().for_each(|place| place.root &= self.has_roots);
                     messages.push((viewer_of(viewer), FromTracker::Plan { rendition, stripes, places }));
                 }
                 Output::Disconnect { a, b } => {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use shoal_swarm::{Config, FetchId, HoldId, Peer, PieceId, RequestId, Span, block_count};
 
+use crate::books::Books;
 use crate::measure::Followed;
 use crate::media::Stream;
 use crate::people::Visit;
@@ -28,6 +29,18 @@ pub(crate) struct Fetch {
     pub(crate) rendition: u8,
     pub(crate) number: u64,
     pub(crate) cancelled_us: Option<u64>,
+    /// When the last of the blocks so far has passed the line.
+    pub(crate) passed_us: u64,
+}
+
+/// A piece that the player loads by itself, the last byte of which has left the origin.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    pub(crate) request: RequestId,
+    pub(crate) rendition: u8,
+    pub(crate) number: u32,
+    pub(crate) began_us: u64,
+    pub(crate) left_us: u64,
 }
 
 /// One viewer.
@@ -57,6 +70,9 @@ pub(crate) struct Viewer {
     /// What it was given and has yet to append.
     pub(crate) appending: Option<u64>,
     pub(crate) followed: Followed,
+    pub(crate) books: Books,
+    /// When the books and the core's limits are checked next.
+    pub(crate) check_us: u64,
     /// Block bytes that came from peers.
     pub(crate) received_bytes: u64,
     pub(crate) origin_bytes: u64,
@@ -76,6 +92,7 @@ impl Viewer {
         if let Some(burst_ms) = knobs.burst_ms {
             config.upload_burst = Span::from_ms(u64::from(burst_ms));
         }
+        let books = Books::new(config.store_bytes_max);
         Self {
             peer: Peer::new(config, seed),
             player,
@@ -95,6 +112,8 @@ impl Viewer {
             wanted: None,
             appending: None,
             followed: Followed::default(),
+            books,
+            check_us: 0,
             received_bytes: 0,
             origin_bytes: 0,
             cancelled_bytes: 0,
@@ -189,6 +208,11 @@ impl Store {
 
     pub(crate) fn is_complete(&self, rendition: u8, number: u64, length: u32) -> bool {
         self.get(rendition, number).0 == all(length)
+    }
+
+    /// Whether no block is held.
+    pub(crate) fn is_empty(&self, rendition: u8, number: u64) -> bool {
+        self.get(rendition, number).0 == 0
     }
 
     pub(crate) fn bad_blocks(&self, rendition: u8, number: u64) -> u64 {

@@ -1,31 +1,33 @@
 //! Whether the simulator can be trusted, and whether the policy is as good as it was: small runs of every kind.
 
-use shoal_sim::{Knobs, Outcome, Policy, run, scenario::Scenario};
+use shoal_sim::{Figures, Run};
 
-fn simulate(name: &str, viewers: usize, seed: u64, seconds: f64, knobs: Knobs) -> Outcome {
-    let mut scenario = Scenario::named(name).expect("the tests name scenarios that exist");
-    scenario.seconds = seconds;
-    scenario.measure_from_s = scenario.measure_from_s.min(seconds / 2.0);
-    let outcome = run(&scenario, viewers, seed, Policy::Shoal, knobs, &mut |_, _| {});
+fn simulate(name: &str, viewers: usize, seed: u64, seconds: f64, ablations: &[&str]) -> Figures {
+    let ablations = ablations.iter().map(|ablation| (*ablation).to_owned()).collect();
+    let run = Run { seconds: Some(seconds), ablations, ..Run::new(name, viewers, seed) };
     // Shown where a test fails.
-    eprintln!("{name}, {viewers} viewers, seed {seed}: {:?}", outcome.figures);
+    eprintln!("{}", run.command());
+    let outcome = run.play(&mut |_, _| {}).unwrap_or_else(|why| panic!("{why}"));
+    eprintln!("{:?}", outcome.figures);
     outcome.timeline.iter().for_each(|line| eprintln!("{line}"));
-    outcome
+    outcome.figures
 }
 
 #[test]
 fn same_seed_gives_the_same_figures_and_counters() {
-    let once = simulate("churn", 30, 7, 30.0, Knobs::default());
-    let again = simulate("churn", 30, 7, 30.0, Knobs::default());
-    assert_eq!(format!("{once:?}"), format!("{again:?}"));
-    let other = simulate("churn", 30, 8, 30.0, Knobs::default());
-    assert_ne!(format!("{once:?}"), format!("{other:?}"));
+    let play = |seed| {
+        let run = Run { seconds: Some(30.0), ..Run::new("churn", 30, seed) };
+        format!("{:?}", run.play(&mut |_, _| {}).unwrap_or_else(|why| panic!("{why}")))
+    };
+    let once = play(7);
+    assert_eq!(once, play(7));
+    assert_ne!(once, play(8));
 }
 
 #[test]
 fn tiny_swarms_come_close_to_one_copy() {
     for viewers in [2, 3, 5, 10] {
-        let figures = simulate("tiny", viewers, 1, 60.0, Knobs::default()).figures;
+        let figures = simulate("tiny", viewers, 1, 60.0, &[]);
         let floor = 1.0 - 1.0 / viewers as f64;
         assert!(figures.offload > floor - 0.03, "{viewers} viewers: {} of {floor}", figures.offload);
         assert!(figures.rebuffer_ratio < 0.001, "{viewers} viewers rebuffer {}", figures.rebuffer_ratio);
@@ -34,7 +36,7 @@ fn tiny_swarms_come_close_to_one_copy() {
 
 #[test]
 fn two_hundred_viewers_at_the_live_edge_stay_above_the_gate() {
-    let figures = simulate("steady-ll", 200, 1, 60.0, Knobs::default()).figures;
+    let figures = simulate("steady-ll", 200, 1, 60.0, &[]);
     assert!(figures.offload > 0.97, "offload {}", figures.offload);
     assert!(figures.rebuffer_ratio < 0.0005, "rebuffering {}", figures.rebuffer_ratio);
     assert!(figures.waste_ratio < 0.08, "waste {}", figures.waste_ratio);
@@ -43,7 +45,7 @@ fn two_hundred_viewers_at_the_live_edge_stay_above_the_gate() {
 
 #[test]
 fn polluters_get_no_byte_played_or_passed_on() {
-    let figures = simulate("polluters", 60, 3, 40.0, Knobs::default()).figures;
+    let figures = simulate("polluters", 60, 3, 40.0, &[]);
     assert_eq!(figures.bad_bytes, 0);
     assert!(figures.rebuffer_ratio < 0.001, "rebuffering {}", figures.rebuffer_ratio);
 }
@@ -51,16 +53,14 @@ fn polluters_get_no_byte_played_or_passed_on() {
 /// The control of the test above: it can see bad bytes, once drivers do not hash what they receive.
 #[test]
 fn polluters_succeed_where_nobody_hashes() {
-    let knobs = Knobs { hash: false, ..Knobs::default() };
-    assert!(simulate("polluters", 60, 3, 40.0, knobs).figures.bad_bytes > 0);
+    assert!(simulate("polluters", 60, 3, 40.0, &["no-hash"]).bad_bytes > 0);
 }
 
 /// The control of the quality gate: without pushing it is missed, so the gate measures what it is meant to.
 #[test]
 fn without_pushing_less_comes_from_peers_or_later() {
-    let knobs = Knobs { push: false, ..Knobs::default() };
-    let pulled = simulate("steady-ll", 60, 1, 45.0, knobs).figures;
-    let pushed = simulate("steady-ll", 60, 1, 45.0, Knobs::default()).figures;
+    let pulled = simulate("steady-ll", 60, 1, 45.0, &["no-push"]);
+    let pushed = simulate("steady-ll", 60, 1, 45.0, &[]);
     assert!(
         pulled.offload + 0.02 < pushed.offload && pulled.arrival_p50_ms > pushed.arrival_p50_ms,
         "{pulled:?} {pushed:?}"
@@ -69,15 +69,14 @@ fn without_pushing_less_comes_from_peers_or_later() {
 
 #[test]
 fn playback_survives_without_tracker() {
-    let knobs = Knobs { tracker: false, ..Knobs::default() };
-    let figures = simulate("tiny", 4, 1, 40.0, knobs).figures;
+    let figures = simulate("tiny", 4, 1, 40.0, &["no-tracker"]);
     assert!(figures.offload.abs() < 0.05, "nobody meets anybody: {}", figures.offload);
     assert!(figures.rebuffer_ratio < 0.001, "rebuffering {}", figures.rebuffer_ratio);
 }
 
 #[test]
 fn an_origin_that_was_away_is_not_stormed_and_nobody_waits_for_what_others_have() {
-    let figures = simulate("origin-stall", 60, 1, 110.0, Knobs::default()).figures;
+    let figures = simulate("origin-stall", 60, 1, 110.0, &[]);
     assert!(figures.rebuffer_ratio > 0.05, "it was away: {}", figures.rebuffer_ratio);
     assert!(figures.origin_peak_over_mean < 2.3, "peak {}", figures.origin_peak_over_mean);
     assert_eq!(figures.stopped_though_held_s, 0);
@@ -85,7 +84,7 @@ fn an_origin_that_was_away_is_not_stormed_and_nobody_waits_for_what_others_have(
 
 #[test]
 fn a_tracker_that_is_away_for_a_minute_is_not_noticed_by_players() {
-    let figures = simulate("tracker-loss", 60, 1, 140.0, Knobs::default()).figures;
+    let figures = simulate("tracker-loss", 60, 1, 140.0, &[]);
     assert!(figures.rebuffer_ratio < 0.0001, "rebuffering {}", figures.rebuffer_ratio);
     assert!(figures.offload > 0.96, "offload {}", figures.offload);
 }
@@ -94,7 +93,7 @@ fn a_tracker_that_is_away_for_a_minute_is_not_noticed_by_players() {
 fn newcomers_with_busy_pages_stop_nobody_in_a_tiny_swarm() {
     for viewers in [3, 5] {
         for seed in [1, 2] {
-            let figures = simulate("joins", viewers, seed, 90.0, Knobs::default()).figures;
+            let figures = simulate("joins", viewers, seed, 90.0, &[]);
             assert_eq!(figures.stalled_viewers, 0, "{viewers} viewers, seed {seed}: {figures:?}");
         }
     }
@@ -102,14 +101,13 @@ fn newcomers_with_busy_pages_stop_nobody_in_a_tiny_swarm() {
 
 #[test]
 fn pages_that_are_short_of_processor_time_play_as_plain_ones_do() {
-    let figures = simulate("starved", 8, 1, 90.0, Knobs::default()).figures;
+    let figures = simulate("starved", 8, 1, 90.0, &[]);
     assert!(figures.rebuffer_ratio < 0.0005, "{figures:?}");
     assert!(figures.waste_ratio < 0.08, "{figures:?}");
 }
 
 #[test]
 fn pages_that_share_although_they_are_short_of_processor_time_load_much_twice() {
-    let knobs = Knobs { starved_ms: Some(60_000), ..Knobs::default() };
-    let figures = simulate("starved", 8, 1, 90.0, knobs).figures;
+    let figures = simulate("starved", 8, 1, 90.0, &["starved=60000"]);
     assert!(figures.waste_ratio > 0.1, "{figures:?}");
 }

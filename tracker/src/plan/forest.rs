@@ -3,7 +3,7 @@
 //! In `forest/` are the further books: `slots.rs` how much each viewer may still give, `offers.rs` the orders in which places
 //! are offered, `places.rs` who has to be told of what changed.
 //!
-//! Invariants, checked by [`Forest::check`] after every step of the tests and of the simulator:
+//! Invariants, checked by [`Forest::check`] after every step of the tests, and by the simulator every few seconds:
 //! - a seat with children is fed: it has a parent or is a root, so no subtree hangs in the air;
 //! - the parents of a seat lead to a root (no cycles); every edge is known to both ends;
 //! - a viewer has at most one child more than its uplink carries, and that one only while it moves elsewhere.

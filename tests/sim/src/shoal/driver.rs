@@ -2,13 +2,26 @@
 
 use super::*;
 
+/// The books of each viewer and the limits of its core are checked this often.
+const CHECK_US: u64 = 1_000_000;
+/// Those of so many viewers after every input: what is wrong for a moment only shows there.
+const WATCHED: usize = 16;
+
 impl World<'_> {
     /// Hands an input to a viewer's core and carries out what it answers.
     pub(super) fn feed(&mut self, viewer: u32, input: &Input<'_>, brought: Option<Brought>) {
         let Some(mut state) = self.viewers[viewer as usize].take() else { return };
         let now = self.time();
+        match input {
+            Input::Block { length, .. } => state.books.came_from_peer(*length),
+            Input::FetchBlock { length, .. } => state.books.was_fetched(*length),
+            Input::Want { request, .. } => state.books.asked(*request),
+            Input::Unwant { request } => state.books.withdrew(*request),
+            _ => {}
+        }
         state.peer.handle_input(now, input.clone());
         self.drain(viewer, &mut state, brought);
+        state.books.handled();
         while let Some(neighbor) = state.touched.pop() {
             if let Some(link) = state.link_mut(neighbor) {
                 link.is_touched = false;
@@ -23,8 +36,14 @@ impl World<'_> {
             let digests: Vec<_> =
                 (0..blocks).map(|block| block_digest(piece.rendition, number, block)).collect();
             let took = Span::from_us(took_us);
+            state.books.was_loaded(length);
             state.peer.handle_input(now, Input::Loaded { piece, length, digests: &digests, took });
             self.drain(viewer, &mut state, None);
+        }
+        if state.check_us <= self.now_us || self.is_watched(viewer) {
+            state.check_us = self.now_us + CHECK_US;
+            state.books.check(&state.peer.stats());
+            state.peer.check_limits();
         }
         if let Some((at, _)) = state.peer.next_deadline() {
             let at_us = at.as_us().max(self.now_us);
@@ -34,6 +53,11 @@ impl World<'_> {
             }
         }
         self.viewers[viewer as usize] = Some(state);
+    }
+
+    /// Whether a viewer is checked after every input: so is everybody in a small run, and a few of a large one.
+    fn is_watched(&self, viewer: u32) -> bool {
+        (viewer as usize).is_multiple_of(self.visits.len().div_ceil(WATCHED))
     }
 
     pub(super) fn drain(&mut self, viewer: u32, state: &mut Viewer, brought: Option<Brought>) {
@@ -69,11 +93,26 @@ impl World<'_> {
                 self.queue.push(link.control_us, Event::Arrive { to, from: viewer, message });
             }
             Output::Store { piece, block, held, .. } => {
-                let what = match held {
-                    Some(hold) => state.held.remove(&hold).expect("only what was held is stored from there"),
-                    None => brought.expect("stores follow an input with bytes"),
-                };
                 let number = self.stream.number(piece).expect("stored pieces exist");
+                let length = self.stream.piece(piece.rendition, number).length;
+                let what = match held {
+                    Some(hold) => {
+                        let what = state.held.remove(&hold).expect("only what was held is stored from there");
+                        state.books.stored_held(self.brought_bytes(&what));
+                        what
+                    }
+                    None => {
+                        state.books.stored_brought();
+                        brought.expect("stores follow an input with bytes")
+                    }
+                };
+                assert!(
+                    !(what.is_bad && self.knobs.hash),
+                    "only what is verified is stored: {piece:?} {block}"
+                );
+                if state.store.is_empty(piece.rendition, number) {
+                    state.books.opened_piece(length);
+                }
                 assert_eq!(
                     (what.rendition, u64::from(what.number), what.block),
                     (piece.rendition, number, block)
@@ -82,30 +121,40 @@ impl World<'_> {
                     state.store.put(piece.rendition, number, block, what.is_bad),
                     "nothing is stored twice"
                 );
-                if state.store.is_complete(
-                    piece.rendition,
-                    number,
-                    self.stream.piece(piece.rendition, number).length,
-                ) {
-                    self.measure.first_held.entry(number).or_insert(self.now_us);
+                if state.store.is_complete(piece.rendition, number, length) {
+                    self.measure.held(self.now_us, piece.rendition, number);
                     let age_us = self.now_us.saturating_sub(self.stream.published_us(number));
                     self.measure.completed(self.now_us, age_us);
                 }
             }
             Output::Hold { hold } => {
+                state.books.held();
                 state.held.insert(hold, brought.expect("holds follow an input with bytes"));
             }
             Output::DropHeld { hold } => {
-                assert!(state.held.remove(&hold).is_some(), "only what is held is dropped");
+                let what = state.held.remove(&hold).expect("only what is held is dropped");
+                state.books.dropped_held(self.brought_bytes(&what));
             }
             Output::KeepLoaded { piece } => {
                 let number = self.stream.number(piece).expect("kept pieces exist");
                 let length = self.stream.piece(piece.rendition, number).length;
+                if state.store.is_empty(piece.rendition, number) {
+                    state.books.opened_piece(length);
+                }
                 state.store.put_all(piece.rendition, number, length);
+                self.measure.held(self.now_us, piece.rendition, number);
             }
-            Output::DropLoaded { .. } => {}
+            Output::DropLoaded { piece } => {
+                let number = self.stream.number(piece).expect("dropped pieces exist");
+                let length = self.stream.piece(piece.rendition, number).length;
+                // What has no record, or never got one, was of use to the player all the same.
+                if state.store.is_complete(piece.rendition, number, length) {
+                    state.books.was_loaded_in_vain(length);
+                }
+            }
             Output::Evict { piece } => {
                 let number = self.stream.number(piece).expect("evicted pieces exist");
+                state.books.evicted_piece(self.stream.piece(piece.rendition, number).length);
                 state.store.evict(piece.rendition, number);
             }
             Output::Fetch { fetch, piece, offset, length, .. } => {
@@ -137,10 +186,12 @@ impl World<'_> {
                 );
                 self.measure.bad_bytes += state.store.bad_blocks(first.rendition, number)
                     * u64::from(shoal_swarm::block_bytes(length));
+                state.books.delivered(request);
                 self.answer(viewer, state, request, first.rendition, number);
             }
             Output::Fallback { request, .. } => {
                 self.measure.at(self.now_us).fallbacks += 1;
+                state.books.fell_back(request);
                 self.load(viewer, state, request);
             }
             Output::Disconnect { peer, .. } => {
@@ -177,8 +228,7 @@ impl World<'_> {
         rendition: u8,
         number: u64,
     ) {
-        let Some((wanted, wanted_number)) = state.wanted else { return };
-        assert_eq!((wanted, wanted_number), (request, number), "requests are answered once");
+        assert_eq!(state.wanted, Some((request, number)), "what is delivered is what the player waits for");
         state.wanted = None;
         state.appending = Some(number);
         // Appending takes a moment, and happens after the core has said all it had to say.
@@ -202,6 +252,7 @@ impl World<'_> {
         if held == Some(true) {
             self.measure.bad_bytes += u64::from(length);
         }
+        state.books.sent(length);
         let to = viewer_of(peer);
         let Some(link) = state.link_mut(to) else { return };
         link.buffered += length;
@@ -209,9 +260,6 @@ impl World<'_> {
             link.is_touched = true;
             state.touched.push(to);
         }
-        let (sent_us, arrive_us) =
-            self.network.send(self.now_us, viewer as usize, to as usize, u64::from(length));
-        self.queue.push(sent_us, Event::Sent { viewer, neighbor: to, bytes: length });
         let message = Message::Block {
             header,
             rendition: piece.rendition,
@@ -219,6 +267,19 @@ impl World<'_> {
             block,
             is_bad: state.pollutes || held == Some(true),
         };
+        let waits_us = self.network.waits_us(self.now_us, viewer as usize, to as usize, u64::from(length));
+        if waits_us > 0 {
+            self.queue.push(self.now_us + waits_us, Event::Depart { viewer, to, message });
+        } else {
+            self.depart(viewer, to, message);
+        }
+    }
+
+    /// A block leaves its channel.
+    pub(super) fn depart(&mut self, viewer: u32, to: u32, message: Message) {
+        let bytes = message_bytes(&message, &self.stream);
+        let (sent_us, arrive_us) = self.network.send(self.now_us, viewer as usize, to as usize, bytes);
+        self.queue.push(sent_us, Event::Sent { viewer, neighbor: to, bytes: bytes as u32 });
         self.queue.push(arrive_us, Event::Arrive { to, from: viewer, message });
     }
 
@@ -257,24 +318,20 @@ impl World<'_> {
         }
     }
 
-    /// Adds a viewer's counters to the sums, and checks that its bytes add up.
+    fn brought_bytes(&self, what: &Brought) -> u32 {
+        self.stream.block_length(what.rendition, u64::from(what.number), u32::from(what.block))
+    }
+
+    /// Adds a viewer's counters to the sums, and checks its books for the last time.
     pub(super) fn close_books(&mut self, viewer: u32) {
         let Some(state) = &self.viewers[viewer as usize] else { return };
         let stats = state.peer.stats();
+        state.books.check(&stats);
         if self.now_us >= self.measure.from_us {
             self.measure.received_bytes += state.received_bytes + state.origin_bytes;
             self.measure.waste_bytes +=
                 stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes + state.cancelled_bytes;
         }
-        let accounted = stats.peer_bytes + stats.duplicate_bytes + stats.late_bytes + stats.rejected_bytes;
-        // What the core may count twice over (a duplicate that came from the origin) makes the sum larger, never smaller,
-        // but for what is still held for its record.
-        let held: u64 = state.held.len() as u64 * u64::from(shoal_swarm::BLOCK_BYTES_MAX);
-        assert!(
-            accounted + held >= state.received_bytes,
-            "viewer {viewer} received {} bytes and accounts for {accounted}",
-            state.received_bytes
-        );
         for (name, value) in [
             ("from peers", stats.peer_bytes),
             ("from origin", stats.origin_bytes),
@@ -305,3 +362,6 @@ impl World<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -156,7 +156,7 @@ impl World<'_> {
         state.player.advance(self.now_us);
         self.measure.second(self.now_us, &state.player, &mut state.followed);
         if state.player.is_stalled() {
-            self.measure.stopped(self.now_us, state.player.next);
+            self.measure.stopped(self.now_us, state.rendition, state.player.next);
         }
         if state.player.jump(self.now_us, &self.stream) {
             state.appending = None;
