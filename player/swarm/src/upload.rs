@@ -15,6 +15,9 @@ const BURST_BYTES_MIN: u64 = 4 * BLOCK_BYTES_MAX as u64;
 const UNIT: u64 = 8_000_000;
 /// A neighbor's channel is given no more while this much waits in it: what is handed over can't be cancelled.
 pub(crate) const CHANNEL_BYTES_MAX: u32 = 4 * BLOCK_BYTES_MAX;
+/// Before the line is measured what is to leave waits for so much together, this long at most: a fast line sends block by block
+/// faster than they come, and would never be measured.
+const GATHER: Span = Span::from_ms(100);
 /// Shorter measurements say more about the channel than about the line.
 const SAMPLE_BYTES_MIN: u64 = 2 * BLOCK_BYTES_MAX as u64;
 /// A line that is busy for longer than this is measured before it rests.
@@ -203,7 +206,10 @@ impl Uploads {
         let is_full = self.is_full();
         self.refill(now);
         let at = self.queue.iter().position(|(_, upload)| is_open(upload.peer))?;
-        let upload = self.queue[at].1;
+        let (rank, upload) = self.queue[at];
+        if self.gathers_until(rank) > now {
+            return None;
+        }
         // Past their time ones leave whatever the rate; the caller drops them.
         if upload.until > now {
             let (needed, cost) = self.cost(upload.bytes);
@@ -219,13 +225,14 @@ impl Uploads {
 
     /// When [`Uploads::next`] has something next, as far as the rate is concerned.
     pub(crate) fn next_at(&self, is_open: impl Fn(PeerId) -> bool) -> Option<Time> {
-        let (_, upload) = self.queue.iter().find(|(_, upload)| is_open(upload.peer))?;
+        let (rank, upload) = self.queue.iter().find(|(_, upload)| is_open(upload.peer))?;
         if self.rate_bps == 0 || self.is_full() {
             return Some(upload.until);
         }
         let missing = self.cost(upload.bytes).0.saturating_sub(self.tokens).max(0) as u64;
         // Rounded up, so that the wake-up finds the tokens.
-        Some((self.tokens_at + Span::from_us(missing.div_ceil(self.rate_bps))).min(upload.until))
+        let at = self.tokens_at + Span::from_us(missing.div_ceil(self.rate_bps));
+        Some(at.max(self.gathers_until(*rank)).min(upload.until))
     }
 
     /// Notes that a block was handed to a channel. Something waits in so many now.
@@ -236,6 +243,12 @@ impl Uploads {
         self.channels = channels;
         self.sent_total += u64::from(bytes);
         self.buffered += u64::from(bytes);
+    }
+
+    /// Until when the first upload, which has this rank, waits for others, so that together they measure the line.
+    fn gathers_until(&self, rank: Time) -> Time {
+        let gathers = self.uplink_bps == 0 && self.burst_min == BURST_BYTES_MIN && self.busy.is_none();
+        if gathers && self.queued_bytes < SAMPLE_BYTES_MIN { rank + GATHER } else { Time::ZERO }
     }
 
     /// Takes the sum of what waits in all channels, of which so many still wait, and learns the uplink from how it drains.
@@ -372,6 +385,32 @@ mod tests {
         }
         let error = uploads.uplink_bps().abs_diff(8_000_000);
         assert!(error < 100_000, "{}", uploads.uplink_bps());
+    }
+
+    #[test]
+    fn a_line_that_is_faster_than_blocks_come_is_measured_and_nothing_waits_for_long() {
+        // A block each 30 ms, which leaves at once.
+        let mut uploads = Uploads::new(Span::from_ms(350));
+        uploads.set_rate(Time::ZERO, 20_000_000);
+        let mut longest = Span::ZERO;
+        for ms in 1..1_000 {
+            let now = Time::from_ms(ms);
+            if ms % 30 == 0 {
+                uploads
+                    .push(now, Upload { piece: PieceId { rendition: 0, msn: ms, part: 0 }, ..upload(1, 0) });
+            }
+            let mut sent = 0;
+            while let Some(upload) = uploads.next(now, |_| true) {
+                uploads.sent(now, upload.bytes, 1);
+                longest = longest.max(now.since(Time::from_ms(upload.piece.msn)));
+                sent += upload.bytes;
+            }
+            if sent > 0 {
+                uploads.drained(now + Span::of_bytes(u64::from(sent), 500_000_000), 0, 0);
+            }
+        }
+        assert!(uploads.uplink_bps() > 400_000_000, "{}", uploads.uplink_bps());
+        assert!(longest <= GATHER, "{longest:?}");
     }
 
     #[test]
