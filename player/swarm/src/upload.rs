@@ -56,19 +56,8 @@ pub(crate) struct Uploads {
     uplink_bps: u64,
     sent_total: u64,
     buffered: u64,
-    /// In how many channels something waits.
-    channels: usize,
-    busy: Option<Busy>,
-}
-
-/// A time in which something waits to leave.
-#[derive(Clone, Copy, Debug)]
-struct Busy {
-    since: Time,
-    /// What had left by then, in bytes.
-    gone: u64,
-    /// The last moment at which something waited in several channels, and what had left by then.
-    shared: Option<(Time, u64)>,
+    /// When the send queues became non-empty, and `sent_total - buffered` then.
+    busy: Option<(Time, u64)>,
 }
 
 impl Uploads {
@@ -95,7 +84,6 @@ impl Uploads {
             uplink_bps: 0,
             sent_total: 0,
             buffered: 0,
-            channels: 0,
             busy: None,
         }
     }
@@ -235,12 +223,11 @@ impl Uploads {
         Some(at.max(self.gathers_until(*rank)).min(upload.until))
     }
 
-    /// Notes that a block was handed to a channel. Something waits in so many now.
-    pub(crate) fn sent(&mut self, now: Time, bytes: u32, channels: usize) {
+    /// Notes that a block was handed to a channel.
+    pub(crate) fn sent(&mut self, now: Time, bytes: u32) {
         if self.busy.is_none() {
-            self.busy = Some(Busy { since: now, gone: self.sent_total, shared: None });
+            self.busy = Some((now, self.sent_total));
         }
-        self.channels = channels;
         self.sent_total += u64::from(bytes);
         self.buffered += u64::from(bytes);
     }
@@ -251,36 +238,24 @@ impl Uploads {
         if gathers && self.queued_bytes < SAMPLE_BYTES_MIN { rank + GATHER } else { Time::ZERO }
     }
 
-    /// Takes the sum of what waits in all channels, of which so many still wait, and learns the uplink from how it drains.
-    pub(crate) fn drained(&mut self, now: Time, buffered: u64, channels: usize) {
+    /// Takes the sum of what waits in all channels and learns the uplink from how it drains.
+    pub(crate) fn drained(&mut self, now: Time, buffered: u64) {
         // What waits was sent before: a driver that counts more counts headers.
         self.buffered = buffered.min(self.sent_total);
         let gone = self.sent_total - self.buffered;
-        let were_several = std::mem::replace(&mut self.channels, channels) > 1;
-        let Some(busy) = &mut self.busy else { return };
-        if were_several {
-            busy.shared = Some((now, gone));
-        }
-        let Busy { since, gone: gone_then, shared } = *busy;
+        let Some((since, gone_then)) = self.busy else { return };
         let (bytes, elapsed) = (gone.saturating_sub(gone_then), now.since(since));
         let is_idle = buffered == 0;
         // Drivers tell of a channel when it has run empty: until all have, some of what is counted as waiting has left,
         // and would be counted in a later, shorter sample. Only a line that never rests is measured in between.
         let is_whole = is_idle || elapsed >= SAMPLE_MAX;
         if is_whole && bytes >= SAMPLE_BYTES_MIN && elapsed > Span::ZERO {
-            let rate = |bytes: u64, elapsed: Span| bytes * 8_000_000 / elapsed.as_us().max(1);
-            let mut sample = rate(bytes, elapsed).max(UPLINK_MIN_BPS);
-            // Where one channel empties long after the others it is its neighbor's line that is slow.
-            if let Some((at, gone)) = shared
-                && gone >= gone_then + SAMPLE_BYTES_MIN
-            {
-                sample = sample.max(rate(gone - gone_then, at.since(since)));
-            }
+            let sample = (bytes * 8_000_000 / elapsed.as_us()).max(UPLINK_MIN_BPS);
             // A rise is believed at once: nothing drains faster than the line. A fall is believed slowly, because a
             // single busy path or a late notice looks the same.
             self.uplink_bps =
                 if sample > self.uplink_bps { sample } else { (self.uplink_bps * 15 + sample) / 16 };
-            self.busy = Some(Busy { since: now, gone, shared: None });
+            self.busy = Some((now, gone));
         }
         if is_idle {
             self.busy = None;
@@ -365,9 +340,9 @@ mod tests {
         let block = Span::of_bytes(u64::from(BLOCK_BYTES_MAX), 8_000_000);
         let mut now = Time::from_ms(5);
         for _ in 0..20 {
-            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES_MAX, 2));
-            uploads.drained(now + block + block + block, 2 * u64::from(BLOCK_BYTES_MAX), 1);
-            uploads.drained(now + block + block + block + block, 0, 0);
+            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES_MAX));
+            uploads.drained(now + block + block + block, 2 * u64::from(BLOCK_BYTES_MAX));
+            uploads.drained(now + block + block + block + block, 0);
             now += Span::from_ms(200);
         }
         assert!(uploads.uplink_bps() < 8_100_000, "{}", uploads.uplink_bps());
@@ -378,9 +353,9 @@ mod tests {
         let mut uploads = Uploads::new(Span::from_ms(350));
         let mut now = Time::from_ms(5);
         for _ in 0..20 {
-            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES_MAX, 1));
+            (0..4).for_each(|_| uploads.sent(now, BLOCK_BYTES_MAX));
             now += Span::of_bytes(4 * u64::from(BLOCK_BYTES_MAX), 8_000_000);
-            uploads.drained(now, 0, 0);
+            uploads.drained(now, 0);
             now += Span::from_ms(100);
         }
         let error = uploads.uplink_bps().abs_diff(8_000_000);
@@ -401,35 +376,16 @@ mod tests {
             }
             let mut sent = 0;
             while let Some(upload) = uploads.next(now, |_| true) {
-                uploads.sent(now, upload.bytes, 1);
+                uploads.sent(now, upload.bytes);
                 longest = longest.max(now.since(Time::from_ms(upload.piece.msn)));
                 sent += upload.bytes;
             }
             if sent > 0 {
-                uploads.drained(now + Span::of_bytes(u64::from(sent), 500_000_000), 0, 0);
+                uploads.drained(now + Span::of_bytes(u64::from(sent), 500_000_000), 0);
             }
         }
         assert!(uploads.uplink_bps() > 400_000_000, "{}", uploads.uplink_bps());
         assert!(longest <= GATHER, "{longest:?}");
-    }
-
-    #[test]
-    fn a_neighbor_on_a_slow_line_does_not_hide_how_fast_our_own_is() {
-        // Two blocks to each of three neighbors, on a line of 8 Mbit/s; one of them receives at a tenth of that.
-        let mut uploads = Uploads::new(Span::from_ms(350));
-        let block = Span::of_bytes(u64::from(BLOCK_BYTES_MAX), 8_000_000);
-        let mut now = Time::from_ms(5);
-        for _ in 0..100 {
-            (0..6).for_each(|block| uploads.sent(now, BLOCK_BYTES_MAX, 1 + block / 2));
-            now += block + block + block;
-            uploads.drained(now, 4 * u64::from(BLOCK_BYTES_MAX), 2);
-            now += block + block;
-            uploads.drained(now, 2 * u64::from(BLOCK_BYTES_MAX), 1);
-            (0..16).for_each(|_| now += block);
-            uploads.drained(now, 0, 0);
-            now += Span::from_ms(200);
-        }
-        assert!(uploads.uplink_bps() > 6_000_000, "{}", uploads.uplink_bps());
     }
 
     /// Blocks for twenty neighbors on a line that carries this much; gives what waits in their channels at the most, in bytes.
@@ -442,12 +398,12 @@ mod tests {
             let now = Time::from_ms(ms);
             while let Some(upload) = uploads.next(now, |_| true) {
                 waits += u64::from(upload.bytes) * 8000;
-                uploads.sent(now, upload.bytes, 1);
+                uploads.sent(now, upload.bytes);
             }
             most = most.max(waits / 8000);
             waits -= line_bps.min(waits);
             if waits % (u64::from(BLOCK_BYTES_MAX) * 8000) < line_bps {
-                uploads.drained(now, waits / 8000, usize::from(waits > 0));
+                uploads.drained(now, waits / 8000);
                 uploads.set_rate(
                     now,
                     if uploads.uplink_bps() > 0 { uploads.uplink_bps() / 2 } else { 1_000_000 },
@@ -467,11 +423,11 @@ mod tests {
     fn a_neighbor_that_leaves_does_not_hide_how_slow_the_line_is() {
         let block = u64::from(BLOCK_BYTES_MAX);
         let mut uploads = Uploads::new(Span::from_ms(350));
-        (0..4).for_each(|_| uploads.sent(Time::from_ms(5), BLOCK_BYTES_MAX, 1));
+        (0..4).for_each(|_| uploads.sent(Time::from_ms(5), BLOCK_BYTES_MAX));
         // A line of 64 kbit/s has sent two blocks when the neighbor goes that another was for.
         let now = Time::from_ms(5) + Span::of_bytes(2 * block, 64_000);
         uploads.forget(7, 3 * block);
-        uploads.drained(now, block, 1);
+        uploads.drained(now, block);
         assert!(uploads.uplink_bps().abs_diff(64_000) < 1_000, "{}", uploads.uplink_bps());
     }
 }

@@ -406,7 +406,7 @@ impl Peer {
             neighbor.drained_at = self.now;
         }
         neighbor.buffered += bytes;
-        self.uploads.sent(self.now, bytes, self.busy_channels());
+        self.uploads.sent(self.now, bytes);
         self.stats.sent_bytes += u64::from(bytes);
         let header = BlockHeader { piece: id, block, is_answer, hops }.to_bytes();
         self.outputs.push_back(Output::SendBlock { peer, header, piece: id, block });
@@ -418,11 +418,7 @@ impl Peer {
             neighbor.drained_at = self.now;
         }
         neighbor.buffered = buffered;
-        self.uploads.drained(self.now, self.buffered(), self.busy_channels());
-    }
-
-    fn busy_channels(&self) -> usize {
-        self.neighbors.values().filter(|neighbor| neighbor.buffered > 0).count()
+        self.uploads.drained(self.now, self.buffered());
     }
 
     /// What waits in all neighbors' channels, in bytes.
