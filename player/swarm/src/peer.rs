@@ -88,6 +88,7 @@ pub(crate) struct Unsafe {
     pub(crate) no_stuck_limit: bool,
     pub(crate) no_talk_limit: bool,
     pub(crate) no_record_limit: bool,
+    pub(crate) any_push_counts: bool,
 }
 
 /// A block whose record is not known yet.

@@ -76,9 +76,6 @@ impl Peer {
         }
         piece.known_mut(peer).has.insert(index);
         let is_useless = piece.stored.contains(index) || piece.is_retired;
-        if !is_answer {
-            self.glut.note(is_useless);
-        }
         if is_useless {
             if piece.is_retired {
                 self.stats.late_bytes += u64::from(length);
@@ -95,7 +92,7 @@ impl Peer {
         }
         if is_useless {
             if !is_answer {
-                self.note_push(peer, id, piece_length, index);
+                self.note_push(peer, id, piece_length, index, true);
             }
             return false;
         }
@@ -179,7 +176,7 @@ impl Peer {
         }
         let pusher = if let Source::Peer { is_answer: false, .. } = source { sender } else { None };
         if let Some(pusher) = pusher {
-            self.note_push(pusher, id, piece_length, block);
+            self.note_push(pusher, id, piece_length, block, false);
         }
         let mut parent = None;
         if let Some(plan) = self.plans.get_mut(&id.rendition) {
@@ -205,12 +202,21 @@ impl Peer {
     }
 
     /// A neighbor pushed a block: that says something of the stripe's parent, also where the block was there already.
-    fn note_push(&mut self, peer: PeerId, id: PieceId, piece_length: u32, block: u32) {
+    fn note_push(&mut self, peer: PeerId, id: PieceId, piece_length: u32, block: u32, is_useless: bool) {
         let now = self.now;
         let Some(plan) = self.plans.get_mut(&id.rendition) else { return };
         let (rendition, stripes) = (id.rendition, plan.stripe_count());
         let stripe = stripe_of(id, piece_length, block, stripes);
-        let Some(foster) = plan.stripes[usize::from(stripe)].pushed_by(now, peer) else { return };
+        let place = &mut plan.stripes[usize::from(stripe)];
+        let foster = place.pushed_by(now, peer);
+        // Of others it is no sign of a full line: they can send what they like.
+        let is_source = place.source() == Some(peer);
+        #[cfg(test)]
+        let is_source = is_source || self.unsafe_mode.any_push_counts;
+        if is_source {
+            self.glut.note(is_useless);
+        }
+        let Some(foster) = foster else { return };
         if self.neighbors.contains_key(&foster) {
             self.send(foster, &Control::Subscribe { rendition, stripes, stripe, on: false });
         }

@@ -2,12 +2,12 @@
 
 use super::{
     Unsafe,
-    world::{EPOCH, config, record, sign},
+    world::{EPOCH, config, record, sign, truth},
 };
 use crate::{
-    BLOCK_BYTES_MIN, DisconnectReason, Input, Output, Peer, PeerId, PieceId, Span, Time,
+    BLOCK_BYTES_MIN, DisconnectReason, Input, Output, Peer, PeerId, PieceId, Place, Span, Time,
     bits::Bits,
-    wire::{Control, Flags, SetsBuilder, VERSION},
+    wire::{BlockHeader, Control, Flags, SetsBuilder, VERSION},
 };
 
 const ATTACKER: PeerId = 666;
@@ -134,6 +134,38 @@ fn records_of_another_publication_put_their_sender_out() {
     };
     assert!(is_out(Unsafe::default()));
     assert!(!is_out(Unsafe { no_epoch: true, ..Unsafe::default() }), "control");
+}
+
+/// For two seconds a neighbor pushes, again and again, what the viewer has. Whether it refuses its parents' pushes then.
+fn refuses_pushes(unsafe_mode: Unsafe) -> bool {
+    const LENGTH: u32 = 12 * BLOCK_BYTES_MIN;
+    let mut peer = victim(unsafe_mode);
+    meet(&mut peer, 7);
+    let place = Place { stripe: 0, is_root: false, parent: Some(7), expected: Span::ZERO, children: &[] };
+    peer.handle_input(at(2), Input::Plan { rendition: 0, stripes: 1, places: &[place] });
+    let known = sign(&record(piece(0), LENGTH, 1_000_000, 500, false));
+    peer.handle_input(at(3), Input::Record { record: &known });
+    let digests: Vec<_> = (0..12).map(|block| truth(piece(0), block)).collect();
+    peer.handle_input(
+        at(4),
+        Input::Loaded { piece: piece(0), length: LENGTH, digests: &digests, took: Span::from_ms(50) },
+    );
+    for now_ms in (10..3_500).step_by(250) {
+        for block in 0..4 {
+            let header = BlockHeader { piece: piece(0), block, is_answer: false, hops: 0 }.to_bytes();
+            let digest = digests[usize::from(block)];
+            let input = Input::Block { peer: ATTACKER, header: &header, length: BLOCK_BYTES_MIN, digest };
+            peer.handle_input(at(now_ms), input);
+        }
+        peer.handle_input(at(now_ms + 1), Input::Wake);
+    }
+    peer.glut.is_on(peer.now)
+}
+
+#[test]
+fn a_stranger_cannot_talk_a_viewer_out_of_its_trees() {
+    assert!(!refuses_pushes(Unsafe::default()));
+    assert!(refuses_pushes(Unsafe { any_push_counts: true, ..Unsafe::default() }), "control");
 }
 
 /// So many neighbors leave questions unanswered, forty each. Whether the viewer takes itself for starved.

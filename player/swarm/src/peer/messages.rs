@@ -18,7 +18,7 @@ use crate::{
 
 /// At most this many answers wait for one neighbor.
 const ANSWERS_MAX: u16 = 16;
-/// Nobody asks for more at a time: of one neighbor so many answers are awaited at the most.
+/// Nobody asks one neighbor for more at a time: honest viewers have a quarter as many questions open to it.
 const REQUESTED_MAX: usize = 64;
 /// More than 8 Mbit/s makes nobody a better parent, and a class is only said.
 const UPLINK_CLASS_MAX: u8 = 13;
