@@ -254,7 +254,7 @@ impl Viewer {
             tracing::debug!(peers = self.options.peers, "no swarm");
             return;
         };
-        let mut config = Config::new(info.key, info.epoch);
+        let mut config = Config::new(info.epoch);
         config.uplink_granted_bps = self.options.uplink_kbps.map(|rate| u64::from(rate) * 1000);
         config.store_bytes_max = self.options.store_bytes_max;
         let (to_tracker, outgoing) = mpsc::channel(EVENTS_MAX);

@@ -1,18 +1,18 @@
-// Builds the pages and the package into dist/: `npm run build`. The WebAssembly module must be in src/wasm first
+// Builds the pages and the package into dist/: `npm run build`. The WebAssembly modules must be in src/wasm first
 // (`cargo xtask wasm`). Another folder can be given: `npm run build -- /tmp/dist`. File names that carry a hash may be cached for ever; the others are stable addresses.
 import { execFileSync } from 'node:child_process';
 import { cpSync, existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { brotliCompressSync, gzipSync } from 'node:zlib';
+import { brotliCompressSync } from 'node:zlib';
 import { build } from 'esbuild';
 
 const root = dirname(fileURLToPath(import.meta.url));
 const dist = process.argv[2] ? resolve(process.argv[2]) : join(root, 'dist');
-const wasm = join(root, 'src/wasm/swarm.wasm');
+const modules = ['swarm.wasm', 'verify.wasm'];
 
-if (!existsSync(wasm)) {
-  console.error('player/web: src/wasm is empty; run `cargo xtask wasm` first');
+if (!modules.every((name) => existsSync(join(root, 'src/wasm', name)))) {
+  console.error('player/web: src/wasm lacks a module; run `cargo xtask wasm` first');
   process.exit(1);
 }
 
@@ -105,7 +105,7 @@ for (const [page, entry] of [['index', 'home'], ['publish', 'publish'], ['watch'
 }
 
 cpSync(join(root, 'src/pages/icon.svg'), join(dist, 'assets/icon.svg'));
-cpSync(wasm, join(dist, 'assets/swarm.wasm'));
+for (const name of modules) cpSync(join(root, 'src/wasm', name), join(dist, 'assets', name));
 cpSync(join(root, 'node_modules/hls.js/dist/hls.worker.js'), join(dist, 'assets/hls-worker.js'));
 cpSync(join(root, 'examples/minimal.html'), join(dist, 'assets/minimal.html'));
 cpSync(join(root, 'examples/minimal.js'), join(dist, 'assets/minimal.js'));
@@ -114,12 +114,12 @@ execFileSync(process.execPath, [join(root, 'node_modules/typescript/bin/tsc'), '
   stdio: 'inherit',
 });
 
-// Compressed once, as well as it goes, for the server to choose from: `x.js.br` and `x.js.gz` beside `x.js`.
+// Compressed once, as well as it goes, for the server to choose from: `x.js.br` beside `x.js`. What is gzipped is added by
+// `cargo xtask web` (infra/xtask/src/compress.rs).
 for (const name of ['', 'assets'].flatMap((folder) => readdirSync(join(dist, folder)).map((name) => join(folder, name)))) {
   const path = join(dist, name);
   if (statSync(path).isDirectory()) continue;
   const contents = readFileSync(path);
-  for (const [ending, compressed] of [['br', brotliCompressSync(contents)], ['gz', gzipSync(contents, { level: 9 })]]) {
-    if (compressed.length < contents.length * 0.9) writeFileSync(`${path}.${ending}`, compressed);
-  }
+  const compressed = brotliCompressSync(contents);
+  if (compressed.length < contents.length * 0.9) writeFileSync(`${path}.br`, compressed);
 }

@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("shoal-player", &["shoal-swarm", "shoal-playlist", "shoal-tracker-protocol", "shoal-digest"]),
     ("shoal-swarm", &["shoal-digest"]),
     ("shoal-swarm-wasm", &["shoal-swarm", "shoal-digest"]),
+    ("shoal-verify-wasm", &["shoal-digest"]),
     (
         "shoal",
         &[

@@ -9,6 +9,7 @@ mod bench_ffmpeg;
 mod bench_ingest;
 mod bench_origin;
 mod check;
+mod compress;
 mod demo;
 mod dependencies;
 mod documents;

@@ -8,6 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::compress;
 use crate::process::{find_program, output, run, run_quietly};
 use crate::stamp;
 use crate::wasm;
@@ -109,12 +110,15 @@ pub(crate) fn build_pages(workspace: &Workspace) -> Result<()> {
     node.install_packages(workspace, PAGES)?;
     wasm::build(workspace)?;
     let dist = workspace.path(PAGES).join("dist");
-    let fingerprint = stamp::fingerprint(&[workspace.path(PAGES)], &node.version)?;
+    let inputs = [workspace.path(PAGES), workspace.path("infra/xtask/src/compress.rs")];
+    let fingerprint = stamp::fingerprint(&inputs, &node.version)?;
     let mark = workspace.memory("pages.stamp")?;
-    if dist.join("index.html").is_file() && stamp::is_current(&mark, &fingerprint) {
+    // npm alone builds pages that are not gzipped.
+    if dist.join("index.html.gz").is_file() && stamp::is_current(&mark, &fingerprint) {
         return Ok(());
     }
     run_quietly(workspace, "build the pages", &mut node.npm(workspace, PAGES, &["run", "build"]))?;
+    compress::gzip_pages(&dist)?;
     stamp::write(&mark, &fingerprint)
 }
 

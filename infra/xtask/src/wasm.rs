@@ -1,5 +1,5 @@
-//! The swarm core as a WebAssembly module: compiled together with its library, made small, put where the pages import it
-//! from.
+//! The WebAssembly modules, the swarm core and what checks signatures: compiled together with their library, made small, put
+//! where the pages import them from.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,10 +14,14 @@ use crate::stamp;
 use crate::workspace::Workspace;
 
 const TARGET: &str = "wasm32-unknown-unknown";
-const PACKAGE: &str = "shoal-swarm-wasm";
-const OUTPUT: &str = "player/web/src/wasm/swarm.wasm";
+/// Packages, what the compiler makes of them, and the modules' names in [`OUTPUT`].
+const MODULES: &[(&str, &str, &str)] = &[
+    ("shoal-swarm-wasm", "shoal_swarm_wasm.wasm", "swarm.wasm"),
+    ("shoal-verify-wasm", "shoal_verify_wasm.wasm", "verify.wasm"),
+];
+const OUTPUT: &str = "player/web/src/wasm";
 
-/// What the module is made of.
+/// What the modules are made of.
 const INPUTS: &[&str] = &[
     "player/swarm",
     "player/wasm",
@@ -50,28 +54,31 @@ pub(crate) fn install_compiler(workspace: &Workspace) -> Result<()> {
     toolchain(workspace).map(|_| ())
 }
 
-/// Builds the module, if anything changed.
+/// Builds the modules, if anything changed.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let inputs: Vec<PathBuf> = INPUTS.iter().map(|path| workspace.path(path)).collect();
     let fingerprint = stamp::fingerprint(&inputs, "")?;
     let mark = workspace.memory("wasm.stamp")?;
-    let out = workspace.path(OUTPUT);
-    if out.is_file() && stamp::is_current(&mark, &fingerprint) {
+    let folder = workspace.path(OUTPUT);
+    let is_there = MODULES.iter().all(|(_, _, name)| folder.join(name).is_file());
+    if is_there && stamp::is_current(&mark, &fingerprint) {
         return Ok(());
     }
-    let module = compile(workspace)?;
+    let compiled = compile(workspace)?;
     // Other files in it are of a version of this that made others.
-    let folder = out.parent().context("a file lies in a folder")?;
     if folder.is_dir() {
-        fs::remove_dir_all(folder).with_context(|| format!("empty {}", folder.display()))?;
+        fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
     }
-    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
-    shrink(workspace, &module, &out)?;
+    fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
+    for (_, module, name) in MODULES {
+        shrink(workspace, &compiled.join(module), &folder.join(name))?;
+    }
     stamp::write(&mark, &fingerprint)
 }
 
+/// Compiles the modules; gives the folder in which they are.
 fn compile(workspace: &Workspace) -> Result<PathBuf> {
-    let arguments = ["build", "--locked", "--profile", "wasm", "--target", TARGET, "--package", PACKAGE];
+    let packages = MODULES.iter().flat_map(|(package, _, _)| ["--package", package]);
     // A folder of its own: the two compilers would keep invalidating each other's work, and a build for another
     // target need not wait for the lock of the main one.
     let folder = workspace.target("wasm");
@@ -80,7 +87,8 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
         Toolchain::Debian => debian_cargo(workspace),
     };
     cargo
-        .args(arguments)
+        .args(["build", "--locked", "--profile", "wasm", "--target", TARGET])
+        .args(packages)
         .args(["-Z", LIBRARY])
         .arg("--target-dir")
         .arg(&folder)
@@ -88,8 +96,8 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", FLAGS);
-    run_quietly(workspace, "build the swarm core for WebAssembly", &mut cargo)?;
-    Ok(folder.join(TARGET).join("wasm/shoal_swarm_wasm.wasm"))
+    run_quietly(workspace, "build the modules for WebAssembly", &mut cargo)?;
+    Ok(folder.join(TARGET).join("wasm"))
 }
 
 fn debian_cargo(workspace: &Workspace) -> Command {
@@ -133,7 +141,7 @@ fn shrink(workspace: &Workspace, module: &Path, out: &Path) -> Result<()> {
         "-o",
         &out,
     ];
-    run_quietly(workspace, "make the module small", &mut node.script(workspace, ".", &arguments))
+    run_quietly(workspace, "make a module small", &mut node.script(workspace, ".", &arguments))
 }
 
 fn toolchain(workspace: &Workspace) -> Result<Toolchain> {

@@ -34,6 +34,11 @@ impl Viewer {
                 }
             }
             Output::FetchRecord { piece, .. } => self.fetch_record(piece),
+            Output::CheckRecord { check, signed } => {
+                let is_signed =
+                    self.stream.swarm.as_ref().is_some_and(|stream| stream.key.has_signed(&signed));
+                self.reply(Input::RecordChecked { check, is_signed });
+            }
             Output::Store { piece, block, piece_length, held } => {
                 let bytes = match held {
                     Some(hold) => self.held.remove(&hold),
@@ -241,7 +246,7 @@ mod tests {
     use std::sync::Arc;
 
     use reqwest::Client;
-    use shoal_digest::{Epoch, OriginKey};
+    use shoal_digest::Epoch;
     use shoal_swarm::{Config, Peer};
     use tokio::sync::mpsc;
 
@@ -272,9 +277,7 @@ mod tests {
         let neighbor = Neighbor::connect(7, 1, true, connection.clone(), uplink, inbox.neighbors.clone());
         let mut viewer = Viewer::new(options, Client::new(), stream, inbox);
         let (to_tracker, mut told) = mpsc::channel(4);
-        // The curve's neutral point: nothing is verified here.
-        let key = OriginKey::from_bytes(&std::array::from_fn(|at| u8::from(at == 0))).expect("a key");
-        let config = Config::new(key, Epoch([0; 16]));
+        let config = Config::new(Epoch([0; 16]));
         let peer = Peer::new(config, 1);
         let socket = tokio::spawn(async {});
         viewer.swarm = Some(Swarm { peer, to_tracker, socket, connection, sharing: true });

@@ -70,7 +70,7 @@ impl Scene {
         let mut viewer = Viewer::new(options, Client::new(), stream, inbox);
         let (to_tracker, outgoing) = mpsc::channel(EVENTS_MAX);
         viewer.swarm = Some(Swarm {
-            peer: Peer::new(Config::new(key, EPOCH), 1),
+            peer: Peer::new(Config::new(EPOCH), 1),
             to_tracker,
             socket: tokio::spawn(async {}),
             connection: ConnectionOptions {

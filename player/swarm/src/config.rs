@@ -1,14 +1,12 @@
 //! Limits and margins of the core. Each has a default with a reason; simulations vary them.
 
-use shoal_digest::{Epoch, OriginKey};
+use shoal_digest::Epoch;
 
 use crate::Span;
 
 /// How a [`Peer`](crate::Peer) behaves. [`Config::new`] gives the defaults.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// Who signs the records.
-    pub key: OriginKey,
     /// Which publication of the stream is watched. Everything of another is refused.
     pub epoch: Epoch,
     /// The piece store's limit in bytes; the oldest pieces are evicted.
@@ -57,9 +55,8 @@ pub struct Config {
 impl Config {
     /// The defaults for a stream.
     #[must_use]
-    pub fn new(key: OriginKey, epoch: Epoch) -> Self {
+    pub fn new(epoch: Epoch) -> Self {
         Self {
-            key,
             epoch,
             store_bytes_max: 64 * 1024 * 1024,
             // Two minutes of video and audio in 500 ms parts.

@@ -15,6 +15,8 @@ pub type PeerId = u32;
 pub type RequestId = u32;
 /// The core's number for one fetch from the origin. Never used twice.
 pub type FetchId = u32;
+/// The core's number for a record whose signature it wants to have checked. Never used twice.
+pub type CheckId = u32;
 /// The core's number for block bytes that the driver keeps until their record is known. Never used twice.
 pub type HoldId = u32;
 
@@ -72,13 +74,21 @@ pub enum Input<'a> {
         /// The record.
         record: &'a Arc<SignedRecord>,
     },
-    /// A signed record as bytes, from the tracker or over HTTP. The core checks the signature.
+    /// A signed record as bytes, from the tracker or over HTTP. Where it is news, the core wants its signature checked first.
     RecordBytes {
         /// One record as `shoal-digest` encodes it.
         bytes: &'a [u8],
     },
+    /// What came of [`Output::CheckRecord`](crate::Output::CheckRecord). The core takes the driver's word for it, as it does for
+    /// the digests of blocks.
+    RecordChecked {
+        /// Which.
+        check: CheckId,
+        /// Whether the origin's key has signed it.
+        is_signed: bool,
+    },
     /// The record asked for with [`Output::FetchRecord`](crate::Output::FetchRecord) could not be had; or where those of a
-    /// segment were asked for: these were all.
+    /// segment were asked for: these were all, and all of them are checked.
     RecordFailed {
         /// Whose record.
         piece: PieceId,

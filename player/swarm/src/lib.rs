@@ -40,7 +40,7 @@ mod upload;
 pub mod wire;
 
 pub use config::Config;
-pub use input::{FetchId, HoldId, Input, PeerId, Place, RequestId, Target};
+pub use input::{CheckId, FetchId, HoldId, Input, PeerId, Place, RequestId, Target};
 pub use output::{DisconnectReason, FallbackReason, Output, Report};
 pub use peer::{Peer, Reason};
 pub use record::SignedRecord;

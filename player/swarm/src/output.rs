@@ -3,7 +3,7 @@
 use shoal_digest::PieceId;
 
 use crate::{
-    input::{FetchId, HoldId, PeerId, RequestId},
+    input::{CheckId, FetchId, HoldId, PeerId, RequestId},
     wire::BLOCK_HEADER_BYTES,
 };
 
@@ -61,6 +61,16 @@ pub enum Output {
         /// The other parts of its segment are wanted, too: the segment's URL + `.digest` gives all their records, each behind
         /// its length in four bytes.
         of_segment: bool,
+    },
+
+    /// Check a record's signature with the origin's key
+    /// ([`OriginKey::has_signed`](shoal_digest::OriginKey::has_signed)) and tell
+    /// [`Input::RecordChecked`](crate::Input::RecordChecked), at once or in a moment.
+    CheckRecord {
+        /// The number to answer with.
+        check: CheckId,
+        /// What was signed, then the signature of 64 bytes.
+        signed: Vec<u8>,
     },
 
     /// Put verified bytes into the piece store: those of the `Block` or `FetchBlock` input just handled, or those held.

@@ -38,7 +38,7 @@ use crate::{
     Config, Input, Output, Span, Stats, Time,
     bits::Bits,
     glut::Glut,
-    input::{HoldId, PeerId},
+    input::{CheckId, HoldId, PeerId},
     map::Map,
     neighbor::Neighbor,
     origin::Origin,
@@ -89,6 +89,13 @@ pub(crate) struct Unsafe {
     pub(crate) no_talk_limit: bool,
     pub(crate) no_record_limit: bool,
     pub(crate) any_push_counts: bool,
+}
+
+/// A record whose signature the driver is checking.
+#[derive(Clone, Debug)]
+struct Unchecked {
+    bytes: Vec<u8>,
+    from: Option<PeerId>,
 }
 
 /// A block whose record is not known yet.
@@ -150,6 +157,8 @@ pub struct Peer {
     /// The incomplete pieces that are being obtained, and when each is to be looked at next.
     active: Vec<(PieceId, Time)>,
     store_bytes: u64,
+    unchecked: Map<CheckId, Unchecked>,
+    next_check: CheckId,
     held: Map<HoldId, Held>,
     next_hold: HoldId,
     loaded: Map<PieceId, Loaded>,
@@ -219,6 +228,8 @@ impl Peer {
             pieces: Map::new(),
             active: Vec::new(),
             store_bytes: 0,
+            unchecked: Map::new(),
+            next_check: 0,
             held: Map::new(),
             next_hold: 0,
             loaded: Map::new(),
@@ -286,6 +297,7 @@ impl Peer {
             }
             Input::Record { record } => self.accept_record(record, None),
             Input::RecordBytes { bytes } => self.accept_record_bytes(bytes, None),
+            Input::RecordChecked { check, is_signed } => self.accept_check(check, is_signed),
             Input::RecordFailed { piece } => self.record_failed(piece),
             Input::Plan { rendition, stripes, places } => self.accept_plan(rendition, stripes, places),
             Input::Sharing { on } => {
@@ -477,6 +489,12 @@ impl Peer {
     pub fn check_limits(&self) {
         assert!(self.pieces.len() <= self.config.pieces_max);
         assert!(self.neighbors.len() <= self.neighbors_max);
+        for (neighbor, _) in self.neighbors.iter() {
+            let from = Some(*neighbor);
+            assert!(
+                self.unchecked.values().filter(|waiting| waiting.from == from).count() <= records::CHECKS_MAX
+            );
+        }
         assert!(self.uploads.len() <= self.config.upload_queue_max);
         assert!(self.held.len() <= self.config.held_max);
         assert!(self.origin.fetches.len() <= self.config.fetches_max);

@@ -1,6 +1,7 @@
 //! A digest record together with its signed bytes, so that it can be passed on.
 //!
-//! The only way to get one is [`SignedRecord::verify`], so holding one means that the origin vouches for it. It is
+//! One comes of [`SignedRecord::verify`], or of a driver's word for its signature
+//! ([`Input::RecordChecked`](crate::Input::RecordChecked)), so holding one means that the origin vouches for it. It is
 //! shared by reference count: thousands of viewers in one process (a simulation, `shoal watch --count`) verify and
 //! store a record once.
 
@@ -25,9 +26,8 @@ impl SignedRecord {
         Ok(Arc::new(Self { record, bytes: bytes.to_vec() }))
     }
 
-    /// Reads a record without checking its signature, so that tests can show what the check prevents.
-    #[cfg(test)]
-    pub(crate) fn trust(bytes: &[u8]) -> Result<Arc<Self>, Error> {
+    /// Reads a record whose signature somebody else has checked.
+    pub(crate) fn vouched(bytes: &[u8]) -> Result<Arc<Self>, Error> {
         let record = Record::decode_unverified(bytes)?;
         Ok(Arc::new(Self { record, bytes: bytes.to_vec() }))
     }

@@ -8,11 +8,11 @@
 //! and the fields. Integers are variable-length (7 bits in a byte, the least significant first). It is read by the same
 //! version of this crate that wrote it and makes no promise beyond.
 
-use shoal_digest::{BlockDigest, Epoch, OriginKey, PieceId};
+use shoal_digest::{BlockDigest, Epoch, PieceId};
 
-use crate::{Config, Input, Peer, Place, Span, Target, Time};
+use crate::{Config, Input, Peer, Place, SignedRecord, Span, Target, Time};
 
-const MAGIC: &[u8; 8] = b"shoalog3";
+const MAGIC: &[u8; 8] = b"shoalog4";
 /// A recorder stops here: an hour of a viewer with a dozen neighbors.
 const LOG_BYTES_MAX: usize = 32 * 1024 * 1024;
 
@@ -105,7 +105,6 @@ impl Writer {
     }
 
     fn config(&mut self, config: &Config) {
-        self.0.extend_from_slice(&config.key.to_bytes());
         self.0.extend_from_slice(&config.epoch.0);
         for value in numbers(config) {
             self.number(value);
@@ -128,8 +127,13 @@ impl Writer {
                 self.bytes(record.bytes());
             }
             Input::RecordBytes { bytes } => {
-                self.0.push(3);
+                self.0.push(23);
                 self.bytes(bytes);
+            }
+            Input::RecordChecked { check, is_signed } => {
+                self.0.push(24);
+                self.number(u64::from(*check));
+                self.0.push(u8::from(*is_signed));
             }
             Input::RecordFailed { piece } => {
                 self.0.push(4);
@@ -311,10 +315,8 @@ impl<'a> Reader<'a> {
     }
 
     fn config(&mut self) -> Result<Config, Malformed> {
-        let key = OriginKey::from_bytes(&self.take()?).map_err(|_| Malformed)?;
         let epoch = Epoch(self.take()?);
         let config = Config {
-            key,
             epoch,
             store_bytes_max: self.number()?,
             pieces_max: self.small()?,
@@ -348,7 +350,11 @@ impl<'a> Reader<'a> {
                 report_interval: self.span()?,
             },
             2 => Input::TrackerLost,
-            3 => Input::RecordBytes { bytes: self.bytes()? },
+            3 => {
+                let record = SignedRecord::vouched(self.bytes()?).map_err(|_| Malformed)?;
+                step(Input::Record { record: &record });
+                return Ok(());
+            }
             4 => Input::RecordFailed { piece: self.piece()? },
             5 => return self.plan(step),
             6 => Input::Sharing { on: self.flag()? },
@@ -397,6 +403,8 @@ impl<'a> Reader<'a> {
             20 => Input::Share { on: self.flag()? },
             21 => Input::Metered { on: self.flag()? },
             22 => Input::Leave,
+            23 => Input::RecordBytes { bytes: self.bytes()? },
+            24 => Input::RecordChecked { check: self.small()?, is_signed: self.flag()? },
             _ => return Err(Malformed),
         };
         step(input);

@@ -9,7 +9,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use shoal_swarm::{
-    BLOCK_BYTES_MAX, BlockDigest, Config, Epoch, Input, OriginKey, Peer, PieceId, Place, Span, Target, Time,
+    BLOCK_BYTES_MAX, BlockDigest, Config, Epoch, Input, Peer, PieceId, Place, Span, Target, Time,
     block_bytes, wire::BLOCK_HEADER_BYTES,
 };
 use talc::TalckWasm;
@@ -74,17 +74,13 @@ extern "C" fn allocate(length: usize) -> *const u8 {
     shell.bytes.as_ptr()
 }
 
-/// Makes the viewer, of a recording or of a live stream; bytes: the origin's key, then the epoch. Says no to bytes that are
-/// no key.
+/// Makes the viewer, of a recording or of a live stream; bytes: the epoch.
 #[unsafe(no_mangle)]
-extern "C" fn create(seed: f64, is_recording: bool) -> bool {
+extern "C" fn create(seed: f64, is_recording: bool) {
     let mut shell = shell();
-    let config = shell.bytes.split_first_chunk().and_then(|(key, epoch)| {
-        let config = Config::new(OriginKey::from_bytes(key).ok()?, Epoch(epoch.try_into().ok()?));
-        Some(Config { is_recording, ..config })
-    });
+    let epoch = shell.bytes.first_chunk().copied().map(Epoch);
+    let config = epoch.map(|epoch| Config { is_recording, ..Config::new(epoch) });
     shell.peer = config.map(|config| Peer::new(config, seed as u64));
-    shell.peer.is_some()
 }
 
 #[unsafe(export_name = "setStoreBytesMax")]
@@ -115,6 +111,11 @@ extern "C" fn tracker_lost(now: f64) {
 extern "C" fn record(now: f64) {
     let Shell { peer, bytes, .. } = &mut *shell();
     feed(peer, now, Input::RecordBytes { bytes });
+}
+
+#[unsafe(export_name = "recordChecked")]
+extern "C" fn record_checked(now: f64, check: u32, is_signed: u32) {
+    handle(now, Input::RecordChecked { check, is_signed: is_signed != 0 });
 }
 
 #[unsafe(export_name = "recordFailed")]

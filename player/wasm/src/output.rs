@@ -59,6 +59,7 @@ impl From<Output> for Fields {
                 let (rendition, msn, part) = three(piece);
                 Self::of(5, &[rendition, msn, part, of_segment.into()])
             }
+            Output::CheckRecord { check, signed } => Self { bytes: signed, ..Self::of(18, &[check.into()]) },
             Output::Store { piece, block, piece_length, held } => {
                 let (rendition, msn, part) = three(piece);
                 let values =

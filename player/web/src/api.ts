@@ -14,6 +14,9 @@ export interface ShoalOptions {
   token?: string | (() => Promise<string>);
   /** Where the WebAssembly module is. Default: `swarm.wasm` beside this script. */
   wasmUrl?: string | URL;
+  /** Where the module is that checks signatures in browsers that can't: old ones, and all on plain http pages. Others do not load it.
+   * Default: `verify.wasm` beside this script. */
+  verifyUrl?: string | URL;
   /** The piece store's limit in bytes. Default 64 MB, on phones 24 MB. */
   storeBytesMax?: number;
   /** Keep a ledger of everything handed to hls.js: see `Shoal.getAudit`. Default false. */

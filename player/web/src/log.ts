@@ -23,6 +23,7 @@ const INPUTS: Record<InputName, true> = {
   welcome: true,
   trackerLost: true,
   record: true,
+  recordChecked: true,
   recordFailed: true,
   plan: true,
   sharing: true,

@@ -28,6 +28,8 @@ import { Catalog, readSessionData } from './swarm/catalog.ts';
 import type { StreamInfo } from './swarm/catalog.ts';
 import { Stat, loadCore, randomSeed } from './swarm/core.ts';
 import type { CoreFactory } from './swarm/core.ts';
+import { makeVerifier } from './swarm/verifier.ts';
+import type { Verifier } from './swarm/verifier.ts';
 import { Driver } from './swarm/driver.ts';
 import { Neighbors, makeCertificate } from './swarm/neighbors.ts';
 import type { Target } from './swarm/requests.ts';
@@ -317,12 +319,15 @@ export class Shoal extends Emitter<ShoalEvents> {
     const run = ++this.#run;
     this.#setState('joining');
     const url = this.#options.wasmUrl ?? new URL('swarm.wasm', import.meta.url);
+    const verifyUrl = this.#options.verifyUrl ?? new URL('verify.wasm', import.meta.url);
     const load = (): Promise<CoreFactory> => loadCore(url);
     const loadRecorded = (): Promise<CoreFactory> =>
       import('./log.ts').then(({ Log }) => (this.#log ??= new Log()).load(load));
-    this.#firstPicture().then(makeCertificate).then(this.#options.log ? loadRecorded : load).then(
-      (factory) => {
-        if (run === this.#run) this.#join(source, factory);
+    const loadAll = (): Promise<[CoreFactory, Verifier]> =>
+      Promise.all([this.#options.log ? loadRecorded() : load(), makeVerifier(source.info.key, verifyUrl)]);
+    this.#firstPicture().then(makeCertificate).then(loadAll).then(
+      (loaded) => {
+        if (run === this.#run) this.#join(source, ...loaded);
       },
       (error: unknown) => {
         if (run === this.#run) this.#fail('wasm-refused', String(error));
@@ -338,11 +343,11 @@ export class Shoal extends Emitter<ShoalEvents> {
     });
   }
 
-  #join({ info, catalog }: Source, factory: CoreFactory): void {
+  #join({ info, catalog }: Source, factory: CoreFactory, verify: Verifier): void {
     let driver: Driver;
     try {
-      const core = factory(info.key, info.epoch, randomSeed(), catalog.isRecording);
-      driver = new Driver(core, catalog, this.#options.storeBytesMax ?? defaultStoreBytesMax(), {
+      const core = factory(info.epoch, randomSeed(), catalog.isRecording);
+      driver = new Driver(core, catalog, verify, this.#options.storeBytesMax ?? defaultStoreBytesMax(), {
         send: (message) => this.#tracker?.send(message),
         onNeighbors: () => {
           this.#handleNeighbors();

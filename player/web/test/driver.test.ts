@@ -8,6 +8,7 @@ import { blockBytes, Tag } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 import { Driver } from '../src/swarm/driver.ts';
 import type { Request } from '../src/swarm/requests.ts';
+import type { Verifier } from '../src/swarm/verifier.ts';
 import type { Stored } from '../src/swarm/store.ts';
 import { FakeConnection } from './fake-connection.ts';
 import { fakeCore } from './fake-core.ts';
@@ -20,10 +21,15 @@ interface Made {
   failures: unknown[];
 }
 
-function make(core: Core, base = 'http://127.0.0.1:1/live/demo', storeBytesMax = 1 << 20): Made {
+function make(
+  core: Core,
+  base = 'http://127.0.0.1:1/live/demo',
+  storeBytesMax = 1 << 20,
+  verify: Verifier = () => Promise.resolve(true),
+): Made {
   const failures: unknown[] = [];
   const catalog = new Catalog(`${base}/index.m3u8`, [`${base}/e/v0/playlist.m3u8`], []);
-  const driver = new Driver(core, catalog, storeBytesMax, {
+  const driver = new Driver(core, catalog, verify, storeBytesMax, {
     send: () => undefined,
     onNeighbors: () => undefined,
     onFailed: (error) => failures.push(error),
@@ -305,4 +311,29 @@ test('a plan is flattened as the core reads it', () => {
   const plan = core.calls.find(([name]) => name === 'plan');
   assert.deepEqual([...(plan?.[4] as Float64Array)], [0, 1, -1, 0, 2, 7, 8, 3, 0, 9, 140, 0]);
   driver.destroy();
+});
+
+test('the core hears that a segment has no more records when all that came are checked', async () => {
+  const record = Uint8Array.of(0, 0, 0, 2, 8, 9);
+  const server = createServer((_, response) => response.writeHead(200).end(Buffer.concat([record, record])));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  let check = 0;
+  const core = fakeCore({
+    wantPiece: () => [{ tag: Tag.FetchRecord, fields: [0, 5, 2, 1] }],
+    record: (_now: never, bytes: never) => [{ tag: Tag.CheckRecord, fields: [++check], bytes }],
+  });
+  // The first takes longer than the second, whose check goes wrong.
+  const verify: Verifier = async () => {
+    const isFirst = check === 1;
+    await new Promise((resolve) => setTimeout(resolve, isFirst ? 30 : 0));
+    if (!isFirst) throw new Error('no answer');
+    return true;
+  };
+  const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`, 1 << 20, verify);
+  ask(driver);
+  const told = (): unknown[][] => core.calls.flatMap(([name, , ...rest]) => (/^record./.test(name) ? [[name, ...rest]] : []));
+  while (told().length < 3) await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.deepEqual(told(), [['recordChecked', 2, false], ['recordChecked', 1, true], ['recordFailed', 0, 5, 2]]);
+  driver.destroy();
+  server.close();
 });

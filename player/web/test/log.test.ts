@@ -11,7 +11,7 @@ import { Log } from '../src/log.ts';
 import { Tag, blockBytes } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 import {
-  EPOCH, KEY, START_MS, World, blockMessage, blockSet, hello, makeFactory, random, recordOf, segment, start,
+  EPOCH, START_MS, World, blockMessage, blockSet, hello, makeFactory, random, recordOf, segment, start,
 } from './real-core.ts';
 
 const ROOT = join(import.meta.dirname, '../../../..');
@@ -133,7 +133,7 @@ function watch(core: Core, seed: number): Outcome {
 
 async function record(log: Log): Promise<Core> {
   const make = await log.load(() => Promise.resolve(makeFactory()));
-  return make(KEY, EPOCH, 2 ** 40 + 5, false);
+  return make(EPOCH, 2 ** 40 + 5, false);
 }
 
 test('a player’s log gives the same outputs natively, core after core, whenever it is saved', async (context) => {
@@ -173,7 +173,7 @@ test('the log of a core that threw ends with what it threw at', async (context) 
     loads += 1;
     return Promise.resolve((...what) => (isFirst ? trapping(factory(...what)) : factory(...what)));
   });
-  const core = make(KEY, EPOCH, 1, false);
+  const core = make(EPOCH, 1, false);
   start(core);
   core.neighborConnected(2.5, 40);
   core.message(1_000.25, 40, hello(40));

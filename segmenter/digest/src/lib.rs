@@ -182,10 +182,14 @@ impl Record {
     /// [`Error::Malformed`] or [`Error::Forged`]. Nothing is allocated before the lengths were found to agree.
     pub fn verify(bytes: &[u8], key: &OriginKey) -> Result<Self, Error> {
         let record = Self::decode_unverified(bytes)?;
-        let (signed, signature) = bytes.split_at(bytes.len() - SIGNATURE_BYTES);
-        let signature = Signature::from_slice(signature).map_err(|_| Error::Malformed)?;
-        key.0.verify(&[SIGNING_CONTEXT, signed].concat(), &signature).map_err(|_| Error::Forged)?;
-        Ok(record)
+        if key.has_signed(&Self::to_check(bytes)) { Ok(record) } else { Err(Error::Forged) }
+    }
+
+    /// What a record's signature is checked over, then the signature: for [`OriginKey::has_signed`], or what does the same
+    /// elsewhere.
+    #[must_use]
+    pub fn to_check(bytes: &[u8]) -> Vec<u8> {
+        [SIGNING_CONTEXT, bytes].concat()
     }
 
     /// Reads a record without looking at its signature: for the tracker, which needs lengths and trusts its
@@ -251,6 +255,13 @@ impl OriginKey {
     #[must_use]
     pub fn of(key: &SigningKey) -> Self {
         Self(key.verifying_key())
+    }
+
+    /// Whether a message, followed by its signature of 64 bytes, was signed with this key (RFC 8032, section 5.1.7).
+    #[must_use]
+    pub fn has_signed(&self, signed: &[u8]) -> bool {
+        let Some((message, signature)) = signed.split_last_chunk::<SIGNATURE_BYTES>() else { return false };
+        self.0.verify(message, &Signature::from_bytes(signature)).is_ok()
     }
 
     /// The key's 32 bytes.

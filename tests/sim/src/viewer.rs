@@ -83,7 +83,7 @@ pub(crate) struct Viewer {
 
 impl Viewer {
     pub(crate) fn new(visit: &Visit, player: Player, stream: &Stream, seed: u64, knobs: &Knobs) -> Self {
-        let mut config = Config::new(stream.key(), stream.epoch());
+        let mut config = Config::new(stream.epoch());
         config.push = knobs.push;
         config.uplink_granted_bps = visit.granted_bps;
         if let Some(starved_ms) = knobs.starved_ms {

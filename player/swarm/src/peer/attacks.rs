@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use shoal_digest::{BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Epoch, PieceId};
 
 use super::Unsafe;
-use super::world::{Manner, World, config, record, sign, truth};
+use super::world::{Manner, World, config, drain, record, sign, truth};
 use crate::{
     BlockDigest, DisconnectReason, Input, Output, Peer, Place, Span, Time,
     bits::Bits,
@@ -41,10 +41,6 @@ fn greet(peer: &mut Peer, neighbor: u32) {
     let hello = Control::Hello { version: VERSION, flags, uplink_class: 12, epoch, peer: neighbor };
     peer.handle_input(Time::from_ms(1), Input::Message { peer: neighbor, bytes: &hello.to_bytes() });
     drain(peer);
-}
-
-fn drain(peer: &mut Peer) -> Vec<Output> {
-    std::iter::from_fn(|| peer.poll_output()).collect()
 }
 
 fn block_from(peer: &mut Peer, from: u32, id: PieceId, block: u16, digest: BlockDigest) -> Vec<Output> {
@@ -145,6 +141,7 @@ fn record_of_yesterday(unsafe_mode: Unsafe) -> u64 {
     old.epoch = Epoch([6; 16]);
     let bytes = Control::Record(sign(&old).bytes()).to_bytes();
     peer.handle_input(Time::from_ms(60), Input::Message { peer: ATTACKER, bytes: &bytes });
+    drain(&mut peer);
     peer.stats().records
 }
 
@@ -167,6 +164,7 @@ fn forged(unsafe_mode: Unsafe) -> (u64, u64) {
         record(piece(0), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false).sign(&SigningKey::from_bytes(&[9; 32]));
     let bytes = Control::Record(&forged).to_bytes();
     peer.handle_input(Time::from_ms(60), Input::Message { peer: ATTACKER, bytes: &bytes });
+    drain(&mut peer);
     (peer.stats().records, peer.stats().strikes)
 }
 
@@ -186,8 +184,31 @@ fn a_second_record_for_the_same_piece_does_not_replace_the_first() {
     teach(&mut peer, piece(0));
     let other = sign(&record(piece(0), 3 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
     peer.handle_input(Time::from_ms(60), Input::RecordBytes { bytes: other.bytes() });
+    drain(&mut peer);
     assert_eq!(peer.stats().records_refused, 1);
     assert!(stores(&block_from(&mut peer, ATTACKER, piece(0), 3, truth(piece(0), 3))));
+}
+
+#[test]
+fn a_record_counts_from_its_check_on_and_once() {
+    let mut peer = victim(Unsafe::default());
+    let known = sign(&record(piece(0), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
+    let hold = block_from(&mut peer, ATTACKER, piece(0), 1, truth(piece(0), 1));
+    assert!(matches!(hold[..], [Output::Hold { hold: 1 }]), "{hold:?}");
+    let tell = |peer: &mut Peer| {
+        peer.handle_input(Time::from_ms(110), Input::RecordBytes { bytes: known.bytes() });
+        let outputs: Vec<_> = std::iter::from_fn(|| peer.poll_output()).collect();
+        outputs.iter().filter(|output| matches!(output, Output::CheckRecord { .. })).count()
+    };
+    let check = |peer: &mut Peer, check| {
+        peer.handle_input(Time::from_ms(120), Input::RecordChecked { check, is_signed: true });
+        (peer.stats().records, stores(&drain(peer)))
+    };
+    assert_eq!((tell(&mut peer), tell(&mut peer)), (1, 0), "one check serves both");
+    assert_eq!(check(&mut peer, 2), (0, false), "nobody asked for that");
+    assert_eq!(check(&mut peer, 1), (1, true), "what was held for it is stored");
+    assert_eq!(check(&mut peer, 1), (1, false), "an answer counts once");
+    assert_eq!(tell(&mut peer), 0, "what is known is not checked again");
 }
 
 // Records that come late.

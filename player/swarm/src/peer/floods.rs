@@ -1,8 +1,11 @@
 //! Neighbors that say more than honest ones do, or nothing at all: what it costs the viewer, and a control for each check.
 
+use ed25519_dalek::SigningKey;
+
 use super::{
     Unsafe,
-    world::{EPOCH, config, record, sign, truth},
+    records::CHECKS_MAX,
+    world::{EPOCH, config, drain, record, sign, truth},
 };
 use crate::{
     BLOCK_BYTES_MIN, DisconnectReason, Input, Output, Peer, PeerId, PieceId, Place, Span, Time,
@@ -42,10 +45,6 @@ fn meet(peer: &mut Peer, neighbor: PeerId) {
 
 fn say(peer: &mut Peer, now_ms: u64, from: PeerId, message: &Control<'_>) {
     peer.handle_input(at(now_ms), Input::Message { peer: from, bytes: &message.to_bytes() });
-}
-
-fn drain(peer: &mut Peer) -> Vec<Output> {
-    std::iter::from_fn(|| peer.poll_output()).collect()
 }
 
 fn is_put_out(outputs: &[Output]) -> bool {
@@ -112,12 +111,30 @@ fn records_that_nobody_asked_for_are_not_looked_at() {
         }
         let known = sign(&record(piece(0), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false));
         say(&mut peer, 3, ATTACKER, &Control::Record(known.bytes()));
+        drain(&mut peer);
         assert_eq!(peer.stats().strikes, 0, "it may have been asked for a moment ago");
         peer.stats().records
     };
     assert_eq!(taken(Unsafe::default(), true), 0);
     assert_eq!(taken(Unsafe { no_record_limit: true, ..Unsafe::default() }, true), 1, "control");
     assert_eq!(taken(Unsafe::default(), false), 1, "who has no tracker asks for them");
+}
+
+#[test]
+fn a_neighbor_has_few_records_checked_at_a_time() {
+    let checks = |unsafe_mode| {
+        let mut peer = victim(unsafe_mode);
+        peer.handle_input(at(2), Input::TrackerLost);
+        for part in 0..100 {
+            let forged = record(piece(part), 4 * BLOCK_BYTES_MIN, 1_000_000, 500, false)
+                .sign(&SigningKey::from_bytes(&[9; 32]));
+            say(&mut peer, 3, ATTACKER, &Control::Record(&forged));
+        }
+        let outputs = std::iter::from_fn(|| peer.poll_output());
+        outputs.filter(|output| matches!(output, Output::CheckRecord { .. })).count()
+    };
+    assert_eq!(checks(Unsafe::default()), CHECKS_MAX);
+    assert_eq!(checks(Unsafe { no_record_limit: true, ..Unsafe::default() }), 100, "control");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a viewer does before it has neighbors, and how little a stop of its own playback or of the tracker may cost the
 //! others.
 
-use super::world::{EPOCH, World, config, record, sign};
+use super::world::{EPOCH, World, config, drain, record, sign};
 use crate::{
     BLOCK_BYTES_MAX, Config, Input, Output, Peer, PieceId, Place, SignedRecord, Span, Time,
     wire::{Control, Flags, VERSION},
@@ -36,10 +36,6 @@ fn wake_until(peer: &mut Peer, end: Time, late: Span) {
     while let Some((at, _)) = peer.next_deadline().filter(|(at, _)| *at + late < end) {
         peer.handle_input(at + late, Input::Wake);
     }
-}
-
-fn drain(peer: &mut Peer) -> Vec<Output> {
-    std::iter::from_fn(|| peer.poll_output()).collect()
 }
 
 fn the_record() -> std::sync::Arc<SignedRecord> {

@@ -1,6 +1,6 @@
 //! Viewers of what was published long ago: behind the live edge with three neighbors that have it all, and of a recording.
 
-use super::world::{EPOCH, config, record, sign};
+use super::world::{EPOCH, config, drain, record, sign};
 use crate::{
     BLOCK_BYTES_MAX, Config, FallbackReason, Input, Output, Peer, PieceId, Place, Span, Target, Time,
     bits::Bits,
@@ -9,10 +9,6 @@ use crate::{
 
 const OLD: PieceId = PieceId { rendition: 0, msn: 4, part: 0 };
 const BLOCKS: u32 = 40;
-
-fn drain(peer: &mut Peer) -> Vec<Output> {
-    std::iter::from_fn(|| peer.poll_output()).collect()
-}
 
 fn welcomed(is_recording: bool) -> Peer {
     welcomed_with(Config { is_recording, ..config() })

@@ -1,14 +1,22 @@
-//! Records and what waits for them: placeholders, held blocks, pieces that the driver loaded before.
+//! Records, their checks and what waits for them: placeholders, held blocks, pieces that the driver loaded before.
 
 use std::sync::Arc;
 
 use shoal_digest::{BlockDigest, PieceId, Record};
 
-use super::{Held, Hunt, Loaded, Peer};
+use super::{Held, Hunt, Loaded, Peer, Unchecked};
 use crate::{
-    Output, Span, bits::Bits, input::PeerId, piece::Piece, plan::Plan, record::SignedRecord, wire::Control,
+    Output, Span,
+    bits::Bits,
+    input::{CheckId, PeerId},
+    piece::Piece,
+    plan::Plan,
+    record::SignedRecord,
+    wire::Control,
 };
 
+/// Of each neighbor so many records can wait for their check, a few seconds of a stream: who sends more at once loses them.
+pub(super) const CHECKS_MAX: usize = 32;
 /// Pieces that the driver loaded itself and whose record has not come; each keeps a few hundred bytes of digests.
 const LOADED_MAX: usize = 32;
 /// A piece that ends this long before the newest one is asked for by those who watch from further back.
@@ -26,27 +34,46 @@ const HUNT_PATIENCE: Span = Span::from_secs(1);
 pub(super) const RECORD_WAIT_MAX: Span = Span::from_secs(10);
 
 impl Peer {
+    /// Has a record's signature checked, if it is news. What is known already need not be: a flood of true records costs a
+    /// comparison each. Nor what is another publication's, whoever signed it.
     pub(super) fn accept_record_bytes(&mut self, bytes: &[u8], from: Option<PeerId>) {
-        // What is known already need not be verified again: a flood of true records costs a comparison each. Nor what is
-        // another publication's, whoever signed it.
         let claimed = Record::decode_unverified(bytes).ok();
-        let piece = claimed.as_ref().and_then(|record| self.pieces.get(&record.piece));
-        if piece.is_some_and(|piece| is_same(piece, bytes)) {
+        let is_ours = claimed.as_ref().is_some_and(|record| record.epoch == self.config.epoch);
+        #[cfg(test)]
+        let is_ours = is_ours || self.unsafe_mode.no_epoch;
+        let Some(record) = claimed.filter(|_| is_ours) else { return self.refuse_record(from) };
+        let is_known = self.pieces.get(&record.piece).is_some_and(|piece| is_same(piece, bytes));
+        if is_known || self.unchecked.values().any(|waiting| waiting.bytes == bytes) {
             return;
         }
-        let is_foreign = claimed.is_some_and(|record| record.epoch != self.config.epoch);
+        let waiting = self.unchecked.values().filter(|waiting| waiting.from == from).count();
+        let is_too_much = from.is_some() && waiting >= CHECKS_MAX;
         #[cfg(test)]
-        let is_foreign = is_foreign && !self.unsafe_mode.no_epoch;
-        let record = if is_foreign { None } else { SignedRecord::verify(bytes, &self.config.key).ok() };
-        #[cfg(test)]
-        let record = if self.unsafe_mode.no_signatures { SignedRecord::trust(bytes).ok() } else { record };
-        if let Some(record) = record {
-            self.accept_record(&record, from);
+        let is_too_much = is_too_much && !self.unsafe_mode.no_record_limit;
+        if is_too_much {
+            self.stats.refused += 1;
             return;
         }
+        self.next_check = self.next_check.wrapping_add(1);
+        self.unchecked.insert(self.next_check, Unchecked { bytes: bytes.to_vec(), from });
+        let signed = Record::to_check(bytes);
+        self.outputs.push_back(Output::CheckRecord { check: self.next_check, signed });
+    }
+
+    pub(super) fn accept_check(&mut self, check: CheckId, is_signed: bool) {
+        let Some(Unchecked { bytes, from }) = self.unchecked.remove(&check) else { return };
+        #[cfg(test)]
+        let is_signed = is_signed || self.unsafe_mode.no_signatures;
+        match SignedRecord::vouched(&bytes) {
+            Ok(record) if is_signed => self.accept_record(&record, from),
+            _ => self.refuse_record(from),
+        }
+    }
+
+    /// It is not the origin's, or not of this publication: no honest peer passes such on.
+    fn refuse_record(&mut self, from: Option<PeerId>) {
         self.stats.records_refused += 1;
         if let Some(peer) = from {
-            // It is the origin's and this publication's, or not; no honest peer passes others on.
             self.strike(peer);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::world::{config, record, sign, truth};
+use super::world::{config, drain, record, sign, truth};
 use crate::{BLOCK_BYTES_MAX, BlockDigest, Config, Input, Output, Peer, PieceId, Span, Time, block_count};
 
 fn at(ms: u64) -> Time {
@@ -22,10 +22,6 @@ fn load(peer: &mut Peer, id: PieceId, length: u32) {
     let digests: Vec<BlockDigest> = (0..block_count(length)).map(|block| truth(id, block)).collect();
     let took = Span::from_ms(500);
     peer.handle_input(at(20), Input::Loaded { piece: id, length, digests: &digests, took });
-}
-
-fn drain(peer: &mut Peer) -> Vec<Output> {
-    std::iter::from_fn(|| peer.poll_output()).collect()
 }
 
 #[test]

@@ -26,7 +26,7 @@ pub(crate) fn signing_key() -> SigningKey {
 }
 
 pub(crate) fn config() -> Config {
-    Config::new(OriginKey::of(&signing_key()), EPOCH)
+    Config::new(EPOCH)
 }
 
 /// The true digest of a block: no bytes are needed to have one.
@@ -55,6 +55,20 @@ pub(crate) fn record(piece: PieceId, length: u32, start_ms: u64, duration_ms: u3
 pub(crate) fn sign(record: &Record) -> Arc<SignedRecord> {
     let key = signing_key();
     SignedRecord::verify(&record.sign(&key), &OriginKey::of(&key)).expect("just signed")
+}
+
+/// Takes a peer's outputs and checks the records that it asks about, as drivers do.
+pub(crate) fn drain(peer: &mut Peer) -> Vec<Output> {
+    let mut outputs = Vec::new();
+    while let Some(output) = peer.poll_output() {
+        if let Output::CheckRecord { check, signed } = output {
+            let is_signed = OriginKey::of(&signing_key()).has_signed(&signed);
+            peer.handle_input(peer.now, Input::RecordChecked { check, is_signed });
+        } else {
+            outputs.push(output);
+        }
+    }
+    outputs
 }
 
 /// How a viewer misbehaves.
@@ -571,6 +585,10 @@ impl World {
                 } else {
                     self.input(viewer, Input::RecordFailed { piece });
                 }
+            }
+            Output::CheckRecord { check, signed } => {
+                let is_signed = OriginKey::of(&signing_key()).has_signed(&signed);
+                self.input(viewer, Input::RecordChecked { check, is_signed });
             }
             Output::Store { piece, block, held, .. } => {
                 let (of, index, digest) = match held {

@@ -15,7 +15,7 @@ const URLS_MAX = 2_400;
 /** Everything a viewer must know of a stream, from the `EXT-X-SESSION-DATA` of its multivariant playlist. */
 export interface StreamInfo {
   /** The origin's Ed25519 public key. */
-  key: Uint8Array;
+  key: Uint8Array<ArrayBuffer>;
   /** Which publication of the stream, 16 bytes. */
   epoch: Uint8Array;
   /** The stream's name; of a recording, its name and epoch with a slash between. */

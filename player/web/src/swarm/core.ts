@@ -25,6 +25,7 @@ export const Tag = {
   Accuse: 15,
   Report: 16,
   Complain: 17,
+  CheckRecord: 18,
 } as const;
 
 /** Indices into {@link Core.stats} that the driver reads. */
@@ -49,6 +50,7 @@ export interface Core {
   welcome(now: number, peer: number, neighborsMax: number, uploadPercent: number, reportIntervalMs: number): void;
   trackerLost(now: number): void;
   record(now: number, bytes: Uint8Array): void;
+  recordChecked(now: number, check: number, isSigned: boolean): void;
   recordFailed(now: number, rendition: number, msn: number, part: number): void;
   plan(now: number, rendition: number, stripes: number, places: Float64Array): void;
   sharing(now: number, on: boolean): void;
@@ -80,15 +82,14 @@ export interface Core {
   takeLog(): Uint8Array;
 }
 
-/** What makes a core, once: origin's key (32 bytes), epoch (16 bytes), any number below 2^53, whether a recording is watched.
- * Throws on a bad key. */
-export type CoreFactory = (key: Uint8Array, epoch: Uint8Array, seed: number, isRecording: boolean) => Core;
+/** What makes a core, once: epoch (16 bytes), any number below 2^53, whether a recording is watched. */
+export type CoreFactory = (epoch: Uint8Array, seed: number, isRecording: boolean) => Core;
 
 /** What the module exports: the core's methods, but for those that take or give bytes or lists. */
 type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts' | 'takeLog'> & {
   memory: WebAssembly.Memory;
   allocate: (length: number) => number;
-  create: (seed: number, isRecording: boolean) => number;
+  create: (seed: number, isRecording: boolean) => void;
   message: (now: number, peer: number) => void;
   record: (now: number) => void;
   block: (now: number, peer: number) => void;
@@ -116,7 +117,8 @@ export async function loadCore(wasmUrl: string | URL): Promise<CoreFactory> {
   return factoryOf(await WebAssembly.instantiate(await module));
 }
 
-async function compile(wasmUrl: string | URL): Promise<WebAssembly.Module> {
+/** Loads and compiles a module. */
+export async function compile(wasmUrl: string | URL): Promise<WebAssembly.Module> {
   const response = await fetch(wasmUrl);
   if (!response.ok) throw new Error(`${response.status} for ${String(wasmUrl)}`);
   return WebAssembly.compile(await response.arrayBuffer());
@@ -133,10 +135,10 @@ export function factoryOf(instance: WebAssembly.Instance): CoreFactory {
   const numbers = (count: number): Float64Array =>
     new Float64Array(exports.memory.buffer, exports.numbers(), count).slice();
   const bytes = (): Uint8Array => new Uint8Array(exports.memory.buffer, exports.bytes(), exports.length()).slice();
-  return (key, epoch, seed, isRecording) => {
-    if (key.length !== 32 || epoch.length !== 16) throw new Error('a key has 32 bytes, an epoch 16');
-    give(Uint8Array.of(...key, ...epoch));
-    if (!exports.create(seed, isRecording)) throw new Error('not an Ed25519 key');
+  return (epoch, seed, isRecording) => {
+    if (epoch.length !== 16) throw new Error('an epoch has 16 bytes');
+    give(epoch);
+    exports.create(seed, isRecording);
     return {
       ...exports,
       record(now, record) {

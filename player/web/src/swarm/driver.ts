@@ -19,6 +19,7 @@ import { Requests } from './requests.ts';
 import type { Request, Target } from './requests.ts';
 import { PieceStore, keyOf } from './store.ts';
 import type { PieceKey } from './store.ts';
+import type { Verifier } from './verifier.ts';
 import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
 
 /** Bytes counted by the driver since it was made. */
@@ -62,11 +63,14 @@ export class Driver {
   #loaded = new Map<PieceKey, { bytes: Uint8Array<ArrayBuffer>; tookMs: number }>();
   #fetches = new Map<number, AbortController>();
   readonly #requests = new Requests();
+  /** Fulfilled when all records that the core has asked about so far are checked. */
+  #checks: Promise<unknown> = Promise.resolve();
   #renditions: number[] = [];
 
   constructor(
     private readonly core: Core,
     private readonly catalog: Catalog,
+    private readonly verify: Verifier,
     storeBytesMax: number,
     private readonly events: DriverEvents,
   ) {
@@ -349,6 +353,9 @@ export class Driver {
         case Tag.FetchRecord:
           this.#fetchRecord(pieceAt(0), field(3) === 1);
           break;
+        case Tag.CheckRecord:
+          this.#checkRecord(field(0), core.bytes() as Uint8Array<ArrayBuffer>);
+          break;
         case Tag.Store:
           this.#storeBlock(pieceAt(0), field(3), field(4), field(5));
           break;
@@ -439,8 +446,15 @@ export class Driver {
     const url = isOfSegment ? this.catalog.segmentUrlOf(piece) : this.catalog.urlOf(piece);
     void (url === null ? Promise.resolve([]) : fetchRecords(url)).then((records) => {
       for (const record of records) this.#input((now) => { this.core.record(now, record); });
-      if (isOfSegment || records.length === 0) this.#input((now) => { this.core.recordFailed(now, rendition, msn, part); });
+      if (!isOfSegment && records.length > 0) return;
+      void this.#checks.then(() => { this.#input((now) => { this.core.recordFailed(now, rendition, msn, part); }); });
     });
+  }
+
+  #checkRecord(check: number, signed: Uint8Array<ArrayBuffer>): void {
+    const verdict = this.verify(signed).catch(() => false);
+    const told = verdict.then((isSigned) => { this.#input((now) => { this.core.recordChecked(now, check, isSigned); }); });
+    this.#checks = Promise.all([this.#checks, told]);
   }
 
   #storeBlock(piece: Piece, block: number, pieceLength: number, hold: number): void {

@@ -176,6 +176,11 @@ impl World<'_> {
                 let event = Event::RecordLoaded { viewer, rendition: piece.rendition, number: number as u32 };
                 self.queue.push(answer.first_us + rtt_us / 2, event);
             }
+            Output::CheckRecord { check, signed } => {
+                let is_signed = self.stream.key().has_signed(&signed);
+                let now = Time::from_us(self.now_us);
+                state.peer.handle_input(now, Input::RecordChecked { check, is_signed });
+            }
             Output::Deliver { request, first, parts } => {
                 assert_eq!(parts, 1, "whole segments are not asked for here");
                 let number = self.stream.number(first).expect("delivered pieces exist");

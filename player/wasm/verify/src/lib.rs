@@ -1,0 +1,43 @@
+//! Checks a record's signature in browsers that can't do it themselves: WebCrypto is absent on plain http pages, and knows
+//! Ed25519 since 2025 in all of the large ones. The page loads this module only then, so that others need not download the
+//! curve: `player/web/src/swarm/verifier.ts`.
+//!
+//! The module imports nothing. `allocate(length)` gives the address of a buffer, to which the origin's key (32 bytes), what was
+//! signed and its signature (64 bytes) are written one after the other; `verify()` says 1 where they belong together.
+
+use shoal_digest::OriginKey;
+
+/// Whether the key in front has signed what follows it. No to bytes that are no key.
+#[must_use]
+pub fn is_signed(bytes: &[u8]) -> bool {
+    let Some((key, signed)) = bytes.split_first_chunk() else { return false };
+    OriginKey::from_bytes(key).is_ok_and(|key| key.has_signed(signed))
+}
+
+// Exporting a function under a fixed name and naming the allocator are what the compiler calls unsafe here: both could clash
+// with another crate's. Nothing else is.
+#[cfg(target_arch = "wasm32")]
+#[allow(unsafe_code)]
+mod exports {
+    use std::sync::{Mutex, PoisonError};
+
+    use talc::TalckWasm;
+
+    // SAFETY: the module has one thread, which is what this allocator assumes.
+    #[global_allocator]
+    static ALLOCATOR: TalckWasm = unsafe { TalckWasm::new_global() };
+
+    static BYTES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+    #[unsafe(no_mangle)]
+    extern "C" fn allocate(length: usize) -> *const u8 {
+        let mut bytes = BYTES.lock().unwrap_or_else(PoisonError::into_inner);
+        *bytes = vec![0; length];
+        bytes.as_ptr()
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn verify() -> bool {
+        super::is_signed(&BYTES.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
