@@ -20,7 +20,8 @@ before(async () => {
   // Parts of half a second whose pictures need blocks of every length.
   server = await Server.start({ SEGMENTER_PART_MS: '500' });
   publisher = await server.publish('mixed', ['--size', '640x360', '--bitrate', '2000k']);
-  chromium = await startChromium();
+  // A name that is not the machine's own, so that browsers withhold there what they give to secure pages only.
+  chromium = await startChromium(['--host-resolver-rules=MAP plain.test 127.0.0.1']);
   firefox = await startFirefox();
 });
 after(async () => {
@@ -57,4 +58,22 @@ test('Chromium and Firefox take parts from each other', async () => {
     assert.ok((await viewer.framesIn(2_000)) > 20, 'pictures move');
   }
   for (const viewer of viewers) await viewer.close();
+});
+
+test('on a plain http page a viewer takes part like any other, with a module that checks signatures', async () => {
+  const plain = await Viewer.open(chromium, `http://plain.test:${server.port}`, 'mixed');
+  const secure = await Viewer.open(chromium, server.url, 'mixed');
+  const loaded = "performance.getEntriesByType('resource').some(({ name }) => name.endsWith('/verify.wasm'))";
+  for (const viewer of [plain, secure]) {
+    await viewer.untilPlaying(45_000);
+    await until('it has bytes from the other', async () => (await viewer.stats()).peerBytes > 100_000, 60_000).catch(
+      async (error: unknown) => {
+        throw new Error(`${String(error)}\n${await viewer.describe()}`);
+      },
+    );
+    assert.equal((await viewer.stats()).rejectedBytes, 0);
+    assert.equal(await viewer.tab.evaluate('isSecureContext'), viewer === secure);
+    assert.equal(await viewer.tab.evaluate(loaded), viewer === plain);
+  }
+  for (const viewer of [plain, secure]) await viewer.close();
 });
