@@ -2,7 +2,7 @@
 //! the same audience.
 
 use crate::random::Random;
-use crate::scenario::{Pattern, Scenario};
+use crate::scenario::{Pattern, People, Scenario};
 
 /// What kind of NAT a viewer sits behind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,10 +54,31 @@ pub(crate) struct Visit {
     pub(crate) nat: Nat,
     /// Whether it gives.
     pub(crate) shares: bool,
-    /// Whether it sends garbage.
-    pub(crate) pollutes: bool,
+    pub(crate) manner: Manner,
     /// The rendition with which it starts.
     pub(crate) rendition: u8,
+}
+
+/// How a viewer treats the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Manner {
+    Honest,
+    /// Sends garbage.
+    Pollutes,
+    /// Promises what it does not send.
+    Lies,
+}
+
+impl Manner {
+    fn of(people: &People, unit: f64) -> Self {
+        if unit < people.polluters {
+            Self::Pollutes
+        } else if unit < people.polluters + people.liars {
+            Self::Lies
+        } else {
+            Self::Honest
+        }
+    }
 }
 
 /// Draws the visits of a run, by time of joining.
@@ -163,7 +184,7 @@ fn person(scenario: &Scenario, join_us: u64, leave_us: u64, random: &mut Random)
         place: [random.unit() * scenario.network.area_km, random.unit() * scenario.network.area_km],
         nat: nat(is_mobile, random.unit()),
         shares,
-        pollutes: random.chance(people.polluters),
+        manner: Manner::of(people, random.unit()),
         rendition: choose(&scenario.play.shares, random.unit()),
     }
 }

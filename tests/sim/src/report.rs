@@ -200,6 +200,11 @@ fn goals(case: &Case, ours: &[Figures], plain: &[Figures]) -> Vec<Goal> {
                 },
             ]
         }
+        "liars" => vec![
+            Goal::at_most("rebuffering", rebuffer, plain_rebuffer, true),
+            // What liars hold is theirs to lose.
+            Goal::at_least("measured / bound", of_bound, 0.9, false),
+        ],
         "tiny" => vec![Goal::at_least("offload", offload, 1.0 - 1.0 / viewers as f64 - 0.03, true)],
         "joins" | "starved" => vec![Goal::at_most("rebuffering", rebuffer, plain_rebuffer, true)],
         "abr" => vec![Goal::at_least("measured / bound", of_bound, 0.95, false)],

@@ -126,6 +126,7 @@ fn ablate(ablation: &str, scenario: &mut Scenario, knobs: &mut Knobs) -> Result<
         "interior-stripes" => knobs.plan.interior_stripes = number()?,
         "stripes" => knobs.plan.stripes_max = number()?.clamp(1, 16) as u8,
         "burst" => knobs.burst_ms = Some(number()?),
+        "spread" => knobs.spread_ms = Some(number()?),
         "starved" => knobs.starved_ms = Some(number()?),
         "mesh" => knobs.plan.mesh_min = number()?,
         "neighbors" => knobs.plan.neighbors_max = number()?,

@@ -17,6 +17,7 @@ const FILES: &[(&str, &str)] = &[
     ("tracker-loss", include_str!("../../scenarios/tracker-loss.toml")),
     ("origin-stall", include_str!("../../scenarios/origin-stall.toml")),
     ("polluters", include_str!("../../scenarios/polluters.toml")),
+    ("liars", include_str!("../../scenarios/liars.toml")),
     ("tiny", include_str!("../../scenarios/tiny.toml")),
     ("abr", include_str!("../../scenarios/abr.toml")),
     ("joins", include_str!("../../scenarios/joins.toml")),
@@ -123,6 +124,11 @@ pub struct People {
     pub leeches: f64,
     /// Share of viewers who send garbage instead of blocks.
     pub polluters: f64,
+    /// Share of viewers who name an uplink of 100 Mbit/s, take their place in the trees, answer everybody, and whose blocks never
+    /// arrive, or 4 s later.
+    pub liars: f64,
+    /// Until then polluters and liars send what honest viewers do.
+    pub attack_from_s: f64,
     /// For so long after it was opened a viewer's page is busy with starting, and so is everything it shares a machine with.
     pub busy_start_ms: u32,
     /// While it is busy it sees to what has arrived, and to its timers, only this often.
@@ -272,6 +278,8 @@ impl Default for People {
             downlink_sigma: 1.0,
             leeches: 0.0,
             polluters: 0.0,
+            liars: 0.0,
+            attack_from_s: 0.0,
             busy_start_ms: 0,
             busy_slice_ms: 1,
         }
@@ -400,6 +408,7 @@ impl Scenario {
         };
         share("people.leeches", self.people.leeches)?;
         share("people.polluters", self.people.polluters)?;
+        share("people.liars", self.people.liars)?;
         share("people.uplink-usable", self.people.uplink_usable)?;
         share("network.late-share", self.network.late_share)?;
         share("visits.ungraceful", self.visits.ungraceful)?;

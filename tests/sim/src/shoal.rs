@@ -17,7 +17,7 @@ use crate::measure::{Figures, Measure, bound};
 use crate::media::{GARBAGE, Stream, block_digest};
 use crate::network::Network;
 use crate::origin::Origin;
-use crate::people::{Visit, choose};
+use crate::people::{Manner, Visit, choose};
 use crate::player::Player;
 use crate::queue::Queue;
 use crate::random::Random;
@@ -174,6 +174,8 @@ pub struct Knobs {
     pub hash: bool,
     /// Milliseconds of its rate that a viewer's token bucket holds, if not as many as by default.
     pub burst_ms: Option<u32>,
+    /// Milliseconds over which last calls of the origin are spread, if not as many as by default.
+    pub spread_ms: Option<u32>,
     /// From which lateness on a viewer counts as short of processor time, where it is not the core's default.
     pub starved_ms: Option<u32>,
     /// Settings of the planner.
@@ -192,6 +194,7 @@ impl Default for Knobs {
             push: true,
             hash: true,
             burst_ms: None,
+            spread_ms: None,
             starved_ms: None,
             plan: plan::Settings::default(),
             roots: true,

@@ -7,7 +7,7 @@ use shoal_swarm::{Config, FetchId, HoldId, Peer, PieceId, RequestId, Span, block
 use crate::books::Books;
 use crate::measure::Followed;
 use crate::media::Stream;
-use crate::people::Visit;
+use crate::people::{Manner, Visit};
 use crate::player::Player;
 use crate::shoal::{Brought, Knobs};
 
@@ -59,7 +59,7 @@ pub(crate) struct Viewer {
     pub(crate) loaded: Vec<(PieceId, u32, u64)>,
     pub(crate) wake_us: u64,
     pub(crate) is_welcome: bool,
-    pub(crate) pollutes: bool,
+    pub(crate) manner: Manner,
     pub(crate) rendition: u8,
     pub(crate) next_rendition: u8,
     /// Pieces below this number are in the playlist.
@@ -92,6 +92,9 @@ impl Viewer {
         if let Some(burst_ms) = knobs.burst_ms {
             config.upload_burst = Span::from_ms(u64::from(burst_ms));
         }
+        if let Some(spread_ms) = knobs.spread_ms {
+            config.fallback_spread = Span::from_ms(u64::from(spread_ms));
+        }
         let books = Books::new(config.store_bytes_max);
         Self {
             peer: Peer::new(config, seed),
@@ -104,7 +107,7 @@ impl Viewer {
             loaded: Vec::new(),
             wake_us: u64::MAX,
             is_welcome: false,
-            pollutes: visit.pollutes,
+            manner: visit.manner,
             rendition: visit.rendition,
             next_rendition: visit.rendition,
             listed: 0,

@@ -45,15 +45,36 @@ fn two_hundred_viewers_at_the_live_edge_stay_above_the_gate() {
 
 #[test]
 fn polluters_get_no_byte_played_or_passed_on() {
-    let figures = simulate("polluters", 60, 3, 40.0, &[]);
+    let figures = simulate("polluters", 60, 3, 80.0, &[]);
     assert_eq!(figures.bad_bytes, 0);
     assert!(figures.rebuffer_ratio < 0.001, "rebuffering {}", figures.rebuffer_ratio);
+    assert!(figures.offload > 0.96, "offload {}", figures.offload);
 }
 
 /// The control of the test above: it can see bad bytes, once drivers do not hash what they receive.
 #[test]
 fn polluters_succeed_where_nobody_hashes() {
-    assert!(simulate("polluters", 60, 3, 40.0, &["no-hash"]).bad_bytes > 0);
+    assert!(simulate("polluters", 60, 3, 80.0, &["no-hash"]).bad_bytes > 0);
+}
+
+#[test]
+fn liars_stop_nobody_and_lose_their_places() {
+    let figures = simulate("liars", 100, 1, 90.0, &[]);
+    assert!(figures.rebuffer_ratio < 0.0001, "{figures:?}");
+    assert!(figures.offload > 0.96, "{figures:?}");
+    // The control: where the tracker hears of nothing, all wait for them to the end.
+    let kept = simulate("liars", 100, 1, 90.0, &["no-complaints"]);
+    assert!(kept.waste_ratio > 2.0 * figures.waste_ratio, "{kept:?}");
+    assert!(kept.arrival_p50_ms > figures.arrival_p50_ms + 300, "{kept:?}");
+}
+
+#[test]
+fn a_stampede_to_the_origin_is_spread_when_what_everybody_waited_for_does_not_come() {
+    let figures = simulate("liars", 150, 2, 90.0, &[]);
+    assert!(figures.requests_100ms_max < 60, "{figures:?}");
+    // The control: those who wait for the same block ask in the same moment.
+    let at_once = simulate("liars", 150, 2, 90.0, &["spread=0"]);
+    assert!(at_once.requests_100ms_max > 120, "{at_once:?}");
 }
 
 /// The control of the quality gate: without pushing it is missed, so the gate measures what it is meant to.

@@ -397,10 +397,14 @@ impl Forest {
         &self.nodes[&viewer].seats[usize::from(stripe)]
     }
 
-    /// A viewer's children, in all stripes; some of them more than once.
-    pub(super) fn children(&self, viewer: PeerId) -> impl Iterator<Item = PeerId> {
-        let seats = self.nodes.get(&viewer).into_iter().flat_map(|node| &node.seats);
-        seats.flat_map(|seat| seat.children.iter().copied())
+    /// Those who have been a viewer's children since `since` or longer, in all stripes; some of them more than once.
+    pub(super) fn children(&self, viewer: PeerId, since: Ms) -> impl Iterator<Item = PeerId> {
+        let seats = self.nodes.get(&viewer).into_iter().flat_map(|node| (0..).zip(&node.seats));
+        let children =
+            seats.flat_map(|(stripe, seat)| seat.children.iter().map(move |child| (stripe, *child)));
+        children
+            .filter(move |(stripe, child)| self.seat(*child, *stripe).since <= since)
+            .map(|(_, child)| child)
     }
 
     pub(super) fn seat_mut(&mut self, viewer: PeerId, stripe: u8) -> &mut Seat {

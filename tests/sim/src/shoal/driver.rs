@@ -6,6 +6,10 @@ use super::*;
 const CHECK_US: u64 = 1_000_000;
 /// Those of so many viewers after every input: what is wrong for a moment only shows there.
 const WATCHED: usize = 16;
+/// The uplink that liars name, in kbit/s.
+const LIE_KBPS: u32 = 100_000;
+/// How late the blocks of every other liar are.
+const LIE_US: u64 = 4_000_000;
 
 impl World<'_> {
     /// Hands an input to a viewer's core and carries out what it answers.
@@ -217,8 +221,8 @@ impl World<'_> {
                 self.tell_tracker_as(viewer, is_heard, ToTracker::Silent { peer, rendition, stripe });
             }
             Output::Report(report) => {
-                let message =
-                    ToTracker::Report { uplink_kbps: report.uplink_kbps, renditions: report.renditions };
+                let uplink_kbps = if state.manner == Manner::Lies { LIE_KBPS } else { report.uplink_kbps };
+                let message = ToTracker::Report { uplink_kbps, renditions: report.renditions };
                 self.tell_tracker_as(viewer, state.is_welcome, message);
             }
         }
@@ -270,13 +274,30 @@ impl World<'_> {
             rendition: piece.rendition,
             number: number as u32,
             block,
-            is_bad: state.pollutes || held == Some(true),
+            is_bad: (state.manner == Manner::Pollutes && self.is_attacked()) || held == Some(true),
         };
+        if state.manner == Manner::Lies && self.is_attacked() {
+            return self.pretend(viewer, to, message);
+        }
         let waits_us = self.network.waits_us(self.now_us, viewer as usize, to as usize, u64::from(length));
         if waits_us > 0 {
             self.queue.push(self.now_us + waits_us, Event::Depart { viewer, to, message });
         } else {
             self.depart(viewer, to, message);
+        }
+    }
+
+    /// Whether those who mean no good have begun.
+    fn is_attacked(&self) -> bool {
+        self.now_us as f64 >= self.scenario.people.attack_from_s * 1e6
+    }
+
+    /// A liar's block: its own core believes that it is sent. It never arrives, or of every other liar's late.
+    fn pretend(&mut self, viewer: u32, to: u32, message: Message) {
+        let bytes = message_bytes(&message, &self.stream);
+        self.queue.push(self.now_us + 1_000, Event::Sent { viewer, neighbor: to, bytes: bytes as u32 });
+        if viewer.is_multiple_of(2) {
+            self.queue.push(self.now_us + LIE_US, Event::Arrive { to, from: viewer, message });
         }
     }
 

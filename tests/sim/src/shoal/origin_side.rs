@@ -61,7 +61,7 @@ impl World<'_> {
         let length = self.stream.block_length(rendition, number, u32::from(block));
         let state = self.viewers[viewer as usize].as_mut().expect("just seen");
         // Attackers are no audience: once they are put out, the origin serves them, and that is as it should be.
-        if !state.pollutes {
+        if state.manner == Manner::Honest {
             self.origin.count(left_us, u64::from(length));
         }
         state.origin_bytes += u64::from(length);
@@ -101,7 +101,7 @@ impl World<'_> {
         let Some(state) = &mut self.viewers[viewer as usize] else { return };
         let Load { request, rendition, number, began_us, left_us } = load;
         let piece = self.stream.piece(rendition, u64::from(number));
-        if !state.pollutes {
+        if state.manner == Manner::Honest {
             self.origin.count(left_us, u64::from(piece.length));
         }
         state.origin_bytes += u64::from(piece.length);

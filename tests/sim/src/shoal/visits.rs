@@ -137,7 +137,7 @@ impl World<'_> {
         state.appending = None;
         let had_started = state.player.startup_us.is_some();
         let begins = state.player.append(self.now_us, u64::from(number));
-        if !state.pollutes {
+        if state.manner == Manner::Honest {
             let length = self.stream.piece(rendition, u64::from(number)).length;
             self.measure.used(self.now_us, u64::from(length));
         }
