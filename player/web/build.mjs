@@ -20,16 +20,15 @@ rmSync(dist, { recursive: true, force: true });
 mkdirSync(join(dist, 'assets'), { recursive: true });
 
 /** What a page takes from files that others load, too, so that it changes nothing about how those are cut into chunks. */
-const built = {
+const built = (files) => ({
   name: 'built',
   setup({ onResolve }) {
-    const files = { 'hls.js': './hls.js', '../index.ts': './shoal-player.js' };
-    onResolve({ filter: /./ }, ({ path }) => path in files ? { path: files[path], external: true } : undefined);
+    onResolve({ filter: /./ }, ({ path }) => path in files ? { path: `./${files[path]}`, external: true } : undefined);
   },
-};
+});
 
 /** Scripts with what they share in chunks of their own. */
-async function bundle(entryPoints, plugins = []) {
+async function bundle(entryPoints, plugins = [], options = {}) {
   const { metafile } = await build({
     absWorkingDir: root,
     entryPoints,
@@ -45,6 +44,7 @@ async function bundle(entryPoints, plugins = []) {
     legalComments: 'none',
     metafile: true,
     logLevel: 'warning',
+    ...options,
     // Minified by its makers already, and smaller than what we would make of the readable build.
     alias: { 'hls.js': join(root, 'node_modules/hls.js/dist/hls.min.mjs') },
   });
@@ -60,12 +60,19 @@ const entries = {
   hls: 'src/hls.ts',
 };
 // Apart, so that a viewer does not download what the pages' helpers are for elsewhere.
-const { home, publish, recording, ...player } = entries;
-const outputs = {
-  ...(await bundle({ home, publish })),
-  ...(await bundle({ recording }, [built])),
-  ...(await bundle(player)),
-};
+const { home, publish, watch, recording, hls, ...player } = entries;
+const outputs = await bundle({ hls }, [], { entryNames: '[name]-[hash]' });
+const hlsPath = Object.keys(outputs)[0];
+const shared = { 'hls.js': basename(hlsPath) };
+writeFileSync(join(dist, 'assets/hls.js'), `export{default}from"./${basename(hlsPath)}";\n`);
+Object.assign(
+  outputs,
+  await bundle({ home, publish }),
+  await bundle({ recording }, [built({ ...shared, '../index.ts': 'shoal-player.js' })]),
+  await bundle(player, [built(shared)]),
+  // One file of its own with all that it needs: put together it is compressed better, and most viewers open no other page.
+  await bundle({ watch }, [built(shared)]),
+);
 
 const styles = await build({
   absWorkingDir: root,
@@ -82,9 +89,10 @@ function imports(entry) {
   const found = new Set();
   const visit = (path) => {
     for (const { path: next, kind, external } of outputs[path].imports) {
-      if (kind !== 'import-statement' || found.has(next) || external) continue;
-      found.add(next);
-      visit(next);
+      const target = external ? join(dirname(path), next) : next;
+      if (kind !== 'import-statement' || found.has(target)) continue;
+      found.add(target);
+      visit(target);
     }
   };
   visit(Object.keys(outputs).find((path) => outputs[path].entryPoint === entries[entry]));

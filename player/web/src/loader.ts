@@ -42,12 +42,17 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
   let last: LoaderStats | undefined;
   return class implements Loader<FragmentLoaderContext> {
     context: FragmentLoaderContext | null = null;
-    stats: LoaderStats = emptyStats();
-    #plain: Loader<FragmentLoaderContext> | null = null;
+    stats: LoaderStats;
+    /** Made at once, for its statistics: hls.js holds on to them, whoever loads. */
+    readonly #plain: Loader<FragmentLoaderContext>;
+    #isPlain = false;
     #cancel: (() => void) | null = null;
     #callbacks: Callbacks | null = null;
 
-    constructor(private readonly config: HlsConfig) {}
+    constructor(private readonly config: HlsConfig) {
+      this.#plain = new port.plain(config);
+      this.stats = this.#plain.stats;
+    }
 
     load(context: FragmentLoaderContext, config: LoaderConfiguration, callbacks: Callbacks): void {
       this.context = context;
@@ -87,7 +92,7 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
     }
 
     abort(): void {
-      if (this.#plain) {
+      if (this.#isPlain) {
         this.#plain.abort();
         return;
       }
@@ -98,17 +103,17 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
 
     destroy(): void {
       this.#release();
-      this.#plain?.destroy();
+      this.#plain.destroy();
       this.#callbacks = null;
       this.context = null;
     }
 
     getCacheAge(): number | null {
-      return this.#plain?.getCacheAge?.() ?? null;
+      return this.#plain.getCacheAge?.() ?? null;
     }
 
     getResponseHeader(name: string): string | null {
-      return this.#plain?.getResponseHeader?.(name) ?? null;
+      return this.#plain.getResponseHeader?.(name) ?? null;
     }
 
     #release(): void {
@@ -122,12 +127,9 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
       callbacks: Callbacks,
       target: Target | null,
     ): void {
-      const Plain = port.plain;
-      const plain = new Plain(this.config);
-      this.#plain = plain;
-      // hls.js holds on to our statistics, so the plain loader writes into them; it starts its own clock.
-      Object.assign(this.stats, emptyStats(), { retry: this.stats.retry });
-      plain.stats = this.stats;
+      this.#isPlain = true;
+      // It starts the clock itself.
+      this.stats.loading.start = 0;
       const onSuccess: Callbacks['onSuccess'] = (response, stats, answered, details) => {
         const { data } = response;
         if (data instanceof ArrayBuffer) {
@@ -141,23 +143,8 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
         }
         callbacks.onSuccess(response, stats, answered, details);
       };
-      plain.load(context, config, { ...callbacks, onSuccess });
+      this.#plain.load(context, config, { ...callbacks, onSuccess });
     }
-  };
-}
-
-/** Statistics as hls.js makes them for its own loaders. */
-function emptyStats(): LoaderStats {
-  return {
-    aborted: false,
-    loaded: 0,
-    retry: 0,
-    total: 0,
-    chunkCount: 0,
-    bwEstimate: 0,
-    loading: { start: 0, first: 0, end: 0 },
-    parsing: { start: 0, end: 0 },
-    buffering: { start: 0, first: 0, end: 0 },
   };
 }
 

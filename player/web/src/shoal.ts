@@ -299,7 +299,7 @@ export class Shoal extends Emitter<ShoalEvents> {
   #handleManifest(data: ManifestLoadedData): void {
     const info = readSessionData(data.sessionData, data.url);
     if (!info) {
-      this.#fail('not-shoal', 'the multivariant playlist has no live.shoal.* session data');
+      this.#fail('not-shoal', 'no live.shoal.* session data');
       return;
     }
     const videos = data.levels.map(({ url }) => url);
@@ -313,7 +313,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     const source = this.#source;
     if (!source || this.#isDestroyed) return;
     if (!Neighbors.isSupported) {
-      this.#fail('webrtc-absent', 'this browser has no RTCPeerConnection');
+      this.#fail('webrtc-absent', 'no RTCPeerConnection');
       return;
     }
     const run = ++this.#run;
@@ -404,7 +404,7 @@ export class Shoal extends Emitter<ShoalEvents> {
 
   /** The tracker is gone. With neighbors left the swarm goes on without it. */
   #handleAlone(code: ShoalErrorCode): void {
-    if (this.#driver?.neighbors.length === 0) this.#fail(code, 'neither tracker nor neighbors');
+    if (this.#driver?.neighbors.length === 0) this.#fail(code, 'no tracker, no neighbors');
   }
 
   #stop(): void {

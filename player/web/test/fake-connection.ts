@@ -26,6 +26,7 @@ export class FakeChannel {
 export class FakeConnection {
   static made: FakeConnection[] = [];
   readonly channels: FakeChannel[] = [];
+  readonly candidates: string[] = [];
   isClosed = false;
 
   constructor() {
@@ -45,6 +46,15 @@ export class FakeConnection {
     const channel = new FakeChannel();
     this.channels.push(channel);
     return channel;
+  }
+
+  setRemoteDescription(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  addIceCandidate({ candidate = '' }: RTCIceCandidateInit): Promise<void> {
+    this.candidates.push(candidate);
+    return Promise.resolve();
   }
 
   getStats(): Promise<Map<string, unknown>> {

@@ -56,3 +56,17 @@ test('a message that the other does not allow is not sent, and nothing else happ
   assert.deepEqual(lost, []);
   neighbors.closeAll();
 });
+
+test('of the candidates of one neighbor so many are tried, before and after its description', async () => {
+  const { neighbors } = connect();
+  const tell = (from: number, to: number): void => {
+    for (let at = from; at < to; at += 1) neighbors.signal(7, { kind: 'candidate', candidate: `candidate:${at}` });
+  };
+  tell(0, 40);
+  neighbors.signal(7, { kind: 'answer', sdp: 'v=0' });
+  tell(40, 200);
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  const tried = FakeConnection.made.at(-1)?.candidates;
+  assert.deepEqual(new Set(tried), new Set(Array.from({ length: 64 }, (_, at) => `candidate:${at}`)));
+  neighbors.closeAll();
+});

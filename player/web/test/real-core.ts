@@ -31,7 +31,7 @@ const PUBLIC_KEY = createPublicKey({
 });
 
 /** Carries out the output just polled where it is one that asks for a record's check. */
-export function answerCheck(core: Core, tag: number): void {
+export function answerCheck(core: Core, tag: Tag): void {
   if (tag !== Tag.CheckRecord) return;
   const signed = core.bytes();
   const isSigned = verify(null, signed.subarray(0, -64), PUBLIC_KEY, signed.subarray(-64));
@@ -128,7 +128,7 @@ export class World {
   constructor(
     readonly core: Core,
     private readonly next: (below: number) => number,
-    private readonly onOutput: (tag: number) => void = () => undefined,
+    private readonly onOutput: (tag: Tag) => void = () => undefined,
   ) {
     this.#records = [1, 2].map((msn) => recordOf(msn, new Uint8Array(20_000).fill(msn)));
   }

@@ -6,8 +6,8 @@ import type { Core } from '../src/swarm/core.ts';
 import { EPOCH, START_MS, World, answerCheck, makeCore, makeFactory, random, recordOf, start } from './real-core.ts';
 
 /** Takes all outputs, and checks what is to be checked; gives their tags. */
-function drain(core: Core): number[] {
-  const tags: number[] = [];
+function drain(core: Core): Tag[] {
+  const tags: Tag[] = [];
   for (let tag = core.poll(); tag !== Tag.None; tag = core.poll()) {
     tags.push(tag);
     answerCheck(core, tag);
@@ -92,7 +92,7 @@ test('a piece of any length that is fetched as the module asks for it is deliver
 test('what the player loads itself after it has waited too long is not fetched as well', () => {
   const bytes = new Uint8Array(20_000).fill(7);
   /** What the core does about a piece that it was asked for without a record, when that comes after all. */
-  const afterTimeout = (isAskedAgain: boolean): number[] => {
+  const afterTimeout = (isAskedAgain: boolean): Tag[] => {
     const core = makeCore(1);
     start(core);
     core.playhead(2, START_MS - 30_000, START_MS, 100, false);

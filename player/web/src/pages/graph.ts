@@ -1,7 +1,7 @@
 /** The little live graph of the watch page: what came from peers and from the origin, stacked, and what was passed on. */
 
 import type { Sample } from '../meter.ts';
-import { rateWords } from './dom.ts';
+import { rateWords } from './words.ts';
 
 /** Seconds shown. */
 const SPAN = 60;

@@ -1,7 +1,8 @@
 /** The first page: what is live, what was, and how to go live. */
 
-import { byId, bytesWords, countWords, durationWords, enableCopyButtons, fetchList, fetchStreams, setText } from './dom.ts';
+import { byId, enableCopyButtons, fetchList, fetchStreams, setText } from './dom.ts';
 import type { StreamEntry } from './dom.ts';
+import { bytesWords, countWords, durationWords } from './words.ts';
 
 /** How often the list is asked for, in milliseconds. */
 const REFRESH_MS = 4_000;

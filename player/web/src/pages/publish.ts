@@ -2,17 +2,10 @@
 
 import { canCaptureScreen, capture, captureAdvice, captureObstacle, meterSound, release } from './capture.ts';
 import type { Advice } from './capture.ts';
-import {
-  STREAM_NAME,
-  byId,
-  durationWords,
-  enableCopyButtons,
-  fetchStreams,
-  rateWords,
-  setText,
-} from './dom.ts';
+import { STREAM_NAME, byId, enableCopyButtons, fetchStreams, setText } from './dom.ts';
 import { PublishError, Publisher, layersOf } from './whip.ts';
 import type { PublishErrorCode } from './whip.ts';
+import { durationWords, rateWords } from './words.ts';
 
 /** The largest bitrate for each height, in bit/s: what looks clean in H.264 without wasting uplink. */
 const BITRATES: Record<string, number> = { '1080': 4_500_000, '720': 2_500_000, '480': 1_000_000 };

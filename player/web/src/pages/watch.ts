@@ -3,13 +3,13 @@
 import Hls from 'hls.js';
 import type { ErrorData } from 'hls.js';
 
-import type { ShoalErrorCode, ShoalStats } from '../api.ts';
+import type { ShoalStats } from '../api.ts';
 import { LiveFollower } from '../follow.ts';
 import { liveConfig } from '../live-config.ts';
 import { attach } from '../shoal.ts';
 import type { Shoal } from '../shoal.ts';
 import type { AuditEntry } from '../audit.ts';
-import { STREAM_NAME, byId, bytesWords, rateWords, setText } from './dom.ts';
+import { STREAM_NAME, byId, setText } from './dom.ts';
 
 /** How often a stream that is not there is looked for, in milliseconds; half of it again at random, so that a crowd
  * does not ask in step. */
@@ -244,25 +244,9 @@ function watchVideo(): void {
   }, 500);
 }
 
-const reasons: Record<ShoalErrorCode, string> = {
-  'not-shoal': 'This stream does not support it: everything comes from the server.',
-  'webrtc-absent': 'This browser has no WebRTC, or it is turned off: everything comes from the server.',
-  'wasm-refused': 'This browser refuses WebAssembly: everything comes from the server.',
-  'core-failed': 'Something went wrong with sharing: everything comes from the server.',
-  'tracker-away': 'The tracker can’t be reached: everything comes from the server until it is back.',
-  'tracker-refused': 'The tracker refused this viewer: everything comes from the server.',
-};
-
-function sharingWords(stats: ShoalStats | null): string {
-  if (!sharing.checked) return 'Off: everything comes from the server, and other viewers see nothing of this device.';
-  if (stats?.reason) return reasons[stats.reason];
-  if (stats?.isMetered) return 'This connection is metered: parts are taken from other viewers, and none are passed on.';
-  return 'On: parts come from other viewers and are passed on to them, within half of this line’s uplink.';
-}
-
 function showStats(): void {
   const stats = shoal?.getStats() ?? null;
-  setText('sharing-words', sharingWords(stats));
+  if (!byId('details').hidden) showDetails(stats);
   if (!stats) return;
   const now = stats.peerShareNow ?? stats.peerShare;
   setText('share', now === null ? '–' : `${Math.round(100 * now)} %`);
@@ -273,21 +257,17 @@ function showStats(): void {
   setText('neighbors-noun', stats.neighbors === 1 ? 'neighbor' : 'neighbors');
   setText('behind', stats.latencyMs > 0 ? `${(stats.latencyMs / 1000).toFixed(1)} s` : '–');
   byId('consent').hidden = !stats.needsConsent;
-  if (byId('details').hidden) return;
-  setText('peer-rate', rateWords(stats.peerRateBps));
-  setText('origin-rate', rateWords(stats.originRateBps));
-  setText('sent-rate', rateWords(stats.sentRateBps));
-  setText('totals', `${bytesWords(stats.peerBytes)} / ${bytesWords(stats.originBytes)}`);
-  setText('buffer', `${(stats.bufferMs / 1000).toFixed(1)} s`);
-  setText('rejected', stats.rejectedBytes > 0 ? bytesWords(stats.rejectedBytes) : 'none');
-  const level = hls?.levels[hls.currentLevel];
-  const height = video.videoHeight;
-  const rate = level?.bitrate ? `, ${rateWords(level.bitrate)}` : '';
-  setText('picture', height > 0 ? `${video.videoWidth} × ${height}${rate}` : '–');
-  setText('tracker', stats.isTrackerJoined ? 'connected' : stats.isSharing ? 'not connected' : 'not used');
-  // Only who looks at the details downloads the graph; without it they are still worth reading.
-  void import('./graph.ts').then(
-    ({ drawGraph }) => { drawGraph(byId<HTMLCanvasElement>('graph'), stats.history); },
+}
+
+/** Only who looks at the details downloads what they are put into words and drawn by. */
+function showDetails(stats: ShoalStats | null): void {
+  void import('./details.ts').then(
+    ({ drawGraph, figures, sharingWords }) => {
+      setText('sharing-words', sharingWords(sharing.checked, stats));
+      if (!stats) return;
+      for (const [id, text] of Object.entries(figures(stats, hls, video))) setText(id, text);
+      drawGraph(byId<HTMLCanvasElement>('graph'), stats.history);
+    },
     () => undefined,
   );
 }
@@ -329,13 +309,10 @@ function setUpControls(): void {
   const save = byId('save-log');
   save.hidden = !parameters.has('log');
   save.addEventListener('click', () => {
-    const link = document.createElement('a');
-    link.href = URL.createObjectURL(new Blob([...logs, shoal?.takeLog() ?? '']));
-    link.download = `${stream}.swarmlog`;
-    link.click();
-    URL.revokeObjectURL(link.href);
+    void import('./details.ts').then(({ saveLog }) => {
+      saveLog(`${stream}.swarmlog`, [...logs, shoal?.takeLog() ?? '']);
+    });
   });
-  setText('sharing-words', sharingWords(null));
 }
 
 function setUp(): void {

@@ -6,35 +6,35 @@
  */
 
 /** What the core asks for; `poll` returns one of these, 0 for nothing. */
-export const Tag = {
-  None: 0,
-  SendControl: 1,
-  SendBlock: 2,
-  Fetch: 3,
-  CancelFetch: 4,
-  FetchRecord: 5,
-  Store: 6,
-  Hold: 7,
-  DropHeld: 8,
-  KeepLoaded: 9,
-  DropLoaded: 10,
-  Evict: 11,
-  Deliver: 12,
-  Fallback: 13,
-  Disconnect: 14,
-  Accuse: 15,
-  Report: 16,
-  Complain: 17,
-  CheckRecord: 18,
-} as const;
+export enum Tag {
+  None = 0,
+  SendControl = 1,
+  SendBlock = 2,
+  Fetch = 3,
+  CancelFetch = 4,
+  FetchRecord = 5,
+  Store = 6,
+  Hold = 7,
+  DropHeld = 8,
+  KeepLoaded = 9,
+  DropLoaded = 10,
+  Evict = 11,
+  Deliver = 12,
+  Fallback = 13,
+  Disconnect = 14,
+  Accuse = 15,
+  Report = 16,
+  Complain = 17,
+  CheckRecord = 18,
+}
 
 /** Indices into {@link Core.stats} that the driver reads. */
-export const Stat = {
-  DuplicateBytes: 3,
-  LateBytes: 4,
-  RejectedBytes: 5,
-  UplinkBps: 31,
-} as const;
+export enum Stat {
+  DuplicateBytes = 3,
+  LateBytes = 4,
+  RejectedBytes = 5,
+  UplinkBps = 31,
+}
 
 /** The length of a block in a piece of `length` bytes, as in `segmenter/digest`; the last one may be shorter. */
 export function blockBytes(length: number): number {
@@ -71,7 +71,7 @@ export interface Core {
   metered(now: number, on: boolean): void;
   leave(now: number): void;
   segmentParts(rendition: number, msn: number): Float64Array | undefined;
-  poll(): number;
+  poll(): Tag;
   field(index: number): number;
   bytes(): Uint8Array;
   nextDeadline(): number;

@@ -32,6 +32,9 @@ export interface Traffic {
   sentBytes: number;
 }
 
+/** What an input needs besides the time. */
+type Rest<Input> = Input extends (now: number, ...rest: infer Rest) => void ? Rest : never;
+
 /** What a driver tells its owner. */
 export interface DriverEvents {
   /** To the tracker. */
@@ -82,7 +85,7 @@ export class Driver {
         this.#handleOpen(peer);
       },
       onMessage: (peer, channel, bytes) => {
-        if (channel === 'control') this.#input((now) => { core.message(now, peer, bytes); });
+        if (channel === 'control') this.#tell('message', peer, bytes);
         else this.#inputBytes(bytes.subarray(BLOCK_HEADER_BYTES), true, (now) => { core.block(now, peer, bytes); });
       },
       onDrained: (peer) => {
@@ -91,7 +94,7 @@ export class Driver {
       onLost: (peer, wasConnected) => {
         events.send({ type: 'lost', peer, was_connected: wasConnected });
         if (!wasConnected) return;
-        this.#input((now) => { core.neighborLost(now, peer); });
+        this.#tell('neighborLost', peer);
         events.onNeighbors();
       },
       onSignal: (peer, data) => {
@@ -117,7 +120,6 @@ export class Driver {
 
   /** Takes a tracker's message. */
   handleTracker(message: TrackerMessage): void {
-    const { core } = this;
     switch (message.type) {
       case 'welcome':
         this.#handleWelcome(message);
@@ -140,14 +142,14 @@ export class Driver {
           children.length,
           ...children,
         ]);
-        this.#input((now) => { core.plan(now, message.rendition, message.stripes, Float64Array.from(places)); });
+        this.#tell('plan', message.rendition, message.stripes, Float64Array.from(places));
         break;
       }
       case 'part':
         this.#close(message.peer);
         break;
       case 'sharing':
-        this.#input((now) => { core.sharing(now, message.on); });
+        this.#tell('sharing', message.on);
         break;
       default:
     }
@@ -155,23 +157,23 @@ export class Driver {
 
   /** The tracker's connection is gone. */
   handleTrackerLost(): void {
-    this.#input((now) => { this.core.trackerLost(now); });
+    this.#tell('trackerLost');
   }
 
   /** Which renditions are being played. */
   setPlaying(renditions: number[]): void {
     this.#renditions = renditions;
-    this.#input((now) => { this.core.playing(now, Uint8Array.from(renditions)); });
+    this.#tell('playing', Uint8Array.from(renditions));
   }
 
   /** Where the player is; program date times in Unix milliseconds. */
   setPlayhead(positionMs: number, bufferedUntilMs: number, ratePercent: number, isStalled: boolean): void {
-    this.#input((now) => { this.core.playhead(now, positionMs, bufferedUntilMs, ratePercent, isStalled); });
+    this.#tell('playhead', positionMs, bufferedUntilMs, ratePercent, isStalled);
   }
 
   /** Whether the connection is metered: nothing is uploaded then. */
   setMetered(on: boolean): void {
-    this.#input((now) => { this.core.metered(now, on); });
+    this.#tell('metered', on);
   }
 
   /** Asks for media; returns what aborts the request, or null when the driver has ended or its core failed. Where the swarm can't
@@ -180,21 +182,19 @@ export class Driver {
     if (this.#isOver) return null;
     const { rendition, msn, part } = request.target;
     const ask = (number: number): void => {
-      this.#input((now) => {
-        if (part === null) this.core.wantSegment(now, number, rendition, msn);
-        else this.core.wantPiece(now, number, rendition, msn, part);
-      });
+      if (part === null) this.#tell('wantSegment', number, rendition, msn);
+      else this.#tell('wantPiece', number, rendition, msn, part);
     };
     const id = this.#requests.open(request, (late) => {
       // Asked the same again the core refuses, and knows by that what the player loads itself: it won't fetch it as well.
       ask(late);
-      this.#input((now) => { this.core.unwant(now, late); });
+      this.#tell('unwant', late);
       this.#requests.fallBack(late);
     });
     ask(id);
     return () => {
       if (!this.#requests.take(id)) return;
-      this.#input((now) => { this.core.unwant(now, id); });
+      this.#tell('unwant', id);
     };
   }
 
@@ -220,7 +220,7 @@ export class Driver {
   /** Ends everything; outstanding requests fall back. */
   destroy(): void {
     if (this.#isOver) return;
-    this.#input((now) => { this.core.leave(now); });
+    this.#tell('leave');
     this.#isOver = true;
     this.#shutDown();
   }
@@ -235,17 +235,15 @@ export class Driver {
       iceServers: welcome.ice_servers,
       ...(welcome.relay_only === true && { iceTransportPolicy: 'relay' }),
     };
-    this.#input((now) => {
-      this.core.welcome(
-        now,
-        welcome.peer,
-        welcome.neighbors_max,
-        welcome.upload_ratio_max_percent,
-        welcome.report_interval_ms,
-      );
-    });
+    this.#tell(
+      'welcome',
+      welcome.peer,
+      welcome.neighbors_max,
+      welcome.upload_ratio_max_percent,
+      welcome.report_interval_ms,
+    );
     for (const peer of this.#neighbors.open) void this.#tellConnected(peer);
-    this.#input((now) => { this.core.sharing(now, welcome.sharing); });
+    this.#tell('sharing', welcome.sharing);
     for (const { piece, uri, record } of welcome.recent) this.#handlePublished(piece, uri, record);
   }
 
@@ -256,7 +254,7 @@ export class Driver {
   }
 
   #handleOpen(peer: PeerId): void {
-    this.#input((now) => { this.core.neighborConnected(now, peer); });
+    this.#tell('neighborConnected', peer);
     this.events.onNeighbors();
     void this.#tellConnected(peer);
   }
@@ -270,7 +268,7 @@ export class Driver {
     const wasOpen = this.#neighbors.isOpen(peer);
     this.#neighbors.close(peer);
     if (!wasOpen) return;
-    this.#input((now) => { this.core.neighborLost(now, peer); });
+    this.#tell('neighborLost', peer);
     this.events.onNeighbors();
   }
 
@@ -284,8 +282,13 @@ export class Driver {
     const isLeft = this.#loaded.has(key) || held > this.#store.bytesMax;
     if (rejected === undefined || isLeft) return true;
     this.#loaded.set(key, { bytes, tookMs });
-    this.#input((now) => { this.core.loaded(now, piece.rendition, piece.msn, piece.part, bytes, tookMs); });
+    this.#tell('loaded', piece.rendition, piece.msn, piece.part, bytes, tookMs);
     return (this.stats()?.[Stat.RejectedBytes] ?? rejected) === rejected;
+  }
+
+  /** Hands in the input that one of the core's methods is. */
+  #tell<Name extends keyof Core>(name: Name, ...rest: Rest<Core[Name]>): void {
+    this.#input((now) => { (this.core[name] as (now: number, ...rest: unknown[]) => void)(now, ...rest); });
   }
 
   /** Hands an input in, drains, and re-arms the timer. Inputs that come up meanwhile wait their turn. */
@@ -324,7 +327,7 @@ export class Driver {
     if (deadline < 0) return;
     // Timers may fire up to a millisecond early by this clock; a superfluous wake does no harm, a late one does.
     const delay = Math.max(0, Math.ceil(deadline - performance.now()));
-    this.#timer = setTimeout(() => { this.#input((now) => { this.core.wake(now); }); }, delay);
+    this.#timer = setTimeout(() => { this.#tell('wake'); }, delay);
   }
 
   #drain(): void {
@@ -395,7 +398,7 @@ export class Driver {
           this.#report();
           break;
         default:
-          throw new Error(`unknown output ${tag} of the core`);
+          throw new Error(`unknown output ${String(tag)} of the core`);
       }
     }
   }
@@ -429,11 +432,11 @@ export class Driver {
         },
         onFinished: () => {
           this.#fetches.delete(id);
-          this.#input((now) => { core.fetchFinished(now, id); });
+          this.#tell('fetchFinished', id);
         },
         onFailed: (status) => {
           this.#fetches.delete(id);
-          this.#input((now) => { core.fetchFailed(now, id, status); });
+          this.#tell('fetchFailed', id, status);
         },
       },
     );

@@ -13,7 +13,7 @@ import type { PeerId, Signal } from './protocol.ts';
 const CONNECT_TIMEOUT_MS = 10_000;
 /** A connection whose path is broken for this long is given up, in milliseconds: longer than a Wi-Fi roam. */
 const DISCONNECTED_MAX_MS = 5_000;
-/** Candidates kept while the other's description is on its way; browsers send some ten. */
+/** Candidates taken of a neighbor, also of those that come before its description; browsers send some ten. */
 const CANDIDATES_MAX = 64;
 /** The largest message that is accepted, in bytes: a block with its header is a quarter of this. */
 const MESSAGE_BYTES_MAX = 64 * 1024;
@@ -144,6 +144,7 @@ class Link {
   readonly #pc: RTCPeerConnection;
   readonly #channels: Record<Channel, RTCDataChannel>;
   #candidates: RTCIceCandidateInit[] = [];
+  #candidateCount = 0;
   #hasRemote = false;
   #isClosed = false;
   #wasOpen = false;
@@ -206,7 +207,7 @@ class Link {
 
   handleSignal(signal: Signal): void {
     if (signal.kind === 'candidate') {
-      if (this.#candidates.length >= CANDIDATES_MAX) return;
+      if (++this.#candidateCount > CANDIDATES_MAX) return;
       const candidate: RTCIceCandidateInit = { candidate: signal.candidate, sdpMid: signal.mid ?? '0' };
       if (this.#hasRemote) this.#enqueue(() => this.#pc.addIceCandidate(candidate));
       else this.#candidates.push(candidate);

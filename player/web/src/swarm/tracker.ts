@@ -80,7 +80,7 @@ export class TrackerSocket {
   open(): void {
     const { token } = this.membership;
     if (typeof token !== 'function') this.#connect(token);
-    else token().then((value) => { this.#connect(value); }, () => { this.#retry(); });
+    else Promise.resolve().then(token).then((value) => { this.#connect(value); }, () => { this.#retry(); });
   }
 
   #connect(token?: string): void {
