@@ -34,7 +34,11 @@ const INPUTS: &[&str] = &[
 /// A panic ends the module at once and without words, which no page would show to anybody: its messages, its places in the
 /// source and what formats them are a tenth of the module. The library has to be compiled that way too, so that its
 /// source is needed; to stable compilers all this is unstable.
-const FLAGS: &str = "-Zunstable-options -Cpanic=immediate-abort -Zlocation-detail=none";
+///
+/// The last three leave out what repeats code in order to gain speed: loops that count in several steps at once, paths that
+/// compute early what others have computed, and jumps past a second look at the same condition.
+const FLAGS: &str = "-Zunstable-options -Cpanic=immediate-abort -Zlocation-detail=none \
+                     -Cllvm-args=-disable-lsr -Cllvm-args=-enable-pre=false -Zmir-enable-passes=-JumpThreading";
 const LIBRARY: &str = "build-std=std,panic_abort";
 
 /// Debian's compiler with its library as source, for machines where rustup cannot download that.
@@ -129,6 +133,16 @@ fn shrink(workspace: &Workspace, module: &Path, out: &Path) -> Result<()> {
         "--converge",
         // A function with hundreds of variables compresses worse than those that it was put together from.
         "--one-caller-inline-max-function-size=30",
+        // What is hardly longer than a call compresses better in its place.
+        "--always-inline-max-function-size=10",
+        // Variables for what is short to compute again take more room, compressed, than that.
+        "--skip-pass=local-cse",
+        // Nothing lies below 1024: the stack's end is there, which ends the module when it is reached.
+        "--low-memory-unused",
+        // No browser looks at what loads and stores claim to be aligned to.
+        "--dealign",
+        // One generic function for several types stands side by side then, within reach of gzip.
+        "--reorder-functions-by-name",
         "--strip-producers",
         "--strip-target-features",
         "--enable-bulk-memory",

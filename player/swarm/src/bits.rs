@@ -17,7 +17,10 @@ impl Bits {
     pub(crate) fn below(count: u32) -> Self {
         let count = count.min(BLOCKS_MAX);
         let full = |bits: u32| if bits >= 64 { u64::MAX } else { (1 << bits) - 1 };
-        let rest = (1..count.div_ceil(64)).map(|word| full(count - word * 64)).collect();
+        let mut rest = Vec::new();
+        for word in 1..count.div_ceil(64) {
+            rest.push(full(count - word * 64));
+        }
         Self { first: full(count), rest }
     }
 
@@ -42,15 +45,19 @@ impl Bits {
 
     pub(crate) fn union(&mut self, other: &Self) {
         self.first |= other.first;
-        if self.rest.len() < other.rest.len() {
-            self.rest.resize(other.rest.len(), 0);
+        while self.rest.len() < other.rest.len() {
+            self.rest.push(0);
         }
-        self.rest.iter_mut().zip(&other.rest).for_each(|(mine, theirs)| *mine |= theirs);
+        for (at, theirs) in other.rest.iter().enumerate() {
+            self.rest[at] |= theirs;
+        }
     }
 
     pub(crate) fn subtract(&mut self, other: &Self) {
         self.first &= !other.first;
-        self.rest.iter_mut().zip(&other.rest).for_each(|(mine, theirs)| *mine &= !theirs);
+        for (at, mine) in self.rest.iter_mut().enumerate() {
+            *mine &= !other.rest.get(at).copied().unwrap_or(0);
+        }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -58,7 +65,11 @@ impl Bits {
     }
 
     pub(crate) fn count(&self) -> u32 {
-        self.first.count_ones() + self.rest.iter().map(|word| word.count_ones()).sum::<u32>()
+        let mut count = 0;
+        for word in self.words() {
+            count += word.count_ones();
+        }
+        count
     }
 
     /// The numbers in the set, ascending.
@@ -66,8 +77,20 @@ impl Bits {
         Iter { word: self.first, from: 0, rest: self.rest.iter() }
     }
 
+    /// The set as words, the least significant bit of the first being 0.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        (0..=self.rest.len() as u32).map(|word| self.word(word))
+    }
+
     fn word(&self, word: u32) -> u64 {
         if word == 0 { self.first } else { self.rest.get(word as usize - 1).copied().unwrap_or(0) }
+    }
+
+    /// Adds numbers given as a bitmap, the least significant bit of the first byte being 0.
+    pub(crate) fn add_bitmap(&mut self, bitmap: &[u8]) {
+        for (byte, at) in bitmap.iter().zip(0_u32..) {
+            *self.word_mut(at / 8) |= u64::from(*byte) << (at % 8 * 8);
+        }
     }
 
     fn word_mut(&mut self, word: u32) -> &mut u64 {
@@ -75,8 +98,8 @@ impl Bits {
             return &mut self.first;
         }
         let word = word as usize - 1;
-        if self.rest.len() <= word {
-            self.rest.resize(word + 1, 0);
+        while self.rest.len() <= word {
+            self.rest.push(0);
         }
         &mut self.rest[word]
     }

@@ -30,55 +30,61 @@ impl<K: Ord + Copy, V> Map<K, V> {
     }
 
     /// Where the key is, or where it would be.
-    fn find(&self, key: &K) -> Result<usize, usize> {
-        // What is asked for is mostly the newest, and the newest keys are mostly the last: these few are in the cache.
-        let tail = self.0.len().saturating_sub(TAIL);
-        let from = if self.0.get(tail).is_some_and(|(first, _)| first <= key) { tail } else { 0 };
-        let at = from + self.0[from..].partition_point(|(other, _)| other < key);
-        if self.0.get(at).is_some_and(|(other, _)| other == key) { Ok(at) } else { Err(at) }
+    fn find(&self, key: &K) -> usize {
+        // What is asked for is mostly the newest, and the newest keys are mostly the last: these few are in the cache. By hand,
+        // because the library's search is twice the code for each type.
+        let (mut at, mut end) = (0, self.0.len());
+        let mut middle = end.saturating_sub(TAIL);
+        while at < end {
+            if self.0[middle].0 < *key {
+                at = middle + 1;
+            } else {
+                end = middle;
+            }
+            middle = (at + end) / 2;
+        }
+        at
     }
 
     pub(crate) fn contains_key(&self, key: &K) -> bool {
-        self.find(key).is_ok()
+        self.get(key).is_some()
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
-        let at = self.find(key).ok()?;
-        self.0.get(at).map(|(_, value)| value)
+        let (found, value) = self.0.get(self.find(key))?;
+        (found == key).then_some(value)
     }
 
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        let at = self.find(key).ok()?;
-        self.0.get_mut(at).map(|(_, value)| value)
+        let at = self.find(key);
+        let (found, value) = self.0.get_mut(at)?;
+        (found == key).then_some(value)
     }
 
-    /// The entry that is so many before that of a key.
+    /// The entry that is so many before that of a key, or before where that would be.
     pub(crate) fn before(&mut self, key: &K, count: usize) -> Option<&mut V> {
-        let at = self.find(key).ok()?.checked_sub(count)?;
+        let at = self.find(key).checked_sub(count)?;
         self.0.get_mut(at).map(|(_, value)| value)
     }
 
     pub(crate) fn insert(&mut self, key: K, value: V) {
-        match self.find(&key) {
-            Ok(at) => self.0[at].1 = value,
-            Err(at) => self.0.insert(at, (key, value)),
+        match self.get_mut(&key) {
+            Some(old) => *old = value,
+            None => self.0.insert(self.find(&key), (key, value)),
         }
     }
 
     pub(crate) fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
-        let at = match self.find(&key) {
-            Ok(at) => at,
-            Err(at) => {
-                self.0.insert(at, (key, make()));
-                at
-            }
-        };
+        let at = self.find(&key);
+        if self.0.get(at).is_none_or(|(found, _)| *found != key) {
+            self.0.insert(at, (key, make()));
+        }
         &mut self.0[at].1
     }
 
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
-        let at = self.find(key).ok()?;
-        Some(self.0.remove(at).1)
+        let at = self.find(key);
+        if self.0.get(at)?.0 == *key { Some(self.0.remove(at).1) } else { None }
     }
 
     pub(crate) fn iter(&self) -> impl DoubleEndedIterator<Item = (&K, &V)> {

@@ -30,8 +30,6 @@ mod store;
 #[cfg(test)]
 mod world;
 
-use std::collections::VecDeque;
-
 use shoal_digest::{BlockDigest, PieceId};
 
 use crate::{
@@ -192,7 +190,9 @@ pub struct Peer {
     glut: Glut,
     reports: Reports,
 
-    outputs: VecDeque<Output>,
+    outputs: Vec<Output>,
+    /// Those of them that the driver is taking now, before all others; the next is the last.
+    polled: Vec<Output>,
     stats: Stats,
     has_begun: bool,
     recorder: Option<Recorder>,
@@ -253,7 +253,8 @@ impl Peer {
             starvation: Starvation::new(),
             glut: Glut::default(),
             reports: Reports::new(),
-            outputs: VecDeque::new(),
+            outputs: Vec::new(),
+            polled: Vec::new(),
             stats: Stats::default(),
             has_begun: false,
             recorder: None,
@@ -352,7 +353,12 @@ impl Peer {
 
     /// The next thing to do, or nothing.
     pub fn poll_output(&mut self) -> Option<Output> {
-        self.outputs.pop_front()
+        if self.polled.is_empty() {
+            // Two vectors, not a queue of the library, which browsers would download for this alone.
+            std::mem::swap(&mut self.polled, &mut self.outputs);
+            self.polled.reverse();
+        }
+        self.polled.pop()
     }
 
     /// When to hand in [`Input::Wake`] if nothing happens before, and what for. Nothing before the first input.
@@ -382,16 +388,16 @@ impl Peer {
     #[must_use]
     pub fn stats(&self) -> Stats {
         let clamp = |value: u64| u32::try_from(value).unwrap_or(u32::MAX);
-        Stats {
-            neighbors: clamp(self.neighbors.len() as u64),
-            store_bytes: self.store_bytes,
-            uplink_bps: self.uploads.uplink_bps(),
-            upload_rate_bps: self.uploads.rate_bps(),
-            origin_p95_ms: clamp(self.origin.p95().as_ms()),
-            behind_ms: clamp(self.behind_ms()),
-            buffer_ms: clamp(self.player.buffer_ms(self.now)),
-            ..self.stats
-        }
+        // Copied whole: field by field takes more code.
+        let mut stats = self.stats;
+        stats.neighbors = clamp(self.neighbors.len() as u64);
+        stats.store_bytes = self.store_bytes;
+        stats.uplink_bps = self.uploads.uplink_bps();
+        stats.upload_rate_bps = self.uploads.rate_bps();
+        stats.origin_p95_ms = clamp(self.origin.p95().as_ms());
+        stats.behind_ms = clamp(self.behind_ms());
+        stats.buffer_ms = clamp(self.player.buffer_ms(self.now));
+        stats
     }
 
     /// The pieces of a segment with their lengths, in order, once the records of all its parts are known: where to cut a
@@ -449,7 +455,7 @@ impl Peer {
     }
 
     fn send(&mut self, peer: PeerId, message: &Control<'_>) {
-        self.outputs.push_back(Output::SendControl { peer, bytes: message.to_bytes() });
+        self.outputs.push(Output::SendControl { peer, bytes: message.to_bytes() });
     }
 
     fn behind_ms(&self) -> u64 {

@@ -131,7 +131,18 @@ impl Piece {
         if self.stored.is_empty() { 0 } else { self.record().map_or(0, |record| u64::from(record.length)) }
     }
 
-    pub(crate) fn missing(&self) -> impl Iterator<Item = u32> + '_ {
-        (0..self.blocks.len() as u32).filter(|block| !self.stored.contains(*block))
+    /// Its blocks are to be obtained from now on.
+    pub(crate) fn begin(&mut self, blocks: usize) {
+        self.blocks.clear();
+        for _ in 0..blocks {
+            self.blocks.push(Block::default());
+        }
+    }
+
+    /// The blocks that are being obtained and are not stored.
+    pub(crate) fn missing(&self) -> Bits {
+        let mut missing = Bits::below(self.blocks.len() as u32);
+        missing.subtract(&self.stored);
+        missing
     }
 }

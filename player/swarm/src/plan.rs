@@ -119,7 +119,11 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(stripes: u8) -> Self {
-        Self { stripes: (0..stripes.max(1)).map(|_| Stripe::default()).collect() }
+        let mut plan = Self { stripes: Vec::new() };
+        for _ in 0..stripes.max(1) {
+            plan.stripes.push(Stripe::default());
+        }
+        plan
     }
 
     pub(crate) fn stripe_count(&self) -> u8 {
@@ -142,12 +146,13 @@ impl Plan {
         stripe.expected = place.expected;
         let adopted: Vec<PeerId> = stripe.children.split_off(stripe.planned.min(stripe.children.len()));
         stripe.children.clear();
-        stripe.children.extend(place.children.iter().take(CHILDREN_MAX));
+        stripe.children.extend_from_slice(&place.children[..place.children.len().min(CHILDREN_MAX)]);
         stripe.planned = stripe.children.len();
-        let adopted = adopted.into_iter().filter(|child| !place.children.contains(child));
-        let room = CHILDREN_MAX - stripe.planned;
-        let adopted: Vec<PeerId> = adopted.take(room).collect();
-        stripe.children.extend(adopted);
+        for child in adopted {
+            if stripe.children.len() < CHILDREN_MAX && !place.children.contains(&child) {
+                stripe.children.push(child);
+            }
+        }
         let former = if stripe.is_root || stripe.parent.is_some() { stripe.foster.take() } else { None };
         // The plan's parent may be the very peer that was asked: it must not be told to stop.
         former.filter(|former| Some(*former) != stripe.parent)

@@ -108,11 +108,15 @@ impl Uploads {
     pub(crate) fn remove(&mut self, goes: &mut dyn FnMut(&Upload) -> bool) -> usize {
         let before = self.queue.len();
         let mut bytes = 0;
-        self.queue.retain(|(_, upload)| {
-            let goes = goes(upload);
-            bytes += if goes { u64::from(upload.bytes) } else { 0 };
-            !goes
-        });
+        let mut at = 0;
+        while let Some((_, upload)) = self.queue.get(at) {
+            if goes(upload) {
+                bytes += u64::from(upload.bytes);
+                self.queue.remove(at);
+            } else {
+                at += 1;
+            }
+        }
         self.queued_bytes -= bytes;
         before - self.queue.len()
     }
@@ -149,8 +153,13 @@ impl Uploads {
 
     /// How long what leaves no later than an upload of this rank takes at the present rate.
     pub(crate) fn backlog_before(&self, rank: Time) -> Span {
-        let before = self.queue.iter().take_while(|(other, _)| *other <= rank);
-        let bytes: u64 = before.map(|(_, upload)| u64::from(upload.bytes)).sum();
+        let mut bytes = 0;
+        for (other, upload) in &self.queue {
+            if *other > rank {
+                break;
+            }
+            bytes += u64::from(upload.bytes);
+        }
         if bytes == 0 { Span::ZERO } else { Span::of_bytes(bytes, self.rate_bps) }
     }
 

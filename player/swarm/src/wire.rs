@@ -184,15 +184,18 @@ impl<'a> Set<'a> {
         (0..bitmap.len() as u32 * 8).filter(move |block| bitmap[*block as usize / 8] >> (block % 8) & 1 == 1)
     }
 
+    /// The same as a set.
+    pub(crate) fn listed(&self) -> Bits {
+        let mut bits = Bits::default();
+        bits.add_bitmap(self.bitmap);
+        bits
+    }
+
     pub(crate) fn bits(&self) -> Bits {
         if self.is_all() {
             return Bits::below(BLOCKS_MAX);
         }
-        let mut bits = Bits::default();
-        self.blocks().for_each(|block| {
-            bits.insert(block);
-        });
-        bits
+        self.listed()
     }
 }
 
@@ -342,12 +345,13 @@ impl SetsBuilder {
         let length_at = self.bytes.len();
         self.bytes.extend_from_slice(&[0, 0]);
         let first = self.bytes.len();
-        for block in bits.into_iter().flat_map(Bits::iter) {
-            let at = first + block as usize / 8;
-            if self.bytes.len() <= at {
-                self.bytes.resize(at + 1, 0);
+        if let Some(bits) = bits {
+            for word in bits.words() {
+                self.bytes.extend_from_slice(&word.to_le_bytes());
             }
-            self.bytes[at] |= 1 << (block % 8);
+            while self.bytes.len() > first && self.bytes.last() == Some(&0) {
+                self.bytes.pop();
+            }
         }
         let length = u16::try_from(self.bytes.len() - first).expect("a bitmap has at most 512 bytes");
         self.bytes[length_at..first].copy_from_slice(&length.to_be_bytes());

@@ -2,8 +2,8 @@
 //!
 //! The module imports nothing, so no call can come in while another runs.
 
-// Exporting a function under a fixed name and naming the allocator are what the compiler calls unsafe here: both could clash
-// with another crate's. Nothing else is: all state lies in cells, and JavaScript can only hand in numbers.
+// Exporting a function under a fixed name is what the compiler calls unsafe here: it could clash with another crate's. Nothing
+// else is: all state lies in cells, and JavaScript can only hand in numbers.
 #![allow(unsafe_code)]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -12,14 +12,13 @@ use shoal_swarm::{
     BLOCK_BYTES_MAX, BlockDigest, Config, Epoch, Input, Peer, PieceId, Place, Span, Target, Time,
     block_bytes, wire::BLOCK_HEADER_BYTES,
 };
-use talc::TalckWasm;
+use talc::wasm::{WasmDynamicTalc, new_wasm_dynamic_allocator};
 
 use crate::output::{self, Fields};
 
-/// Less than half of the code of the standard library's allocator.
-// SAFETY: the module has one thread, which is what this allocator assumes.
+/// A third of the code of the standard library's allocator.
 #[global_allocator]
-static ALLOCATOR: TalckWasm = unsafe { TalckWasm::new_global() };
+static ALLOCATOR: WasmDynamicTalc = new_wasm_dynamic_allocator();
 
 /// The viewer, what is handed to it and what it said last.
 struct Shell {
@@ -127,9 +126,13 @@ extern "C" fn record_failed(now: f64, rendition: u32, msn: f64, part: u32) {
 #[unsafe(no_mangle)]
 extern "C" fn plan(now: f64, rendition: u32, stripes: u32) {
     let Shell { peer, bytes, .. } = &mut *shell();
-    let numbers: Vec<f64> = bytes.as_chunks().0.iter().map(|number| f64::from_le_bytes(*number)).collect();
-    // Children are stored first, so that the places can borrow them.
-    let children: Vec<u32> = numbers.iter().map(|number| *number as u32).collect();
+    let (mut numbers, mut children) = (Vec::new(), Vec::new());
+    for number in bytes.as_chunks().0 {
+        let number = f64::from_le_bytes(*number);
+        numbers.push(number);
+        // Children are stored first, so that the places can borrow them.
+        children.push(number as u32);
+    }
     let mut places = Vec::new();
     let mut at = 0;
     while let Some([stripe, root, parent, expected, count]) = numbers.get(at..at + 5) {
@@ -202,7 +205,10 @@ extern "C" fn fetch_failed(now: f64, fetch: u32, status: u32) {
 extern "C" fn loaded(now: f64, rendition: u32, msn: f64, part: u32, took_ms: f64) {
     let Shell { peer, bytes, .. } = &mut *shell();
     let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-    let digests: Vec<BlockDigest> = bytes.chunks(block_bytes(length) as usize).map(BlockDigest::of).collect();
+    let mut digests = Vec::new();
+    for block in bytes.chunks(block_bytes(length) as usize) {
+        digests.push(BlockDigest::of(block));
+    }
     let piece = piece(rendition, msn, part);
     feed(peer, now, Input::Loaded { piece, length, digests: &digests, took: span(took_ms) });
 }
@@ -256,7 +262,9 @@ extern "C" fn segment_parts(rendition: u32, msn: f64) -> i32 {
     let parts = shell.peer.as_ref().and_then(|peer| peer.segment_parts(rendition as u8, msn as u64));
     let Some(parts) = parts else { return -1 };
     shell.numbers.clear();
-    parts.iter().for_each(|(_, length)| shell.numbers.push(f64::from(*length)));
+    for (_, length) in &parts {
+        shell.numbers.push(f64::from(*length));
+    }
     shell.numbers.len() as i32
 }
 

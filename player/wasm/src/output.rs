@@ -143,5 +143,9 @@ pub fn stats(stats: &Stats) -> Vec<f64> {
         u64::from(stats.buffer_ms),
         stats.starved,
     ];
-    counts.iter().map(|count| *count as f64).collect()
+    let mut numbers = Vec::with_capacity(counts.len());
+    for count in &counts {
+        numbers.push(*count as f64);
+    }
+    numbers
 }

@@ -214,9 +214,11 @@ impl Record {
         if !known || !fits {
             return Err(Error::Malformed);
         }
-        let (digests, _) = reader.0.as_chunks();
-        let blocks =
-            digests.iter().take(block_count(length) as usize).map(|digest| BlockDigest(*digest)).collect();
+        let (digests, _) = reader.0[..body].as_chunks();
+        let mut blocks = Vec::with_capacity(digests.len());
+        for digest in digests {
+            blocks.push(BlockDigest(*digest));
+        }
         Ok(Self {
             epoch,
             piece: PieceId { rendition, msn, part },

@@ -59,7 +59,7 @@ impl Peer {
         let Held { peer, piece: id, block, length, digest, is_answer, hops, .. } = *arrived;
         #[cfg(test)]
         if self.unsafe_mode.no_holding && self.pieces.get(&id).is_none_or(|piece| piece.record.is_none()) {
-            self.outputs.push_back(Output::Store { piece: id, block, piece_length: length, held: hold });
+            self.outputs.push(Output::Store { piece: id, block, piece_length: length, held: hold });
             return true;
         }
         let Some(piece) = self.pieces.get_mut(&id) else { return false };
@@ -70,7 +70,7 @@ impl Peer {
         let is_true = is_true || (self.unsafe_mode.no_digests && record.block_length(index).is_some());
         if !is_true {
             self.stats.rejected_bytes += u64::from(length);
-            self.outputs.push_back(Output::Accuse { peer, piece: id });
+            self.outputs.push(Output::Accuse { peer, piece: id });
             self.ban(peer);
             return false;
         }
@@ -149,7 +149,7 @@ impl Peer {
             self.make_store_room(piece_length);
         }
         let Some(piece) = self.pieces.get_mut(&id) else { return };
-        self.outputs.push_back(Output::Store { piece: id, block: index, piece_length, held: hold });
+        self.outputs.push(Output::Store { piece: id, block: index, piece_length, held: hold });
         let since = piece.since;
         let before = piece.store_bytes();
         piece.stored.insert(block);
@@ -226,7 +226,7 @@ impl Peer {
     pub(super) fn store_loaded(&mut self, id: PieceId) {
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         let before = piece.store_bytes();
-        let missing: Vec<u32> = piece.missing().collect();
+        let missing = piece.missing();
         let mut sources: Vec<PeerId> = Vec::new();
         let mut note = |source: Option<PeerId>| {
             if let Some(peer) = source
@@ -236,9 +236,7 @@ impl Peer {
             }
         };
         piece.blocks.iter().for_each(|block| note(block.pull.map(|pull| pull.from)));
-        missing.iter().for_each(|block| {
-            piece.stored.insert(*block);
-        });
+        piece.stored.union(&missing);
         self.store_bytes += piece.store_bytes() - before;
         if let Some(plan) = self.plans.get(&id.rendition) {
             plan.stripes.iter().for_each(|stripe| note(stripe.source()));
@@ -246,7 +244,7 @@ impl Peer {
         for peer in sources {
             self.send_cancel(peer, id, None);
         }
-        for block in missing {
+        for block in missing.iter() {
             self.pass_on(id, block);
             self.note_fresh(id, block);
         }
@@ -268,7 +266,9 @@ impl Peer {
 
     /// Ends the search for a piece's blocks: pulls, fetches and their states.
     pub(super) fn deactivate(&mut self, id: PieceId) {
-        self.active.retain(|(active, _)| *active != id);
+        if let Some(at) = self.active.iter().position(|(active, _)| *active == id) {
+            self.active.remove(at);
+        }
         let Some(piece) = self.pieces.get_mut(&id) else { return };
         for block in std::mem::take(&mut piece.blocks) {
             if let Some(neighbor) = block.pull.and_then(|pull| self.neighbors.get_mut(&pull.from)) {
@@ -355,7 +355,9 @@ impl Peer {
             let mut sets = SetsBuilder::default();
             sets.add(id, Some(&bits));
             if let Some(sets) = sets.sets() {
-                told.into_iter().for_each(|peer| self.send(peer, &Control::Have(sets)));
+                for peer in told {
+                    self.send(peer, &Control::Have(sets));
+                }
             }
         }
         if !self.neighbors.values().any(|neighbor| neighbor.flags.wants_haves) {
@@ -415,7 +417,7 @@ impl Peer {
         self.uploads.sent(self.now, bytes);
         self.stats.sent_bytes += u64::from(bytes);
         let header = BlockHeader { piece: id, block, is_answer, hops }.to_bytes();
-        self.outputs.push_back(Output::SendBlock { peer, header, piece: id, block });
+        self.outputs.push(Output::SendBlock { peer, header, piece: id, block });
     }
 
     pub(super) fn accept_send_queue(&mut self, peer: PeerId, buffered: u32) {
@@ -429,6 +431,10 @@ impl Peer {
 
     /// What waits in all neighbors' channels, in bytes.
     pub(super) fn buffered(&self) -> u64 {
-        self.neighbors.values().map(|neighbor| u64::from(neighbor.buffered)).sum()
+        let mut bytes = 0;
+        for neighbor in self.neighbors.values() {
+            bytes += u64::from(neighbor.buffered);
+        }
+        bytes
     }
 }

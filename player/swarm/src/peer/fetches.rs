@@ -23,17 +23,21 @@ impl Peer {
             self.check_requests();
             return false;
         }
-        let mut blocks = blocks.iter().peekable();
-        while let Some(first) = blocks.next() {
+        let mut done = 0;
+        for first in blocks.iter() {
+            if first < done {
+                continue;
+            }
             // One block shows whether the origin answers.
             let is_doubted = self.origin.is_doubted();
             if self.origin.fetches.len() >= if is_doubted { 1 } else { self.config.fetches_max } {
                 return true;
             }
             let mut count = 1;
-            while !is_doubted && blocks.next_if_eq(&(first + count)).is_some() {
+            while !is_doubted && blocks.contains(first + count) {
                 count += 1;
             }
+            done = first + count;
             let fetch = self.origin.start(self.now, id, first, count);
             match purpose {
                 Purpose::Seed => self.stats.seed_fetches += 1,
@@ -51,7 +55,7 @@ impl Peer {
                 is_whole,
                 is_retry,
             };
-            self.outputs.push_back(output);
+            self.outputs.push(output);
             let Some(piece) = self.pieces.get_mut(&id) else { return false };
             for block in first..first + count {
                 piece.blocks[block as usize].fetch = Some(fetch);
@@ -78,7 +82,7 @@ impl Peer {
     pub(super) fn cancel_fetch(&mut self, fetch: FetchId) {
         let Some(cancelled) = self.origin.fetches.remove(&fetch) else { return };
         self.stats.fetches_cancelled += 1;
-        self.outputs.push_back(Output::CancelFetch { fetch });
+        self.outputs.push(Output::CancelFetch { fetch });
         self.release_fetch(fetch, cancelled.piece);
     }
 

@@ -19,7 +19,7 @@ use crate::{
 /// At most this many answers wait for one neighbor.
 const ANSWERS_MAX: u16 = 16;
 /// Nobody asks one neighbor for more at a time: honest viewers have a quarter as many questions open to it.
-const REQUESTED_MAX: usize = 64;
+const REQUESTED_MAX: u32 = 64;
 /// More than 8 Mbit/s makes nobody a better parent, and a class is only said.
 const UPLINK_CLASS_MAX: u8 = 13;
 /// With this much waiting in the upload queue, whoever asks is better served elsewhere.
@@ -51,7 +51,7 @@ impl Peer {
             None
         };
         if let Some(reason) = reason {
-            self.outputs.push_back(Output::Disconnect { peer, reason });
+            self.outputs.push(Output::Disconnect { peer, reason });
             return;
         }
         if self.neighbors.contains_key(&peer) {
@@ -71,7 +71,9 @@ impl Peer {
 
     /// A neighbor is gone: forgets what it was asked and what it would have pushed.
     pub(super) fn forget_neighbor(&mut self, peer: PeerId) {
-        self.plans.values_mut().for_each(|plan| plan.forget(peer));
+        for plan in self.plans.values_mut() {
+            plan.forget(peer);
+        }
         self.forget_connection(peer);
     }
 
@@ -83,12 +85,15 @@ impl Peer {
         self.drop_held(Some(peer));
         for (id, _) in &self.active {
             let Some(piece) = self.pieces.get_mut(id) else { continue };
-            piece
-                .blocks
-                .iter_mut()
-                .for_each(|block| block.pull = block.pull.filter(|pull| pull.from != peer));
+            for block in &mut piece.blocks {
+                block.pull = block.pull.filter(|pull| pull.from != peer);
+            }
         }
-        self.pieces.values_mut().for_each(|piece| piece.known.retain(|known| known.peer != peer));
+        for piece in self.pieces.values_mut() {
+            if let Some(at) = piece.known.iter().position(|known| known.peer == peer) {
+                piece.known.remove(at);
+            }
+        }
         self.wake_pieces();
     }
 
@@ -103,7 +108,7 @@ impl Peer {
         }
         if self.neighbors.contains_key(&peer) {
             self.forget_neighbor(peer);
-            self.outputs.push_back(Output::Disconnect { peer, reason });
+            self.outputs.push(Output::Disconnect { peer, reason });
         }
     }
 
@@ -203,18 +208,17 @@ impl Peer {
         }
         if flags.wants_records && !before.wants_records {
             let records = if is_new { RECORDS_FOR_NEW } else { RECORDS_FOR_KNOWN };
-            let mut newest = Vec::new();
             let (mut rendition, mut count) = (None, 0);
             for (id, piece) in self.pieces.iter().rev() {
                 count = if rendition == Some(id.rendition) { count } else { 0 };
                 rendition = Some(id.rendition);
-                if count < records {
-                    count += usize::from(piece.record.is_some());
-                    newest.extend(piece.record.clone());
+                if count < records
+                    && let Some(record) = &piece.record
+                {
+                    count += 1;
+                    let bytes = Control::Record(record.bytes()).to_bytes();
+                    self.outputs.push(Output::SendControl { peer, bytes });
                 }
-            }
-            for record in newest {
-                self.send(peer, &Control::Record(record.bytes()));
             }
         }
         if flags.refuses_pushes && !before.refuses_pushes {
@@ -246,7 +250,10 @@ impl Peer {
     }
 
     fn accept_request(&mut self, peer: PeerId, sets: Sets<'_>) {
-        let asked = sets.iter().map(|set| set.blocks().count()).sum::<usize>();
+        let mut asked = 0;
+        for set in sets.iter() {
+            asked += set.listed().count();
+        }
         let is_too_much = asked > REQUESTED_MAX;
         #[cfg(test)]
         let is_too_much = is_too_much && !self.unsafe_mode.no_talk_limit;
@@ -258,7 +265,7 @@ impl Peer {
         let may_upload = self.may_upload() && self.uploads.rate_bps() > 0;
         for set in sets.iter() {
             let (mut lacking, mut refused) = (Bits::default(), Bits::default());
-            for block in set.blocks() {
+            for block in set.listed().iter() {
                 let stored = self.pieces.get(&set.piece).is_some_and(|piece| piece.stored.contains(block));
                 if !stored {
                     lacking.insert(block);
@@ -343,7 +350,7 @@ impl Peer {
     fn accept_refusal(&mut self, peer: PeerId, reason: RefuseReason, sets: Sets<'_>) {
         for set in sets.iter() {
             let Some(piece) = self.pieces.get_mut(&set.piece) else { continue };
-            for block in set.blocks() {
+            for block in set.listed().iter() {
                 let Some(state) = piece.blocks.get_mut(block as usize) else { continue };
                 // Only who was asked can refuse.
                 if state.pull.take_if(|pull| pull.from == peer).is_none() {
@@ -383,7 +390,7 @@ impl Peer {
         place.foster = place.foster.filter(|foster| *foster != peer);
         if was_parent && self.has_tracker {
             self.stats.complaints += 1;
-            self.outputs.push_back(Output::Complain { peer, rendition, stripe });
+            self.outputs.push(Output::Complain { peer, rendition, stripe });
         }
         self.wake_pieces();
     }
@@ -393,7 +400,10 @@ impl Peer {
         let rate = self.uploads.rate_bps();
         let stream = self.rates.get(&rendition).copied().unwrap_or(u64::MAX);
         // What all children together cost, each a stripe's share of its rendition.
-        let load: u64 = self.plans.iter().map(|(rendition, plan)| self.load_of(*rendition, plan)).sum();
+        let mut load = 0;
+        for (rendition, plan) in self.plans.iter() {
+            load += self.load_of(*rendition, plan);
+        }
         let more = stream / u64::from(stripes.max(1));
         let Some(plan) = self.plans.get_mut(&rendition).filter(|plan| plan.stripe_count() == stripes) else {
             if on {
@@ -424,7 +434,10 @@ impl Peer {
     /// The upload that a plan's children cost, in bit/s.
     pub(super) fn load_of(&self, rendition: u8, plan: &crate::plan::Plan) -> u64 {
         let rate = self.rates.get(&rendition).copied().unwrap_or(0);
-        let children: usize = plan.stripes.iter().map(|stripe| stripe.children.len()).sum();
+        let mut children = 0;
+        for stripe in &plan.stripes {
+            children += stripe.children.len();
+        }
         rate / u64::from(plan.stripe_count()) * children as u64
     }
 
@@ -432,17 +445,18 @@ impl Peer {
     fn push_recent(&mut self, child: PeerId, rendition: u8, stripe: u8) {
         let Some(stripes) = self.plans.get(&rendition).map(|plan| plan.stripe_count()) else { return };
         let from = self.now.before(Span::from_ms(500));
-        let recent =
-            self.pieces.iter().filter(|(id, piece)| id.rendition == rendition && piece.since >= from);
         let mut uploads = Vec::new();
-        for (id, piece) in recent {
+        for (id, piece) in self.pieces.iter() {
+            if id.rendition != rendition || piece.since < from {
+                continue;
+            }
             let Some(record) = piece.record() else { continue };
             let until = self.useful_until(record.start_ms);
-            let is_of = |block: &u32| stripe_of(*id, record.length, *block, stripes) == stripe;
-            for block in piece.stored.iter().filter(is_of) {
-                let Some(bytes) = record.block_length(block).filter(|_| !piece.has(child, block)) else {
+            for block in piece.stored.iter() {
+                if stripe_of(*id, record.length, block, stripes) != stripe || piece.has(child, block) {
                     continue;
-                };
+                }
+                let Some(bytes) = record.block_length(block) else { continue };
                 let block = u16::try_from(block).expect("a piece has at most 4096 blocks");
                 let hops = piece.hops;
                 uploads.push(Upload { peer: child, piece: *id, block, hops, is_answer: false, bytes, until });
@@ -460,7 +474,10 @@ impl Peer {
     fn announce_all(&mut self, peer: PeerId, is_new: bool) {
         let mut messages = vec![SetsBuilder::default()];
         let (mut rendition, mut count) = (None, 0);
-        for (id, piece) in self.pieces.iter().rev().filter(|(_, piece)| !piece.stored.is_empty()) {
+        for (id, piece) in self.pieces.iter().rev() {
+            if piece.stored.is_empty() {
+                continue;
+            }
             count = if rendition == Some(id.rendition) { count + 1 } else { 0 };
             rendition = Some(id.rendition);
             if count >= KNOWN_PIECES && !(self.config.is_recording && is_new) {
@@ -484,9 +501,9 @@ impl Peer {
     pub(super) fn announce(&mut self) {
         self.announce_at = Time::NEVER;
         let mut sets = SetsBuilder::default();
-        for (id, bits) in std::mem::take(&mut self.fresh) {
+        for (id, bits) in &std::mem::take(&mut self.fresh) {
             if !sets.is_full() {
-                sets.add(id, Some(&bits));
+                sets.add(*id, Some(bits));
             }
         }
         if let Some(sets) = sets.sets() {

@@ -52,11 +52,11 @@ impl Peer {
                 }
             }
         }
-        for (peer, bits) in asks {
+        for (peer, bits) in &asks {
             let mut sets = SetsBuilder::default();
-            sets.add(id, Some(&bits));
+            sets.add(id, Some(bits));
             if let Some(sets) = sets.sets() {
-                self.send(peer, &Control::Request(sets));
+                self.send(*peer, &Control::Request(sets));
             }
         }
         found_all
@@ -69,7 +69,10 @@ impl Peer {
         let mut ordered: Vec<(usize, u64, u32)> = Vec::with_capacity(blocks.len());
         for block in blocks {
             let known = self.pieces.get(&id).map_or(&[][..], |piece| &piece.known);
-            let holders = known.iter().filter(|known| known.has.contains(*block)).count();
+            let mut holders = 0;
+            for known in known {
+                holders += usize::from(known.has.contains(*block));
+            }
             let key = (holders, mix(u64::from(self.me) << 32 ^ u64::from(*block)), *block);
             // The library's sort is more code than this, and there are a few dozen at most.
             let at = ordered.partition_point(|other| *other < key);

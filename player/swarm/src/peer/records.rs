@@ -57,7 +57,7 @@ impl Peer {
         self.next_check = self.next_check.wrapping_add(1);
         self.unchecked.insert(self.next_check, Unchecked { bytes: bytes.to_vec(), from });
         let signed = Record::to_check(bytes);
-        self.outputs.push_back(Output::CheckRecord { check: self.next_check, signed });
+        self.outputs.push(Output::CheckRecord { check: self.next_check, signed });
     }
 
     pub(super) fn accept_check(&mut self, check: CheckId, is_signed: bool) {
@@ -109,9 +109,11 @@ impl Peer {
         piece.record = Some(Arc::clone(signed));
         piece.since = since;
         (piece.turn, piece.is_first, piece.is_past) = (turn, is_first, is_past);
-        piece.blocks = vec![Default::default(); record.blocks.len()];
-        for (peer, _) in self.neighbors.iter().filter(|(_, neighbor)| neighbor.has_in_range(id)) {
-            piece.known_mut(*peer).has.union(&Bits::below(record.blocks.len() as u32));
+        piece.begin(record.blocks.len());
+        for (peer, neighbor) in self.neighbors.iter() {
+            if neighbor.has_in_range(id) {
+                piece.known_mut(*peer).has.union(&Bits::below(record.blocks.len() as u32));
+            }
         }
         self.active.push((id, self.now));
 
@@ -133,9 +135,12 @@ impl Peer {
 
     pub(super) fn begin_hunts(&mut self) {
         for rendition in self.playing.clone() {
-            let of_rendition = self.pieces.iter().filter(|(id, _)| id.rendition == rendition);
-            let newest =
-                of_rendition.filter(|(_, piece)| piece.record.is_some()).map(|(id, _)| *id).next_back();
+            let mut newest = None;
+            for (id, piece) in self.pieces.iter() {
+                if id.rendition == rendition && piece.record.is_some() {
+                    newest = Some(*id);
+                }
+            }
             if let Some(newest) = newest {
                 self.hunt_after(newest);
             }
@@ -169,7 +174,7 @@ impl Peer {
             hunt.at = self.now + HUNT_PATIENCE;
             let piece = hunt.piece;
             if self.seeds_without_tracker(piece) {
-                self.outputs.push_back(Output::FetchRecord { piece, of_segment: false });
+                self.outputs.push(Output::FetchRecord { piece, of_segment: false });
             }
         }
     }
@@ -220,9 +225,14 @@ impl Peer {
     /// The one of some pieces that is evicted next: what has no record, then what came first. Not the earliest in the program:
     /// to who goes back that is what was just fetched.
     pub(super) fn oldest(&self, is_meant: &dyn Fn(&Piece) -> bool) -> Option<PieceId> {
-        let meant = self.pieces.iter().filter(|(_, piece)| is_meant(piece));
-        let by_age = meant.map(|(id, piece)| (piece.record.as_ref().map(|_| piece.since), *id));
-        by_age.min().map(|(_, id)| id)
+        let mut oldest = None;
+        for (id, piece) in self.pieces.iter() {
+            let since = piece.record.as_ref().map(|_| piece.since);
+            if is_meant(piece) && oldest.is_none_or(|(_, earliest)| since < earliest) {
+                oldest = Some((*id, since));
+            }
+        }
+        oldest.map(|(id, _)| id)
     }
 
     fn learn_rate(&mut self, record: &Record) {
@@ -251,7 +261,7 @@ impl Peer {
         self.stats.held += 1;
         self.next_hold = self.next_hold.wrapping_add(1);
         self.held.insert(self.next_hold, held);
-        self.outputs.push_back(Output::Hold { hold: self.next_hold });
+        self.outputs.push(Output::Hold { hold: self.next_hold });
     }
 
     /// Compares the blocks held for a piece with its record, now that there is one.
@@ -263,7 +273,7 @@ impl Peer {
                 neighbor.held = neighbor.held.saturating_sub(1);
             }
             if !self.judge_block(&held, Some(hold)) {
-                self.outputs.push_back(Output::DropHeld { hold });
+                self.outputs.push(Output::DropHeld { hold });
             }
         }
     }
@@ -279,7 +289,7 @@ impl Peer {
                 neighbor.held = neighbor.held.saturating_sub(1);
             }
             self.stats.late_bytes += u64::from(held.length);
-            self.outputs.push_back(Output::DropHeld { hold });
+            self.outputs.push(Output::DropHeld { hold });
         }
     }
 
@@ -294,7 +304,7 @@ impl Peer {
         } else {
             // Also where it was loaded twice: which of the two the driver has kept, only the driver knows.
             self.stats.refused += 1;
-            self.outputs.push_back(Output::DropLoaded { piece: id });
+            self.outputs.push(Output::DropLoaded { piece: id });
         }
     }
 
@@ -308,14 +318,14 @@ impl Peer {
         if !is_true || piece.is_complete {
             self.stats.rejected_bytes += if is_true { 0 } else { u64::from(length) };
             self.stats.duplicate_bytes += if is_true { u64::from(length) } else { 0 };
-            self.outputs.push_back(Output::DropLoaded { piece: id });
+            self.outputs.push(Output::DropLoaded { piece: id });
             return;
         }
         let is_new = piece.stored.is_empty();
         if is_new {
             self.make_store_room(length);
         }
-        self.outputs.push_back(Output::KeepLoaded { piece: id });
+        self.outputs.push(Output::KeepLoaded { piece: id });
         self.store_loaded(id);
     }
 
@@ -325,7 +335,7 @@ impl Peer {
         let is_over = |loaded: &Loaded| now.since(loaded.since) > RECORD_WAIT_MAX;
         for piece in self.loaded.keys_where(&|_, loaded| is_over(loaded)) {
             self.loaded.remove(&piece);
-            self.outputs.push_back(Output::DropLoaded { piece });
+            self.outputs.push(Output::DropLoaded { piece });
         }
     }
 
@@ -337,7 +347,9 @@ impl Peer {
         let now = self.now;
         let mut unfostered = Vec::new();
         for place in places {
-            unfostered.extend(plan.place(now, place).map(|foster| (foster, place.stripe)));
+            if let Some(foster) = plan.place(now, place) {
+                unfostered.push((foster, place.stripe));
+            }
         }
         for (foster, stripe) in unfostered {
             if self.neighbors.contains_key(&foster) {

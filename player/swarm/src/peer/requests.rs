@@ -88,12 +88,18 @@ impl Peer {
             if ended.covers(*id) {
                 piece.is_wanted = self.requests.iter().any(|request| request.covers(*id));
                 if piece.is_past && !piece.is_wanted {
-                    over.extend(piece.blocks.iter().filter_map(|block| block.fetch));
+                    for block in &piece.blocks {
+                        if let Some(fetch) = block.fetch {
+                            over.push(fetch);
+                        }
+                    }
                 }
             }
         }
         // Whoever asked loads it another way, or has gone elsewhere.
-        over.into_iter().for_each(|fetch| self.cancel_fetch(fetch));
+        for fetch in over {
+            self.cancel_fetch(fetch);
+        }
         ended
     }
 
@@ -108,7 +114,7 @@ impl Peer {
         piece.is_wanted = true;
         if !piece.is_complete && piece.is_retired {
             piece.is_retired = false;
-            piece.blocks = vec![Default::default(); count];
+            piece.begin(count);
             self.active.push((id, now));
         }
         self.wake_piece(id);
@@ -129,7 +135,7 @@ impl Peer {
                             .into_iter()
                             .for_each(|record| self.player.was_given(record));
                     }
-                    self.outputs.push_back(Output::Deliver { request, first, parts });
+                    self.outputs.push(Output::Deliver { request, first, parts });
                 }
                 Answer::Fallback(reason) => {
                     let request = self.end_request(at);
@@ -230,7 +236,7 @@ impl Peer {
             let of_segment = matches!(request.target, Target::Segment { .. }) && piece.part == 0;
             let last = if of_segment { u16::MAX } else { piece.part };
             self.requests[at].record_fetched = Some(PieceId { part: last, ..piece });
-            self.outputs.push_back(Output::FetchRecord { piece, of_segment });
+            self.outputs.push(Output::FetchRecord { piece, of_segment });
         }
     }
 
@@ -244,7 +250,7 @@ impl Peer {
 
     fn fall_back(&mut self, mut request: Request, reason: FallbackReason) {
         self.stats.fallbacks += 1;
-        self.outputs.push_back(Output::Fallback { request: request.id, reason });
+        self.outputs.push(Output::Fallback { request: request.id, reason });
         request.give_up = self.now + self.origin.estimate(PIECE_BLOCKS) + self.origin.patience();
         if self.plain_loads.len() >= PLAIN_LOADS_MAX {
             self.plain_loads.remove(0);

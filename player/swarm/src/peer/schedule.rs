@@ -141,7 +141,7 @@ impl Peer {
         // What this origin does not have, or has wrong, neighbors may have.
         let may_fetch = piece.origin_faults < ORIGIN_FAULTS_MAX;
         let closed_until = self.origin.closed_until.max(piece.refused_until);
-        for block in piece.missing() {
+        for block in piece.missing().iter() {
             let state = &piece.blocks[block as usize];
             if let Some(fetch) = state.fetch.and_then(|fetch| self.origin.fetches.get(&fetch)) {
                 next = next.min(fetch.progress + self.origin.patience());
@@ -351,9 +351,11 @@ impl Peer {
     fn standing(&self, id: PieceId) -> (u64, u64) {
         let mine = rendezvous(id, self.me, self.uplink_class());
         let (mut count, mut better) = (1, 0);
-        for (peer, neighbor) in self.neighbors.iter().filter(|(_, neighbor)| neighbor.gives()) {
-            count += 1;
-            better += u64::from(rendezvous(id, *peer, neighbor.uplink_class) > mine);
+        for (peer, neighbor) in self.neighbors.iter() {
+            if neighbor.gives() {
+                count += 1;
+                better += u64::from(rendezvous(id, *peer, neighbor.uplink_class) > mine);
+            }
         }
         (count, better)
     }
@@ -364,8 +366,12 @@ impl Peer {
             mix(id.msn << 24 ^ u64::from(id.part) << 12 ^ u64::from(block) ^ u64::from(peer) << 32)
         };
         let mine = lot(self.me);
-        let mut lacking = self.neighbors.iter().filter(|(peer, n)| n.gives() && !piece.has(**peer, block));
-        lacking.all(|(peer, _)| lot(*peer) <= mine)
+        for (peer, neighbor) in self.neighbors.iter() {
+            if neighbor.gives() && !piece.has(*peer, block) && lot(*peer) > mine {
+                return false;
+            }
+        }
+        true
     }
 
     /// Without a plan: when the local peer brings a piece into the swarm. Neighbors agree by rendezvous hash, weighted by

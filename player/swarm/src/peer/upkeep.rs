@@ -74,7 +74,7 @@ impl Peer {
         if self.reports.is_due(self.now) {
             let (stats, uplink) = (self.stats(), self.plannable_bps());
             let report = self.reports.make(self.now, &stats, uplink, &self.playing);
-            self.outputs.push_back(Output::Report(report));
+            self.outputs.push(Output::Report(report));
         }
     }
 
@@ -197,7 +197,7 @@ impl Peer {
         if !piece.stored.is_empty() {
             self.store_bytes -= piece.store_bytes();
             self.stats.evicted += 1;
-            self.outputs.push_back(Output::Evict { piece: id });
+            self.outputs.push(Output::Evict { piece: id });
         }
     }
 
@@ -225,7 +225,10 @@ impl Peer {
         let measured = self.uploads.uplink_bps();
         let uplink = if measured == 0 { self.config.uplink_initial_bps } else { measured };
         let line = uplink.saturating_mul(self.config.upload_uplink_percent) / 100;
-        let stream: u64 = self.playing.iter().filter_map(|rendition| self.rates.get(rendition)).sum();
+        let mut stream = 0;
+        for rendition in &self.playing {
+            stream += self.rates.get(rendition).copied().unwrap_or(0);
+        }
         if stream == 0 { line } else { line.min(stream.saturating_mul(self.upload_ratio_percent) / 100) }
     }
 
@@ -291,7 +294,7 @@ impl Peer {
                     && has_tracker
                 {
                     self.stats.complaints += 1;
-                    self.outputs.push_back(Output::Complain { peer, rendition: *rendition, stripe });
+                    self.outputs.push(Output::Complain { peer, rendition: *rendition, stripe });
                 }
             }
         }

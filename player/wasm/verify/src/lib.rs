@@ -14,18 +14,16 @@ pub fn is_signed(bytes: &[u8]) -> bool {
     OriginKey::from_bytes(key).is_ok_and(|key| key.has_signed(signed))
 }
 
-// Exporting a function under a fixed name and naming the allocator are what the compiler calls unsafe here: both could clash
-// with another crate's. Nothing else is.
+// Exporting a function under a fixed name is what the compiler calls unsafe here: it could clash with another crate's.
 #[cfg(target_arch = "wasm32")]
 #[allow(unsafe_code)]
 mod exports {
     use std::sync::{Mutex, PoisonError};
 
-    use talc::TalckWasm;
+    use talc::wasm::{WasmDynamicTalc, new_wasm_dynamic_allocator};
 
-    // SAFETY: the module has one thread, which is what this allocator assumes.
     #[global_allocator]
-    static ALLOCATOR: TalckWasm = unsafe { TalckWasm::new_global() };
+    static ALLOCATOR: WasmDynamicTalc = new_wasm_dynamic_allocator();
 
     static BYTES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
