@@ -92,6 +92,7 @@ pub(crate) struct Unsafe {
 /// A record whose signature the driver is checking.
 #[derive(Clone, Debug)]
 struct Unchecked {
+    check: CheckId,
     bytes: Vec<u8>,
     from: Option<PeerId>,
 }
@@ -155,7 +156,7 @@ pub struct Peer {
     /// The incomplete pieces that are being obtained, and when each is to be looked at next.
     active: Vec<(PieceId, Time)>,
     store_bytes: u64,
-    unchecked: Map<CheckId, Unchecked>,
+    unchecked: Vec<Unchecked>,
     next_check: CheckId,
     held: Map<HoldId, Held>,
     next_hold: HoldId,
@@ -228,7 +229,7 @@ impl Peer {
             pieces: Map::new(),
             active: Vec::new(),
             store_bytes: 0,
-            unchecked: Map::new(),
+            unchecked: Vec::new(),
             next_check: 0,
             held: Map::new(),
             next_hold: 0,
@@ -498,7 +499,7 @@ impl Peer {
         for (neighbor, _) in self.neighbors.iter() {
             let from = Some(*neighbor);
             assert!(
-                self.unchecked.values().filter(|waiting| waiting.from == from).count() <= records::CHECKS_MAX
+                self.unchecked.iter().filter(|waiting| waiting.from == from).count() <= records::CHECKS_MAX
             );
         }
         assert!(self.uploads.len() <= self.config.upload_queue_max);

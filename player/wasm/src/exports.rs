@@ -79,7 +79,9 @@ extern "C" fn create(seed: f64, is_recording: bool) {
     let mut shell = shell();
     let epoch = shell.bytes.first_chunk().copied().map(Epoch);
     let config = epoch.map(|epoch| Config { is_recording, ..Config::new(epoch) });
-    shell.peer = config.map(|config| Peer::new(config, seed as u64));
+    let peer = config.map(|config| Peer::new(config, seed as u64));
+    // An instance is one viewer, so that there is none yet: what takes one apart would be downloaded for nothing.
+    std::mem::forget(std::mem::replace(&mut shell.peer, peer));
 }
 
 #[unsafe(export_name = "setStoreBytesMax")]

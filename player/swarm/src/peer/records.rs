@@ -42,11 +42,15 @@ impl Peer {
         #[cfg(test)]
         let is_ours = is_ours || self.unsafe_mode.no_epoch;
         let Some(record) = claimed.filter(|_| is_ours) else { return self.refuse_record(from) };
-        let is_known = self.pieces.get(&record.piece).is_some_and(|piece| is_same(piece, bytes));
-        if is_known || self.unchecked.values().any(|waiting| waiting.bytes == bytes) {
+        let mut is_known = self.pieces.get(&record.piece).is_some_and(|piece| is_same(piece, bytes));
+        let mut waiting = 0;
+        for unchecked in &self.unchecked {
+            is_known |= unchecked.bytes == bytes;
+            waiting += usize::from(unchecked.from == from);
+        }
+        if is_known {
             return;
         }
-        let waiting = self.unchecked.values().filter(|waiting| waiting.from == from).count();
         let is_too_much = from.is_some() && waiting >= CHECKS_MAX;
         #[cfg(test)]
         let is_too_much = is_too_much && !self.unsafe_mode.no_record_limit;
@@ -55,13 +59,14 @@ impl Peer {
             return;
         }
         self.next_check = self.next_check.wrapping_add(1);
-        self.unchecked.insert(self.next_check, Unchecked { bytes: bytes.to_vec(), from });
+        self.unchecked.push(Unchecked { check: self.next_check, bytes: bytes.to_vec(), from });
         let signed = Record::to_check(bytes);
         self.outputs.push(Output::CheckRecord { check: self.next_check, signed });
     }
 
     pub(super) fn accept_check(&mut self, check: CheckId, is_signed: bool) {
-        let Some(Unchecked { bytes, from }) = self.unchecked.remove(&check) else { return };
+        let Some(at) = self.unchecked.iter().position(|waiting| waiting.check == check) else { return };
+        let Unchecked { bytes, from, .. } = self.unchecked.remove(at);
         #[cfg(test)]
         let is_signed = is_signed || self.unsafe_mode.no_signatures;
         match SignedRecord::vouched(&bytes) {
