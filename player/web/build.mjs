@@ -9,7 +9,7 @@ import { build } from 'esbuild';
 
 const root = dirname(fileURLToPath(import.meta.url));
 const dist = process.argv[2] ? resolve(process.argv[2]) : join(root, 'dist');
-const modules = ['swarm.wasm', 'verify.wasm'];
+const modules = ['swarm.wasm', 'swarm-log.wasm', 'verify.wasm'];
 
 if (!modules.every((name) => existsSync(join(root, 'src/wasm', name)))) {
   console.error('player/web: src/wasm lacks a module; run `cargo xtask wasm` first');

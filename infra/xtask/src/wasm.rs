@@ -14,10 +14,11 @@ use crate::stamp;
 use crate::workspace::Workspace;
 
 const TARGET: &str = "wasm32-unknown-unknown";
-/// Packages, what the compiler makes of them, and the modules' names in [`OUTPUT`].
+/// The modules' names in [`OUTPUT`], and the package and features of each.
 const MODULES: &[(&str, &str, &str)] = &[
-    ("shoal-swarm-wasm", "shoal_swarm_wasm.wasm", "swarm.wasm"),
-    ("shoal-verify-wasm", "shoal_verify_wasm.wasm", "verify.wasm"),
+    ("swarm.wasm", "shoal-swarm-wasm", ""),
+    ("swarm-log.wasm", "shoal-swarm-wasm", "log"),
+    ("verify.wasm", "shoal-verify-wasm", ""),
 ];
 const OUTPUT: &str = "player/web/src/wasm";
 
@@ -64,25 +65,23 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     let fingerprint = stamp::fingerprint(&inputs, "")?;
     let mark = workspace.memory("wasm.stamp")?;
     let folder = workspace.path(OUTPUT);
-    let is_there = MODULES.iter().all(|(_, _, name)| folder.join(name).is_file());
+    let is_there = MODULES.iter().all(|(name, _, _)| folder.join(name).is_file());
     if is_there && stamp::is_current(&mark, &fingerprint) {
         return Ok(());
     }
-    let compiled = compile(workspace)?;
     // Other files in it are of a version of this that made others.
     if folder.is_dir() {
         fs::remove_dir_all(&folder).with_context(|| format!("empty {}", folder.display()))?;
     }
     fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
-    for (_, module, name) in MODULES {
-        shrink(workspace, &compiled.join(module), &folder.join(name))?;
+    for (name, package, features) in MODULES {
+        let module = compile(workspace, name, package, features)?;
+        shrink(workspace, &module, &folder.join(name))?;
     }
     stamp::write(&mark, &fingerprint)
 }
 
-/// Compiles the modules; gives the folder in which they are.
-fn compile(workspace: &Workspace) -> Result<PathBuf> {
-    let packages = MODULES.iter().flat_map(|(package, _, _)| ["--package", package]);
+fn compile(workspace: &Workspace, name: &str, package: &str, features: &str) -> Result<PathBuf> {
     // A folder of its own: the two compilers would keep invalidating each other's work, and a build for another
     // target need not wait for the lock of the main one.
     let folder = workspace.target("wasm");
@@ -92,7 +91,7 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
     };
     cargo
         .args(["build", "--locked", "--profile", "wasm", "--target", TARGET])
-        .args(packages)
+        .args(["--package", package, "--no-default-features", "--features", features])
         .args(["-Z", LIBRARY])
         .arg("--target-dir")
         .arg(&folder)
@@ -100,8 +99,8 @@ fn compile(workspace: &Workspace) -> Result<PathBuf> {
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_RUSTFLAGS", FLAGS);
-    run_quietly(workspace, "build the modules for WebAssembly", &mut cargo)?;
-    Ok(folder.join(TARGET).join("wasm"))
+    run_quietly(workspace, &format!("build {name} for WebAssembly"), &mut cargo)?;
+    Ok(folder.join(TARGET).join("wasm").join(package.replace('-', "_")).with_extension("wasm"))
 }
 
 fn debian_cargo(workspace: &Workspace) -> Command {

@@ -30,6 +30,7 @@ mod piece;
 mod plan;
 mod player;
 mod record;
+#[cfg(any(test, feature = "log"))]
 pub mod replay;
 mod reports;
 mod rng;

@@ -44,7 +44,6 @@ use crate::{
     piece::Piece,
     plan::Plans,
     player::{Player, Request},
-    replay::Recorder,
     reports::Reports,
     rng::Rng,
     starvation::Starvation,
@@ -196,7 +195,8 @@ pub struct Peer {
     polled: Vec<Output>,
     stats: Stats,
     has_begun: bool,
-    recorder: Option<Recorder>,
+    #[cfg(any(test, feature = "log"))]
+    recorder: Option<crate::replay::Recorder>,
 }
 
 impl Peer {
@@ -258,6 +258,7 @@ impl Peer {
             polled: Vec::new(),
             stats: Stats::default(),
             has_begun: false,
+            #[cfg(any(test, feature = "log"))]
             recorder: None,
         }
     }
@@ -267,6 +268,7 @@ impl Peer {
     pub fn handle_input(&mut self, now: Time, input: Input<'_>) {
         let now = now.max(self.now);
         self.now = now;
+        #[cfg(any(test, feature = "log"))]
         if let Some(recorder) = &mut self.recorder {
             recorder.add(now, &input);
         }
@@ -375,14 +377,16 @@ impl Peer {
 
     /// Begins to record all inputs, so that they can be replayed: see [`replay`](crate::replay). To be called before the
     /// first input.
+    #[cfg(any(test, feature = "log"))]
     pub fn start_log(&mut self) {
-        self.recorder = Some(Recorder::new(&self.config, self.rng.state()));
+        self.recorder = Some(crate::replay::Recorder::new(&self.config, self.rng.state()));
     }
 
     /// What was recorded since the last call, or since [`Peer::start_log`]; recording goes on. One after the other they are the
     /// log.
+    #[cfg(any(test, feature = "log"))]
     pub fn take_log(&mut self) -> Vec<u8> {
-        self.recorder.as_mut().map(Recorder::take_bytes).unwrap_or_default()
+        self.recorder.as_mut().map(crate::replay::Recorder::take_bytes).unwrap_or_default()
     }
 
     /// What happened so far.

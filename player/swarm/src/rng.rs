@@ -12,6 +12,7 @@ impl Rng {
     }
 
     /// What to give to [`Rng::new`] to get the same numbers from here on.
+    #[cfg(any(test, feature = "log"))]
     pub(crate) fn state(&self) -> u64 {
         self.0
     }

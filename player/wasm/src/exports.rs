@@ -314,6 +314,7 @@ extern "C" fn stats() -> usize {
     shell.numbers.len()
 }
 
+#[cfg(feature = "log")]
 #[unsafe(export_name = "startLog")]
 extern "C" fn start_log() {
     if let Some(peer) = &mut shell().peer {
@@ -322,6 +323,7 @@ extern "C" fn start_log() {
 }
 
 /// Puts what was recorded since the last call where the last output's bytes are.
+#[cfg(feature = "log")]
 #[unsafe(export_name = "takeLog")]
 extern "C" fn take_log() {
     let mut shell = shell();

@@ -101,16 +101,25 @@ impl From<Output> for Fields {
     }
 }
 
-/// The counters in the order of the README.
+/// The counters in the order of the README: what pages show, and with the log all others.
 #[must_use]
 pub fn stats(stats: &Stats) -> Vec<f64> {
-    let counts = [
+    let shown = [stats.duplicate_bytes, stats.late_bytes, stats.rejected_bytes, stats.uplink_bps];
+    let mut numbers = Vec::new();
+    for count in shown {
+        numbers.push(count as f64);
+    }
+    #[cfg(feature = "log")]
+    numbers.extend(others(stats).map(|count| count as f64));
+    numbers
+}
+
+#[cfg(feature = "log")]
+fn others(stats: &Stats) -> [u64; 33] {
+    [
         stats.peer_bytes,
         stats.origin_bytes,
         stats.sent_bytes,
-        stats.duplicate_bytes,
-        stats.late_bytes,
-        stats.rejected_bytes,
         stats.pieces,
         stats.pushed_blocks,
         stats.pulled_blocks,
@@ -136,16 +145,10 @@ pub fn stats(stats: &Stats) -> Vec<f64> {
         stats.rebuffer_ms,
         u64::from(stats.neighbors),
         stats.store_bytes,
-        stats.uplink_bps,
         stats.upload_rate_bps,
         u64::from(stats.origin_p95_ms),
         u64::from(stats.behind_ms),
         u64::from(stats.buffer_ms),
         stats.starved,
-    ];
-    let mut numbers = Vec::with_capacity(counts.len());
-    for count in &counts {
-        numbers.push(*count as f64);
-    }
-    numbers
+    ]
 }

@@ -12,7 +12,7 @@ export interface ShoalOptions {
   /** A viewer token, where the stream wants one; or what gets one whenever it is needed, because tokens end. One that is
    * bound to this page names its `fingerprint()`. */
   token?: string | (() => Promise<string>);
-  /** Where the WebAssembly module is. Default: `swarm.wasm` beside this script. */
+  /** Where the WebAssembly module is. Default: `swarm.wasm` beside this script, with `log` it is `swarm-log.wasm`. */
   wasmUrl?: string | URL;
   /** Where the module is that checks signatures in browsers that can't: old ones, and all on plain http pages. Others do not load it.
    * Default: `verify.wasm` beside this script. */

@@ -11,9 +11,15 @@ import type { Core, CoreFactory } from './swarm/core.ts';
 /** A player's log ends here, in bytes; a core's own at half of it, after an hour with a dozen neighbors. */
 const LOG_BYTES_MAX = 64 * 1024 * 1024;
 
+/** A core of `swarm-log.wasm`. */
+export interface RecordingCore extends Core {
+  startLog(): void;
+  /** Puts what was recorded since the last call, or since `startLog`, where `bytes` finds it. */
+  takeLog(): void;
+}
+
 /** The methods of a core that are no input. */
-type Rest =
-  | 'segmentParts' | 'poll' | 'field' | 'bytes' | 'nextDeadline' | 'stats' | 'setStoreBytesMax' | 'startLog' | 'takeLog';
+type Rest = 'segmentParts' | 'poll' | 'field' | 'bytes' | 'nextDeadline' | 'stats' | 'setStoreBytesMax';
 type InputName = Exclude<keyof Core, Rest>;
 type Method = (now: number, ...rest: unknown[]) => void;
 
@@ -59,10 +65,10 @@ export class Log {
   /** Makes a factory whose cores are recorded. Each of them needs an instance of the module more. */
   async load(load: () => Promise<CoreFactory>): Promise<CoreFactory> {
     const [make, makeSpare] = await Promise.all([load(), load()]);
-    return (...what) => this.#recorded(make(...what), makeSpare(...what));
+    return (...what) => this.#recorded(recording(make(...what)), recording(makeSpare(...what)));
   }
 
-  #recorded(core: Core, spare: Core): Core {
+  #recorded(core: RecordingCore, spare: RecordingCore): Core {
     const recorded = { ...core };
     let last = Number.NaN;
     for (const name of Object.keys(INPUTS) as InputName[]) {
@@ -70,7 +76,7 @@ export class Log {
         // Its beginning has the settings, which may be changed until the first input.
         if (Number.isNaN(last)) {
           core.startLog();
-          this.#add(core.takeLog());
+          this.#add(taken(core));
           last = 0;
         }
         try {
@@ -79,7 +85,7 @@ export class Log {
           this.#add(written(spare, last, name, [now, ...rest]));
           throw error;
         }
-        this.#add(core.takeLog());
+        this.#add(taken(core));
         last = now;
       };
       recorded[name] = input;
@@ -102,15 +108,26 @@ export class Log {
   }
 }
 
+/** The module that most pages load has no log. */
+function recording(core: Core): RecordingCore {
+  if (!('takeLog' in core)) throw new Error('this module keeps no log: swarm-log.wasm does');
+  return core as RecordingCore;
+}
+
+function taken(core: RecordingCore): Uint8Array {
+  core.takeLog();
+  return core.bytes();
+}
+
 /** One input as the log has it. The core that threw on it keeps it for ever; one that knows nothing writes the same. */
-function written(spare: Core, last: number, name: InputName, args: [now: number, ...rest: unknown[]]): Uint8Array {
+function written(spare: RecordingCore, last: number, name: InputName, args: [now: number, ...rest: unknown[]]): Uint8Array {
   try {
     spare.startLog();
     // Times are written as what has passed since the input before.
     spare.wake(last);
-    spare.takeLog();
+    taken(spare);
     (spare[name] as Method)(...args);
-    return spare.takeLog();
+    return taken(spare);
   } catch {
     // It throws on it, too. All before it is in the log.
     return new Uint8Array();

@@ -318,7 +318,9 @@ export class Shoal extends Emitter<ShoalEvents> {
     }
     const run = ++this.#run;
     this.#setState('joining');
-    const url = this.#options.wasmUrl ?? new URL('swarm.wasm', import.meta.url);
+    // Written out, because bundlers look for it so.
+    const ours = this.#options.log ? new URL('swarm-log.wasm', import.meta.url) : new URL('swarm.wasm', import.meta.url);
+    const url = this.#options.wasmUrl ?? ours;
     const verifyUrl = this.#options.verifyUrl ?? new URL('verify.wasm', import.meta.url);
     const load = (): Promise<CoreFactory> => loadCore(url);
     const loadRecorded = (): Promise<CoreFactory> =>

@@ -4,7 +4,7 @@ import type { AddressInfo } from 'node:net';
 import { test } from 'node:test';
 
 import { Catalog } from '../src/swarm/catalog.ts';
-import { blockBytes, Tag } from '../src/swarm/core.ts';
+import { blockBytes, Stat, Tag } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 import { Driver } from '../src/swarm/driver.ts';
 import type { Request } from '../src/swarm/requests.ts';
@@ -133,7 +133,7 @@ test('what waits for its record takes no more memory than the store has left', (
 test('where nothing waits the core sees whatever was loaded, also what is longer than the store', () => {
   const core = fakeCore({
     loaded: () => {
-      core.counters[5] = (core.counters[5] ?? 0) + bytes.length;
+      core.counters[Stat.RejectedBytes] = (core.counters[Stat.RejectedBytes] ?? 0) + bytes.length;
       return [{ tag: Tag.DropLoaded, fields: [0, 5, 2] }];
     },
   });
@@ -145,7 +145,7 @@ test('where nothing waits the core sees whatever was loaded, also what is longer
 test('bytes that the core rejects must not be played', () => {
   const core = fakeCore({
     loaded: () => {
-      core.counters[5] = (core.counters[5] ?? 0) + bytes.length;
+      core.counters[Stat.RejectedBytes] = (core.counters[Stat.RejectedBytes] ?? 0) + bytes.length;
       return [{ tag: Tag.DropLoaded, fields: [0, 5, 2] }];
     },
   });

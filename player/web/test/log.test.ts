@@ -8,10 +8,11 @@ import { test } from 'node:test';
 import type { TestContext } from 'node:test';
 
 import { Log } from '../src/log.ts';
+import type { RecordingCore } from '../src/log.ts';
 import { Tag, blockBytes } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 import {
-  EPOCH, START_MS, World, blockMessage, blockSet, hello, makeFactory, random, recordOf, segment, start,
+  EPOCH, START_MS, World, blockMessage, blockSet, hello, makeFactory, makePlainFactory, random, recordOf, segment, start,
 } from './real-core.ts';
 
 const ROOT = join(import.meta.dirname, '../../../..');
@@ -151,7 +152,8 @@ test('a player’s log gives the same outputs natively, core after core, wheneve
 });
 
 /** A core that traps on one message. Like a real one it can't be called any more then, and nothing gives its log away. */
-function trapping(core: Core): Core {
+function trapping(plain: Core): Core {
+  const core = plain as RecordingCore;
   let isTrapped = false;
   const guarded = { ...core };
   for (const name of ['message', 'takeLog', 'wake'] as const) {
@@ -178,9 +180,14 @@ test('the log of a core that threw ends with what it threw at', async (context) 
   core.neighborConnected(2.5, 40);
   core.message(1_000.25, 40, hello(40));
   const before = log.bytes.length;
-  const strikes = core.stats()[20];
+  const strikes = core.stats()[21];
   assert.throws(() => { core.message(2_000.75, 40, Uint8Array.of(99, 1, 2, 3)); }, WebAssembly.RuntimeError);
   assert.ok(log.bytes.length > before, 'the last input is in it');
   const [outcome] = replayed(log.bytes);
-  assert.equal(outcome?.stats[20], (strikes ?? 0) + 1, 'natively it is a strike');
+  assert.equal(outcome?.stats[21], (strikes ?? 0) + 1, 'natively it is a strike');
+});
+
+test('a module that keeps no log is told from one that does', async () => {
+  const make = await new Log().load(() => Promise.resolve(makePlainFactory()));
+  assert.throws(() => make(EPOCH, 1, false), /swarm-log\.wasm/);
 });

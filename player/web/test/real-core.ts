@@ -7,9 +7,10 @@ import { join } from 'node:path';
 import { Tag, blockBytes, factoryOf } from '../src/swarm/core.ts';
 import type { Core, CoreFactory } from '../src/swarm/core.ts';
 
-/** The module's file. */
-export const MODULE_BYTES = readFileSync(join(import.meta.dirname, '../../src/wasm/swarm.wasm'));
+/** The file of the module that records; it has all counters. */
+export const MODULE_BYTES = readFileSync(join(import.meta.dirname, '../../src/wasm/swarm-log.wasm'));
 const MODULE = new WebAssembly.Module(MODULE_BYTES);
+const PLAIN = new WebAssembly.Module(readFileSync(join(import.meta.dirname, '../../src/wasm/swarm.wasm')));
 /** The public half of the key of 32 bytes of 3. */
 export const KEY = Buffer.from('7UkoxijRwsbq6QM4kFmVYSlZJzpcY/k2NsFGFKyHN9E=', 'base64');
 export const EPOCH = Uint8Array.from({ length: 16 }, (_, at) => at);
@@ -18,6 +19,11 @@ export const START_MS = 1_700_000_000_000;
 
 export function makeFactory(): CoreFactory {
   return factoryOf(new WebAssembly.Instance(MODULE));
+}
+
+/** Makes cores as most pages have them. */
+export function makePlainFactory(): CoreFactory {
+  return factoryOf(new WebAssembly.Instance(PLAIN));
 }
 
 export function makeCore(seed: number): Core {

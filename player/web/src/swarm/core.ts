@@ -28,12 +28,12 @@ export enum Tag {
   CheckRecord = 18,
 }
 
-/** Indices into {@link Core.stats} that the driver reads. */
+/** Indices into {@link Core.stats}. */
 export enum Stat {
-  DuplicateBytes = 3,
-  LateBytes = 4,
-  RejectedBytes = 5,
-  UplinkBps = 31,
+  DuplicateBytes,
+  LateBytes,
+  RejectedBytes,
+  UplinkBps,
 }
 
 /** The length of a block in a piece of `length` bytes, as in `segmenter/digest`; the last one may be shorter. */
@@ -77,16 +77,13 @@ export interface Core {
   nextDeadline(): number;
   stats(): Float64Array;
   setStoreBytesMax(bytes: number): void;
-  startLog(): void;
-  /** What was recorded since the last call, or since `startLog`. */
-  takeLog(): Uint8Array;
 }
 
 /** What makes a core, once: epoch (16 bytes), any number below 2^53, whether a recording is watched. */
 export type CoreFactory = (epoch: Uint8Array, seed: number, isRecording: boolean) => Core;
 
 /** What the module exports: the core's methods, but for those that take or give bytes or lists. */
-type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts' | 'takeLog'> & {
+type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts'> & {
   memory: WebAssembly.Memory;
   allocate: (length: number) => number;
   create: (seed: number, isRecording: boolean) => void;
@@ -102,19 +99,24 @@ type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts' | 'takeLog'> & {
   numbers: () => number;
   bytes: () => number;
   length: () => number;
-  takeLog: () => void;
 };
 
-let module: Promise<WebAssembly.Module> | null = null;
+const modules = new Map<string, Promise<WebAssembly.Module>>();
 
 /** Makes an instance of the WebAssembly module, for one core; the module is loaded once for all players of the page. A
  * failure is not remembered: the next player may have better luck with the network. */
 export async function loadCore(wasmUrl: string | URL): Promise<CoreFactory> {
-  module ??= compile(wasmUrl).catch((error: unknown) => {
-    module = null;
-    throw error;
-  });
-  return factoryOf(await WebAssembly.instantiate(await module));
+  const url = String(wasmUrl);
+  const module = modules.get(url) ?? compile(url);
+  modules.set(url, module);
+  return factoryOf(
+    await WebAssembly.instantiate(
+      await module.catch((error: unknown) => {
+        modules.delete(url);
+        throw error;
+      }),
+    ),
+  );
 }
 
 /** Loads and compiles a module. */
@@ -175,10 +177,6 @@ export function factoryOf(instance: WebAssembly.Instance): CoreFactory {
       },
       stats: () => numbers(exports.stats()),
       bytes,
-      takeLog() {
-        exports.takeLog();
-        return bytes();
-      },
     };
   };
 }
