@@ -57,6 +57,7 @@ const entries = {
   watch: 'src/pages/watch.ts',
   recording: 'src/pages/recording.ts',
   'shoal-player': 'src/index.ts',
+  clock: 'src/clock.ts',
   hls: 'src/hls.ts',
 };
 // Apart, so that a viewer does not download what the pages' helpers are for elsewhere.

@@ -8,10 +8,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use shoal_swarm::{
-    BLOCK_BYTES_MAX, BlockDigest, Config, Epoch, Input, Peer, PieceId, Place, Span, Target, Time,
-    block_bytes, wire::BLOCK_HEADER_BYTES,
-};
+use shoal_swarm::{BlockDigest, Config, Epoch, Input, Peer, PieceId, Place, Span, Target, Time};
 use talc::wasm::{WasmDynamicTalc, new_wasm_dynamic_allocator};
 
 use crate::output::{self, Fields};
@@ -57,12 +54,6 @@ fn feed(peer: &mut Option<Peer>, now: f64, input: Input<'_>) {
     if let Some(peer) = peer {
         peer.handle_input(time(now), input);
     }
-}
-
-fn measure(bytes: &[u8]) -> (u32, BlockDigest) {
-    // No block is longer, so that garbage is not worth hashing; its length alone gets it refused.
-    let hashed = &bytes[..bytes.len().min(BLOCK_BYTES_MAX as usize)];
-    (u32::try_from(bytes.len()).unwrap_or(u32::MAX), BlockDigest::of(hashed))
 }
 
 /// Makes the bytes' buffer this long; gives its address, to be written to before anything else is called.
@@ -173,12 +164,12 @@ extern "C" fn message(now: f64, peer: u32) {
     feed(core, now, Input::Message { peer, bytes });
 }
 
+/// Bytes: the digest of what followed the header, then the header.
 #[unsafe(no_mangle)]
-extern "C" fn block(now: f64, peer: u32) {
+extern "C" fn block(now: f64, peer: u32, length: u32) {
     let Shell { peer: core, bytes, .. } = &mut *shell();
-    let (header, payload) = bytes.split_at(bytes.len().min(BLOCK_HEADER_BYTES));
-    let (length, digest) = measure(payload);
-    feed(core, now, Input::Block { peer, header, length, digest });
+    let Some((digest, header)) = bytes.split_first_chunk() else { return };
+    feed(core, now, Input::Block { peer, header, length, digest: BlockDigest(*digest) });
 }
 
 #[unsafe(export_name = "sendQueue")]
@@ -186,11 +177,12 @@ extern "C" fn send_queue(now: f64, peer: u32, buffered: u32) {
     handle(now, Input::SendQueue { peer, buffered });
 }
 
+/// Bytes: the block's digest.
 #[unsafe(export_name = "fetchBlock")]
-extern "C" fn fetch_block(now: f64, fetch: u32, block: u32) {
+extern "C" fn fetch_block(now: f64, fetch: u32, block: u32, length: u32) {
     let Shell { peer, bytes, .. } = &mut *shell();
-    let (length, digest) = measure(bytes);
-    feed(peer, now, Input::FetchBlock { fetch, block: block as u16, length, digest });
+    let Some(digest) = bytes.first_chunk() else { return };
+    feed(peer, now, Input::FetchBlock { fetch, block: block as u16, length, digest: BlockDigest(*digest) });
 }
 
 #[unsafe(export_name = "fetchFinished")]
@@ -203,13 +195,13 @@ extern "C" fn fetch_failed(now: f64, fetch: u32, status: u32) {
     handle(now, Input::FetchFailed { fetch, status: status as u16 });
 }
 
+/// Bytes: the digests of the piece's blocks.
 #[unsafe(no_mangle)]
-extern "C" fn loaded(now: f64, rendition: u32, msn: f64, part: u32, took_ms: f64) {
+extern "C" fn loaded(now: f64, rendition: u32, msn: f64, part: u32, length: u32, took_ms: f64) {
     let Shell { peer, bytes, .. } = &mut *shell();
-    let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
     let mut digests = Vec::new();
-    for block in bytes.chunks(block_bytes(length) as usize) {
-        digests.push(BlockDigest::of(block));
+    for digest in bytes.as_chunks().0 {
+        digests.push(BlockDigest(*digest));
     }
     let piece = piece(rendition, msn, part);
     feed(peer, now, Input::Loaded { piece, length, digests: &digests, took: span(took_ms) });

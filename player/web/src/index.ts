@@ -16,4 +16,3 @@ export type { Sample } from './meter.ts';
 export { fingerprint } from './swarm/fingerprint.ts';
 export { LiveFollower } from './follow.ts';
 export { liveConfig } from './live-config.ts';
-export { decodeClock, latencyOf, readClock, readLatency } from './clock.ts';

@@ -28,7 +28,7 @@ export interface LoaderPort {
   request: (request: Request) => (() => void) | null;
   /** Bytes that came over plain HTTP and are about to be played; false when they must not be, because a signed record
    * says otherwise. The bytes are the receiver's to keep. */
-  offerLoaded: (target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number) => boolean;
+  offerLoaded: (target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number) => Promise<boolean> | true;
   /** What hls.js takes the line to carry, in bit/s. */
   bandwidthBps: () => number;
   /** Bytes are about to be handed to the player; `offset` is their place in the resource. */
@@ -46,6 +46,8 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
     /** Made at once, for its statistics: hls.js holds on to them, whoever loads. */
     readonly #plain: Loader<FragmentLoaderContext>;
     #isPlain = false;
+    /** Aborted or destroyed: hls.js is not to hear of it any more. */
+    #isOver = false;
     #cancel: (() => void) | null = null;
     #callbacks: Callbacks | null = null;
 
@@ -92,6 +94,7 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
     }
 
     abort(): void {
+      this.#isOver = true;
       if (this.#isPlain) {
         this.#plain.abort();
         return;
@@ -102,6 +105,7 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
     }
 
     destroy(): void {
+      this.#isOver = true;
       this.#release();
       this.#plain.destroy();
       this.#callbacks = null;
@@ -132,16 +136,25 @@ export function createLoaderClass(port: LoaderPort): FragmentLoaderConstructor {
       this.stats.loading.start = 0;
       const onSuccess: Callbacks['onSuccess'] = (response, stats, answered, details) => {
         const { data } = response;
-        if (data instanceof ArrayBuffer) {
-          const tookMs = stats.loading.end - stats.loading.start;
-          // A copy, because hls.js's worker detaches what it is given.
-          if (target && !port.offerLoaded(target, new Uint8Array(data.slice(0)), tookMs)) {
-            callbacks.onError({ code: 0, text: 'the bytes do not match their record' }, answered, details, stats);
-            return;
+        const handOver = (): void => {
+          if (data instanceof ArrayBuffer) {
+            port.onHandOver(context.url, context.rangeStart ?? 0, data, { peerBytes: 0, originBytes: data.byteLength }, false);
           }
-          port.onHandOver(context.url, context.rangeStart ?? 0, data, { peerBytes: 0, originBytes: data.byteLength }, false);
+          callbacks.onSuccess(response, stats, answered, details);
+        };
+        const tookMs = stats.loading.end - stats.loading.start;
+        // A copy, because hls.js's worker detaches what it is given.
+        const verdict =
+          !target || !(data instanceof ArrayBuffer) || port.offerLoaded(target, new Uint8Array(data.slice(0)), tookMs);
+        if (verdict === true) {
+          handOver();
+          return;
         }
-        callbacks.onSuccess(response, stats, answered, details);
+        void verdict.then((isGood) => {
+          if (this.#isOver) return;
+          if (isGood) handOver();
+          else callbacks.onError({ code: 0, text: 'the bytes do not match their record' }, answered, details, stats);
+        });
       };
       this.#plain.load(context, config, { ...callbacks, onSuccess });
     }

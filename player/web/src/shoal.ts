@@ -345,11 +345,11 @@ export class Shoal extends Emitter<ShoalEvents> {
     });
   }
 
-  #join({ info, catalog }: Source, factory: CoreFactory, verify: Verifier): void {
+  #join({ info, catalog }: Source, factory: CoreFactory, verifier: Verifier): void {
     let driver: Driver;
     try {
       const core = factory(info.epoch, randomSeed(), catalog.isRecording);
-      driver = new Driver(core, catalog, verify, this.#options.storeBytesMax ?? defaultStoreBytesMax(), {
+      driver = new Driver(core, catalog, verifier, this.#options.storeBytesMax ?? defaultStoreBytesMax(), {
         send: (message) => this.#tracker?.send(message),
         onNeighbors: () => {
           this.#handleNeighbors();
@@ -369,7 +369,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     this.#playing = [];
     this.#tellPlaying();
     this.#tellPlayhead();
-    for (const { target, bytes, tookMs } of this.#early.splice(0)) driver.offerLoaded(target, bytes, tookMs);
+    for (const { target, bytes, tookMs } of this.#early.splice(0)) void driver.offerLoaded(target, bytes, tookMs);
     const tracker = new TrackerSocket(
       {
         url: info.trackerUrl,
@@ -436,7 +436,7 @@ export class Shoal extends Emitter<ShoalEvents> {
     return { rendition, msn: frag.sn, part: 0 };
   }
 
-  #offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
+  #offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): Promise<boolean> | true {
     if (this.#driver) return this.#driver.offerLoaded(target, bytes, tookMs);
     const held = this.#early.reduce((sum, early) => sum + early.bytes.length, 0);
     if (this.#state === 'joining' && held + bytes.length <= EARLY_BYTES_MAX) {

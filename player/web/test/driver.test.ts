@@ -12,9 +12,12 @@ import type { Verifier } from '../src/swarm/verifier.ts';
 import type { Stored } from '../src/swarm/store.ts';
 import { FakeConnection } from './fake-connection.ts';
 import { fakeCore } from './fake-core.ts';
+import { digestOf } from './real-core.ts';
 
 const target = { rendition: 0, msn: 5, part: 2 };
 const bytes = Uint8Array.from({ length: blockBytes(0) + 10 }, (_, index) => index % 253);
+
+const digest = (block: Uint8Array): Promise<Uint8Array> => Promise.resolve(digestOf(block));
 
 interface Made {
   driver: Driver;
@@ -25,11 +28,11 @@ function make(
   core: Core,
   base = 'http://127.0.0.1:1/live/demo',
   storeBytesMax = 1 << 20,
-  verify: Verifier = () => Promise.resolve(true),
+  verifier: Partial<Verifier> = {},
 ): Made {
   const failures: unknown[] = [];
   const catalog = new Catalog(`${base}/index.m3u8`, [`${base}/e/v0/playlist.m3u8`], []);
-  const driver = new Driver(core, catalog, verify, storeBytesMax, {
+  const driver = new Driver(core, catalog, { isSigned: () => Promise.resolve(true), digest, ...verifier }, storeBytesMax, {
     send: () => undefined,
     onNeighbors: () => undefined,
     onFailed: (error) => failures.push(error),
@@ -87,7 +90,7 @@ test('a piece that the player loaded itself is kept, and given again as a copy',
     wantPiece: (_now: never, request: never) => [deliver(request)],
   });
   const { driver } = make(core);
-  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
+  assert.ok(await driver.offerLoaded(target, bytes.slice(), 10));
   for (const round of [1, 2]) {
     const { answers, settled } = ask(driver);
     await settled;
@@ -107,8 +110,8 @@ test('a piece that is loaded again before its record came is kept when the recor
     wantPiece: (_now: never, request: never) => [deliver(request)],
   });
   const { driver } = make(core);
-  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
-  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
+  assert.ok(await driver.offerLoaded(target, bytes.slice(), 10));
+  assert.ok(await driver.offerLoaded(target, bytes.slice(), 10));
   driver.handleTracker({ type: 'published', piece: { rendition: 0, msn: 5, part: 2 }, uri: 'e/v0/part-5.2.m4s', record: 'AA==' });
   assert.ok(core.calls.some(([name]) => name === 'record'));
   const { events, answers, settled } = ask(driver);
@@ -118,19 +121,19 @@ test('a piece that is loaded again before its record came is kept when the recor
   driver.destroy();
 });
 
-test('what waits for its record takes no more memory than the store has left', () => {
+test('what waits for its record takes no more memory than the store has left', async () => {
   const length = 1_000;
   const core = fakeCore();
   const { driver } = make(core, undefined, 8 * length);
   for (let part = 0; part < 40; part += 1) {
-    assert.ok(driver.offerLoaded({ rendition: 0, msn: 5, part }, new Uint8Array(length), 10));
+    assert.ok(await driver.offerLoaded({ rendition: 0, msn: 5, part }, new Uint8Array(length), 10));
   }
   const offered = core.calls.filter(([name]) => name === 'loaded').length;
   assert.ok(offered >= 8 && offered <= 11, `${offered} of 1000 bytes`);
   driver.destroy();
 });
 
-test('where nothing waits the core sees whatever was loaded, also what is longer than the store', () => {
+test('where nothing waits the core sees whatever was loaded, also what is longer than the store', async () => {
   const core = fakeCore({
     loaded: () => {
       core.counters[Stat.RejectedBytes] = (core.counters[Stat.RejectedBytes] ?? 0) + bytes.length;
@@ -138,11 +141,11 @@ test('where nothing waits the core sees whatever was loaded, also what is longer
     },
   });
   const { driver } = make(core, undefined, 1_000);
-  assert.equal(driver.offerLoaded(target, bytes.slice(), 10), false);
+  assert.equal(await driver.offerLoaded(target, bytes.slice(), 10), false);
   driver.destroy();
 });
 
-test('bytes that the core rejects must not be played', () => {
+test('bytes that the core rejects must not be played', async () => {
   const core = fakeCore({
     loaded: () => {
       core.counters[Stat.RejectedBytes] = (core.counters[Stat.RejectedBytes] ?? 0) + bytes.length;
@@ -150,18 +153,18 @@ test('bytes that the core rejects must not be played', () => {
     },
   });
   const { driver } = make(core);
-  assert.equal(driver.offerLoaded(target, bytes.slice(), 10), false);
+  assert.equal(await driver.offerLoaded(target, bytes.slice(), 10), false);
   driver.destroy();
 });
 
-test('a whole segment is cut into its parts, and refused when the lengths do not add up', () => {
+test('a whole segment is cut into its parts, and refused when the lengths do not add up', async () => {
   const core = fakeCore({ segmentParts: () => Float64Array.of(10, 20, bytes.length - 30) as never });
   const { driver } = make(core);
   const segment = { rendition: 0, msn: 5, part: null };
-  assert.ok(driver.offerLoaded(segment, bytes.slice(), 30));
-  const parts = core.calls.filter(([name]) => name === 'loaded').map((call) => [call[4], (call[5] as Uint8Array).length]);
+  assert.ok(await driver.offerLoaded(segment, bytes.slice(), 30));
+  const parts = core.calls.filter(([name]) => name === 'loaded').map((call) => [call[4], call[5]]);
   assert.deepEqual(parts, [[0, 10], [1, 20], [2, bytes.length - 30]]);
-  assert.equal(driver.offerLoaded(segment, bytes.slice(1), 30), false);
+  assert.equal(await driver.offerLoaded(segment, bytes.slice(1), 30), false);
   driver.destroy();
 });
 
@@ -172,7 +175,7 @@ test('an answer that makes the player ask again does not re-enter the core', asy
     wantPiece: (_now: never, request: never) => [deliver(request)],
   });
   const { driver, failures } = make(core);
-  driver.offerLoaded(target, bytes.slice(), 10);
+  await driver.offerLoaded(target, bytes.slice(), 10);
   const order: number[] = [];
   await new Promise<void>((resolve) => {
     const next = (round: number): void => {
@@ -209,7 +212,7 @@ test('a core that throws is never called again, and everything outstanding falls
   assert.equal(driver.request({ target, timeoutMs: 20, onAnswer: () => {}, onFallback: () => {} }), null);
   const count = core.calls.length;
   driver.setPlaying([0]);
-  assert.ok(driver.offerLoaded(target, bytes.slice(), 10));
+  assert.ok(await driver.offerLoaded(target, bytes.slice(), 10));
   driver.destroy();
   assert.equal(core.calls.length, count);
 });
@@ -226,14 +229,14 @@ test('a request that the core forgets falls back when the player loses patience'
   driver.destroy();
 });
 
-test('an aborted request is not answered', () => {
+test('an aborted request is not answered', async () => {
   const core = fakeCore({
     loaded: () => [{ tag: Tag.KeepLoaded, fields: [0, 5, 2] }],
     // The core had decided already when it heard of the abort.
     unwant: () => [deliver(1)],
   });
   const { driver } = make(core);
-  driver.offerLoaded(target, bytes.slice(), 10);
+  await driver.offerLoaded(target, bytes.slice(), 10);
   const { events, abort } = ask(driver);
   abort();
   assert.deepEqual(events, []);
@@ -323,17 +326,61 @@ test('the core hears that a segment has no more records when all that came are c
     record: (_now: never, bytes: never) => [{ tag: Tag.CheckRecord, fields: [++check], bytes }],
   });
   // The first takes longer than the second, whose check goes wrong.
-  const verify: Verifier = async () => {
+  const isSigned = async (): Promise<boolean> => {
     const isFirst = check === 1;
     await new Promise((resolve) => setTimeout(resolve, isFirst ? 30 : 0));
     if (!isFirst) throw new Error('no answer');
     return true;
   };
-  const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`, 1 << 20, verify);
+  const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`, 1 << 20, { isSigned });
   ask(driver);
   const told = (): unknown[][] => core.calls.flatMap(([name, , ...rest]) => (/^record./.test(name) ? [[name, ...rest]] : []));
   while (told().length < 3) await new Promise((resolve) => setTimeout(resolve, 5));
   assert.deepEqual(told(), [['recordChecked', 2, false], ['recordChecked', 1, true], ['recordFailed', 0, 5, 2]]);
   driver.destroy();
   server.close();
+});
+
+test('the core is told of a fetch in its order, however long the hashing of each block takes', async () => {
+  const server = createServer((_, response) => response.writeHead(200).end(bytes));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  const core = fakeCore({ wantPiece: () => [{ tag: Tag.Fetch, fields: [9, 0, 5, 2, 0, bytes.length, 1, bytes.length] }] });
+  const slow: Verifier['digest'] = async (block) => {
+    // The first block is the longest.
+    await new Promise((resolve) => setTimeout(resolve, block.length > 10 ? 30 : 0));
+    return digestOf(block);
+  };
+  const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`, 1 << 20, { digest: slow });
+  ask(driver);
+  const told = (): unknown[][] => core.calls.flatMap(([name, , ...rest]) => (/^fetch/.test(name) ? [[name, ...rest]] : []));
+  while (told().length < 3) await new Promise((resolve) => setTimeout(resolve, 5));
+  const [first, second] = [bytes.subarray(0, blockBytes(0)), bytes.subarray(blockBytes(0))];
+  assert.deepEqual(told(), [
+    ['fetchBlock', 9, 0, first.length, digestOf(first)],
+    ['fetchBlock', 9, 1, second.length, digestOf(second)],
+    ['fetchFinished', 9],
+  ]);
+  driver.destroy();
+  server.close();
+});
+
+test('a neighbor’s block goes to the core with its header and digest, and to the store as the core says', async () => {
+  FakeConnection.install();
+  const header = Uint8Array.from({ length: 16 }, (_, at) => at);
+  const piece = new Uint8Array(500).fill(8);
+  const core = fakeCore({
+    block: () => [{ tag: Tag.Store, fields: [0, 5, 2, 0, piece.length, -1] }],
+    wantPiece: (_now: never, request: never) => [deliver(request)],
+  });
+  const { driver } = make(core);
+  driver.handleTracker({ type: 'introduce', peer: 7, offers: false });
+  const [, blocks] = FakeConnection.made.at(-1)?.open() ?? [];
+  blocks?.onmessage?.({ data: Uint8Array.of(...header, ...piece).buffer });
+  while (!core.calls.some(([name]) => name === 'block')) await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.deepEqual(core.calls.find(([name]) => name === 'block')?.slice(2), [7, header, piece.length, digestOf(piece)]);
+  const { answers, settled } = ask(driver);
+  await settled;
+  assert.deepEqual(new Uint8Array(answers[0]?.data ?? new ArrayBuffer(0)), piece);
+  assert.equal(driver.traffic.peerBytes, piece.length);
+  driver.destroy();
 });

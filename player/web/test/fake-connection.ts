@@ -5,6 +5,7 @@ export class FakeChannel {
   readyState = 'connecting';
   bufferedAmount = 0;
   onopen: (() => void) | null = null;
+  onmessage: ((event: { data: ArrayBuffer }) => void) | null = null;
   /** What has left. */
   readonly sent: Uint8Array[] = [];
   #waiting: Uint8Array[] = [];

@@ -109,11 +109,24 @@ test('without a swarm, and for what is not the swarm\'s, the plain loader is use
   }
 });
 
-test('plain bytes that contradict their record are an error, and are not handed over', () => {
-  const { log, handedOver } = setUp({ request: () => null, offerLoaded: () => false });
+test('plain bytes that contradict their record are an error, and are not handed over', async () => {
+  const { log, handedOver } = setUp({ request: () => null, offerLoaded: () => Promise.resolve(false) });
   Plain.all[0]?.succeed(new ArrayBuffer(10));
+  assert.deepEqual(log, [], 'nothing is said before they are checked');
+  await Promise.resolve();
   assert.deepEqual(log, ['error: the bytes do not match their record']);
   assert.deepEqual(handedOver, []);
+});
+
+test('plain bytes that match their record are handed over, but not to who has given up on them', async () => {
+  for (const end of ['', 'abort', 'destroy'] as const) {
+    const { loader, log, handedOver } = setUp({ request: () => null, offerLoaded: () => Promise.resolve(true) });
+    Plain.all[0]?.succeed(new ArrayBuffer(10));
+    if (end) loader[end]();
+    await Promise.resolve();
+    assert.equal(log.includes('success'), end === '', end);
+    assert.equal(handedOver.length, end === '' ? 1 : 0, end);
+  }
 });
 
 test('what is offered to the swarm is a copy', () => {

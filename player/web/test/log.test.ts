@@ -12,7 +12,7 @@ import type { RecordingCore } from '../src/log.ts';
 import { Tag, blockBytes } from '../src/swarm/core.ts';
 import type { Core } from '../src/swarm/core.ts';
 import {
-  EPOCH, START_MS, World, blockMessage, blockSet, hello, makeFactory, makePlainFactory, random, recordOf, segment, start,
+  EPOCH, START_MS, World, blockMessage, blockSet, giveBlock, giveFetched, giveLoaded, hello, makeFactory, makePlainFactory, random, recordOf, segment, start,
 } from './real-core.ts';
 
 const ROOT = join(import.meta.dirname, '../../../..');
@@ -105,20 +105,20 @@ function watch(core: Core, seed: number): Outcome {
     const block = (index: number): Uint8Array => bytes.slice(index * step, (index + 1) * step);
     tell(() => { core.record(at(10), recordOf(msn, bytes, START_MS + from)); });
     tell(() => { core.playhead(at(20), START_MS + from - 3_000, START_MS + from, 100, msn === 9); });
-    if (msn === 7) tell(() => { core.loaded(at(30), 0, msn, 0, bytes, 120.5); });
+    if (msn === 7) tell(() => { giveLoaded(core, at(30), msn, 0, bytes, 120.5); });
     else tell(() => { core.wantPiece(at(30), msn, 0, msn, 0); });
-    tell(() => { core.block(at(50), 40, blockMessage(msn, 0, 1, false, block(1))); });
+    tell(() => { giveBlock(core, at(50), 40, blockMessage(msn, 0, 1, false, block(1))); });
     tell(() => { core.message(at(60), 40, Uint8Array.from([3, ...blockSet(0, msn, 0, [0b101])])); });
     tell(() => { core.message(at(65), 41, Uint8Array.from([4, ...blockSet(0, msn, 0, [0b10])])); });
     for (let ms = 80; ms < 2_000; ms += 60) {
       if (next(2) === 0) world.disturb(at(ms));
       tell(() => { core.wake(at(ms + 7)); });
-      for (const [peer] of pulled.splice(0)) tell(() => { core.block(at(ms + 8), peer, blockMessage(msn, 0, 2, true, block(2))); });
+      for (const [peer] of pulled.splice(0)) tell(() => { giveBlock(core, at(ms + 8), peer, blockMessage(msn, 0, 2, true, block(2))); });
       for (const [fetch, of, offset, length, pieceLength] of fetches.splice(0)) {
         const whole = segment(of, 20_000 + 3_000 * of);
         const size = blockBytes(pieceLength);
         for (let place = offset; place < offset + length; place += size) {
-          tell(() => { core.fetchBlock(at(ms + 9), fetch, place / size, whole.slice(place, Math.min(place + size, offset + length))); });
+          tell(() => { giveFetched(core, at(ms + 9), fetch, place / size, whole.slice(place, Math.min(place + size, offset + length))); });
         }
         tell(() => { core.fetchFinished(at(ms + 10), fetch); });
       }

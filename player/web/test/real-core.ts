@@ -4,7 +4,7 @@ import { createHash, createPrivateKey, createPublicKey, sign, verify } from 'nod
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 
-import { Tag, blockBytes, factoryOf } from '../src/swarm/core.ts';
+import { BLOCK_HEADER_BYTES, Tag, blockBytes, factoryOf } from '../src/swarm/core.ts';
 import type { Core, CoreFactory } from '../src/swarm/core.ts';
 
 /** The file of the module that records; it has all counters. */
@@ -53,15 +53,39 @@ export function recordOf(msn: number, bytes: Uint8Array, startMs = START_MS): Ui
   header.writeBigUInt64BE(BigInt(startMs), 29);
   header.writeUInt32BE(2000, 37);
   header.writeUInt32BE(bytes.length, 41);
-  const digests: Buffer[] = [];
-  const step = blockBytes(bytes.length);
-  for (let at = 0; at < bytes.length; at += step) {
-    digests.push(createHash('sha256').update(bytes.subarray(at, at + step)).digest().subarray(0, 16));
-  }
-  const signed = Buffer.concat([header, ...digests]);
+  const signed = Buffer.concat([header, digestsOf(bytes)]);
   const der = Buffer.concat([Buffer.from('302e020100300506032b657004220420', 'hex'), Buffer.alloc(32, 3)]);
   const key = createPrivateKey({ key: der, format: 'der', type: 'pkcs8' });
   return Buffer.concat([signed, sign(null, Buffer.concat([Buffer.from('shoal digest record 1\0'), signed]), key)]);
+}
+
+/** What a record has for a block of these bytes. */
+export function digestOf(block: Uint8Array): Uint8Array {
+  return createHash('sha256').update(block).digest().subarray(0, 16);
+}
+
+/** The digests of a whole piece's blocks. */
+function digestsOf(bytes: Uint8Array): Uint8Array {
+  const digests: Uint8Array[] = [];
+  const step = blockBytes(bytes.length);
+  for (let at = 0; at < bytes.length; at += step) digests.push(digestOf(bytes.subarray(at, at + step)));
+  return Buffer.concat(digests);
+}
+
+/** Hands in a message of the blocks channel as the driver does. */
+export function giveBlock(core: Core, now: number, peer: number, message: Uint8Array): void {
+  const block = message.subarray(BLOCK_HEADER_BYTES);
+  core.block(now, peer, message.subarray(0, BLOCK_HEADER_BYTES), block.length, digestOf(block));
+}
+
+/** Hands in a block that the origin sent. */
+export function giveFetched(core: Core, now: number, fetch: number, block: number, bytes: Uint8Array): void {
+  core.fetchBlock(now, fetch, block, bytes.length, digestOf(bytes));
+}
+
+/** Hands in a piece that the player loaded. */
+export function giveLoaded(core: Core, now: number, msn: number, part: number, bytes: Uint8Array, tookMs: number, rendition = 0): void {
+  core.loaded(now, rendition, msn, part, bytes.length, digestsOf(bytes), tookMs);
 }
 
 /** xorshift: the same numbers in each run. */
@@ -153,14 +177,14 @@ export class World {
       core.message(now, peer, next(4) > 0 ? sentence(next) : noise(next, 1 + next(11)));
     };
     const steps: (() => void)[] = [
-      () => { core.block(now, peer, noise(next, 32)); },
-      () => { core.block(now, peer, blockMessage(next(4), next(2), next(6), next(2) === 0, noise(next, 0))); },
+      () => { giveBlock(core, now, peer, noise(next, 32)); },
+      () => { giveBlock(core, now, peer, blockMessage(next(4), next(2), next(6), next(2) === 0, noise(next, 0))); },
       () => { core.record(now, next(2) === 0 ? (this.#records[next(2)] ?? KEY) : noise(next, 1)); },
       () => { core.plan(now, next(3), next(20), Float64Array.from({ length: next(20) }, () => next(5) - 1 + 100 * next(2))); },
-      () => { core.loaded(now, next(2), next(4), next(4), noise(next, 0), next(500)); },
+      () => { giveLoaded(core, now, next(4), next(4), noise(next, 0), next(500), next(2)); },
       () => { core.message(now, peer, next(2) === 0 ? Uint8Array.of(12) : hello(peer)); },
       () => { core.neighborLost(now, peer); this.#forget(peer); },
-      () => { core.fetchBlock(now, next(10), next(5000), noise(next, 0)); },
+      () => { giveFetched(core, now, next(10), next(5000), noise(next, 0)); },
       () => { core.fetchFailed(now, next(10), next(600)); },
       () => { core.wantPiece(now, next(100), next(2), next(4), next(4)); },
       () => { core.wantSegment(now, next(100), next(2), next(4)); },

@@ -3,7 +3,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { Tag, blockBytes } from '../src/swarm/core.ts';
 import type { Core, CoreFactory } from '../src/swarm/core.ts';
-import { EPOCH, START_MS, World, answerCheck, makeCore, makeFactory, makePlainFactory, random, recordOf, start } from './real-core.ts';
+import { EPOCH, START_MS, World, answerCheck, giveFetched, giveLoaded, makeCore, makeFactory, makePlainFactory, random, recordOf, start } from './real-core.ts';
 
 /** Takes all outputs, and checks what is to be checked; gives their tags. */
 function drain(core: Core): Tag[] {
@@ -99,7 +99,7 @@ test('a piece of any length that is fetched as the module asks for it is deliver
       if (tag !== Tag.Fetch) continue;
       const [fetch, offset, end, step] = [field(0), field(4), field(4) + field(5), blockBytes(field(7))];
       for (let at = offset; at < end; at += step) {
-        core.fetchBlock(4, fetch, at / step, bytes.slice(at, Math.min(at + step, end)));
+        giveFetched(core, 4, fetch, at / step, bytes.slice(at, Math.min(at + step, end)));
       }
     }
     assert.ok(isDelivered, `${length} bytes are delivered`);
@@ -137,7 +137,7 @@ test('bytes that make the memory grow are taken in whole, and each instance is a
   const bytes = Uint8Array.from({ length: 6_000_000 }, (_, at) => at % 251);
   core.record(1, recordOf(5, bytes));
   drain(core);
-  core.loaded(2, 0, 5, 0, bytes, 30);
+  giveLoaded(core, 2, 5, 0, bytes, 30);
   const tags = drain(core);
   assert.ok(tags.includes(Tag.KeepLoaded), String(tags));
   assert.equal(core.stats()[7], 1);

@@ -155,6 +155,6 @@ export function look(tab: Tab): Promise<Seen> {
 /** Glass to glass in milliseconds, from the clock in the picture; null where a frame has none. */
 export function latencyMs(tab: Tab): Promise<number | null> {
   return tab.evaluate<number | null>(
-    "import('/assets/shoal-player.js').then(({ readLatency }) => readLatency(document.querySelector('video')))",
+    "import('/assets/clock.js').then(({ readLatency }) => readLatency(document.querySelector('video')))",
   );
 }

@@ -1,9 +1,10 @@
-//! Checks a record's signature in browsers that can't do it themselves: WebCrypto is absent on plain http pages, and knows
-//! Ed25519 since 2025 in all of the large ones. The page loads this module only then, so that others need not download the
-//! curve: `player/web/src/swarm/verifier.ts`.
+//! Checks records' signatures and hashes blocks in browsers that can't do it themselves: WebCrypto is absent on plain http pages,
+//! and knows Ed25519 since 2025 in all of the large ones. The page loads this module only then, so that others need not download
+//! the curve: `player/web/src/swarm/verifier.ts`.
 //!
-//! The module imports nothing. `allocate(length)` gives the address of a buffer, to which the origin's key (32 bytes), what was
-//! signed and its signature (64 bytes) are written one after the other; `verify()` says 1 where they belong together.
+//! The module imports nothing. `allocate(length)` gives the address of a buffer, which the next call speaks of.
+//! `verify()`: the origin's key (32 bytes), what was signed and its signature (64 bytes) lie in it one after the other; it says 1
+//! where they belong together. `digest()` gives the address of the 16 bytes that a record has for a block of what lies in it.
 
 use shoal_digest::OriginKey;
 
@@ -18,8 +19,9 @@ pub fn is_signed(bytes: &[u8]) -> bool {
 #[cfg(target_arch = "wasm32")]
 #[allow(unsafe_code)]
 mod exports {
-    use std::sync::{Mutex, PoisonError};
+    use std::sync::{Mutex, MutexGuard, PoisonError};
 
+    use shoal_digest::BlockDigest;
     use talc::wasm::{WasmDynamicTalc, new_wasm_dynamic_allocator};
 
     #[global_allocator]
@@ -27,15 +29,26 @@ mod exports {
 
     static BYTES: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
+    fn bytes() -> MutexGuard<'static, Vec<u8>> {
+        BYTES.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     #[unsafe(no_mangle)]
     extern "C" fn allocate(length: usize) -> *const u8 {
-        let mut bytes = BYTES.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut bytes = bytes();
         *bytes = vec![0; length];
         bytes.as_ptr()
     }
 
     #[unsafe(no_mangle)]
     extern "C" fn verify() -> bool {
-        super::is_signed(&BYTES.lock().unwrap_or_else(PoisonError::into_inner))
+        super::is_signed(&bytes())
+    }
+
+    #[unsafe(no_mangle)]
+    extern "C" fn digest() -> *const u8 {
+        let mut bytes = bytes();
+        *bytes = BlockDigest::of(&bytes).0.to_vec();
+        bytes.as_ptr()
     }
 }

@@ -39,8 +39,10 @@ export enum Stat {
 /** The length of a block in a piece of `length` bytes, as in `segmenter/digest`; the last one may be shorter. */
 export function blockBytes(length: number): number {
   if (length <= 0x1_0000) return 4096;
-  return length <= 0x2_0000 ? 8192 : 16384;
+  return length <= 0x2_0000 ? 8192 : BLOCK_BYTES_MAX;
 }
+/** No block is longer, in bytes. */
+export const BLOCK_BYTES_MAX = 16384;
 /** The header before a block's bytes, in bytes, as in WIRE.md. */
 export const BLOCK_HEADER_BYTES = 16;
 
@@ -57,12 +59,12 @@ export interface Core {
   neighborConnected(now: number, peer: number): void;
   neighborLost(now: number, peer: number): void;
   message(now: number, peer: number, bytes: Uint8Array): void;
-  block(now: number, peer: number, message: Uint8Array): void;
+  block(now: number, peer: number, header: Uint8Array, length: number, digest: Uint8Array): void;
   sendQueue(now: number, peer: number, buffered: number): void;
-  fetchBlock(now: number, fetch: number, block: number, bytes: Uint8Array): void;
+  fetchBlock(now: number, fetch: number, block: number, length: number, digest: Uint8Array): void;
   fetchFinished(now: number, fetch: number): void;
   fetchFailed(now: number, fetch: number, status: number): void;
-  loaded(now: number, rendition: number, msn: number, part: number, bytes: Uint8Array, tookMs: number): void;
+  loaded(now: number, rendition: number, msn: number, part: number, length: number, digests: Uint8Array, tookMs: number): void;
   playing(now: number, renditions: Uint8Array): void;
   playhead(now: number, positionMs: number, bufferedUntilMs: number, ratePercent: number, isStalled: boolean): void;
   wantPiece(now: number, request: number, rendition: number, msn: number, part: number): void;
@@ -89,9 +91,9 @@ type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts'> & {
   create: (seed: number, isRecording: boolean) => void;
   message: (now: number, peer: number) => void;
   record: (now: number) => void;
-  block: (now: number, peer: number) => void;
-  fetchBlock: (now: number, fetch: number, block: number) => void;
-  loaded: (now: number, rendition: number, msn: number, part: number, tookMs: number) => void;
+  block: (now: number, peer: number, length: number) => void;
+  fetchBlock: (now: number, fetch: number, block: number, length: number) => void;
+  loaded: (now: number, rendition: number, msn: number, part: number, length: number, tookMs: number) => void;
   playing: (now: number) => void;
   plan: (now: number, rendition: number, stripes: number) => void;
   stats: () => number;
@@ -155,17 +157,17 @@ export function factoryOf(instance: WebAssembly.Instance): CoreFactory {
         give(message);
         exports.message(now, peer);
       },
-      block(now, peer, message) {
-        give(message);
-        exports.block(now, peer);
+      block(now, peer, header, length, digest) {
+        give(Uint8Array.of(...digest, ...header));
+        exports.block(now, peer, length);
       },
-      fetchBlock(now, fetch, block, data) {
-        give(data);
-        exports.fetchBlock(now, fetch, block);
+      fetchBlock(now, fetch, block, length, digest) {
+        give(digest);
+        exports.fetchBlock(now, fetch, block, length);
       },
-      loaded(now, rendition, msn, part, data, tookMs) {
-        give(data);
-        exports.loaded(now, rendition, msn, part, tookMs);
+      loaded(now, rendition, msn, part, length, digests, tookMs) {
+        give(digests);
+        exports.loaded(now, rendition, msn, part, length, tookMs);
       },
       playing(now, renditions) {
         give(renditions);

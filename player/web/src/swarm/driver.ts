@@ -9,7 +9,7 @@
  * only after the drain, because hls.js may ask for the next part from inside the answer.
  */
 
-import { BLOCK_HEADER_BYTES, blockBytes, Stat, Tag } from './core.ts';
+import { BLOCK_BYTES_MAX, BLOCK_HEADER_BYTES, blockBytes, Stat, Tag } from './core.ts';
 import type { Core } from './core.ts';
 import { bytesFromBase64 } from './catalog.ts';
 import type { Catalog } from './catalog.ts';
@@ -19,6 +19,7 @@ import { Requests } from './requests.ts';
 import type { Request, Target } from './requests.ts';
 import { PieceStore, keyOf } from './store.ts';
 import type { PieceKey } from './store.ts';
+import { DIGEST_BYTES } from './verifier.ts';
 import type { Verifier } from './verifier.ts';
 import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
 
@@ -73,7 +74,7 @@ export class Driver {
   constructor(
     private readonly core: Core,
     private readonly catalog: Catalog,
-    private readonly verify: Verifier,
+    private readonly verifier: Verifier,
     storeBytesMax: number,
     private readonly events: DriverEvents,
   ) {
@@ -86,7 +87,7 @@ export class Driver {
       },
       onMessage: (peer, channel, bytes) => {
         if (channel === 'control') this.#tell('message', peer, bytes);
-        else this.#inputBytes(bytes.subarray(BLOCK_HEADER_BYTES), true, (now) => { core.block(now, peer, bytes); });
+        else void this.#handleBlock(peer, bytes.subarray(0, BLOCK_HEADER_BYTES), bytes.subarray(BLOCK_HEADER_BYTES));
       },
       onDrained: (peer) => {
         this.#input((now) => { core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
@@ -202,19 +203,18 @@ export class Driver {
    * Hands in what was loaded over plain HTTP; `bytes` stays the driver's. Returns false when a signed record says
    * that the bytes are not the origin's: then they must not be played.
    */
-  offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
+  async offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): Promise<boolean> {
     const { rendition, msn, part } = target;
     if (part !== null) return this.#offerPiece({ rendition, msn, part }, bytes, tookMs);
     const lengths = this.#isOver ? undefined : this.core.segmentParts(rendition, msn);
     if (!lengths) return true;
     if (lengths.reduce((sum, length) => sum + length, 0) !== bytes.length) return false;
     let at = 0;
-    let isGood = true;
-    lengths.forEach((length, index) => {
+    const verdicts = Array.from(lengths, (length, index) => {
       const piece = bytes.slice(at, (at += length));
-      isGood &&= this.#offerPiece({ rendition, msn, part: index }, piece, tookMs / lengths.length);
+      return this.#offerPiece({ rendition, msn, part: index }, piece, tookMs / lengths.length);
     });
-    return isGood;
+    return (await Promise.all(verdicts)).every(Boolean);
   }
 
   /** Ends everything; outstanding requests fall back. */
@@ -259,6 +259,12 @@ export class Driver {
     void this.#tellConnected(peer);
   }
 
+  async #handleBlock(peer: PeerId, header: Uint8Array, block: Uint8Array<ArrayBuffer>): Promise<void> {
+    // What is longer is garbage and not worth hashing; its length alone gets it refused.
+    const digest = await this.verifier.digest(block.subarray(0, BLOCK_BYTES_MAX));
+    this.#inputBytes(block, true, (now) => { this.core.block(now, peer, header, block.length, digest); });
+  }
+
   async #tellConnected(peer: PeerId): Promise<void> {
     const rttMs = await this.#neighbors.roundTripMs(peer).catch(() => 0);
     if (this.#neighbors.isOpen(peer)) this.events.send({ type: 'connected', peer, rtt_ms: rttMs });
@@ -272,18 +278,29 @@ export class Driver {
     this.events.onNeighbors();
   }
 
-  #offerPiece(piece: Piece, bytes: Uint8Array<ArrayBuffer>, tookMs: number): boolean {
+  async #offerPiece(piece: Piece, bytes: Uint8Array<ArrayBuffer>, tookMs: number): Promise<boolean> {
     const key = keyOf(piece);
-    const rejected = this.stats()?.[Stat.RejectedBytes];
     // What waits has room in the store beside what is there. Where nothing waits everything is offered, however long it is:
     // the core knows what the origin signed.
     const held = [...this.#loaded.values()].reduce((sum, waiting) => sum + waiting.bytes.length, this.#store.bytes);
     // The core's verdict on one of two copies would be taken for the other's.
     const isLeft = this.#loaded.has(key) || held > this.#store.bytesMax;
-    if (rejected === undefined || isLeft) return true;
+    if (this.#isOver || isLeft) return true;
     this.#loaded.set(key, { bytes, tookMs });
-    this.#tell('loaded', piece.rendition, piece.msn, piece.part, bytes, tookMs);
+    const digests = await this.#digests(bytes);
+    const rejected = this.stats()?.[Stat.RejectedBytes];
+    this.#tell('loaded', piece.rendition, piece.msn, piece.part, bytes.length, digests, tookMs);
     return (this.stats()?.[Stat.RejectedBytes] ?? rejected) === rejected;
+  }
+
+  /** The digests of a whole piece's blocks, one after the other. */
+  async #digests(bytes: Uint8Array<ArrayBuffer>): Promise<Uint8Array> {
+    const step = blockBytes(bytes.length);
+    const blocks = Array.from({ length: Math.ceil(bytes.length / step) }, (_, index) =>
+      this.verifier.digest(bytes.subarray(index * step, (index + 1) * step)));
+    const digests = new Uint8Array(blocks.length * DIGEST_BYTES);
+    (await Promise.all(blocks)).forEach((digest, index) => { digests.set(digest, index * DIGEST_BYTES); });
+    return digests;
   }
 
   /** Hands in the input that one of the core's methods is. */
@@ -421,22 +438,27 @@ export class Driver {
       this.#inputs.push((now) => { core.fetchFailed(now, id, 404); });
       return;
     }
+    /** Fulfilled when the core has all blocks so far. */
+    let handedIn: Promise<void> = Promise.resolve();
     const controller = fetchRange(
       { url, offset, length, isWhole, blockBytes: blockBytes(pieceLength) },
       {
         onBlock: (block, bytes) => {
-          this.#inputBytes(bytes, false, (now) => { core.fetchBlock(now, id, block, bytes); });
+          const digest = this.verifier.digest(bytes);
+          handedIn = handedIn.then(() => digest).then((digest) => {
+            this.#inputBytes(bytes, false, (now) => { core.fetchBlock(now, id, block, bytes.length, digest); });
+          });
         },
         onBytes: (count) => {
           this.traffic.originBytes += count;
         },
         onFinished: () => {
           this.#fetches.delete(id);
-          this.#tell('fetchFinished', id);
+          void handedIn.then(() => { this.#tell('fetchFinished', id); });
         },
         onFailed: (status) => {
           this.#fetches.delete(id);
-          this.#tell('fetchFailed', id, status);
+          void handedIn.then(() => { this.#tell('fetchFailed', id, status); });
         },
       },
     );
@@ -455,7 +477,7 @@ export class Driver {
   }
 
   #checkRecord(check: number, signed: Uint8Array<ArrayBuffer>): void {
-    const verdict = this.verify(signed).catch(() => false);
+    const verdict = this.verifier.isSigned(signed).catch(() => false);
     const told = verdict.then((isSigned) => { this.#input((now) => { this.core.recordChecked(now, check, isSigned); }); });
     this.#checks = Promise.all([this.#checks, told]);
   }
