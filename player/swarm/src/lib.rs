@@ -6,8 +6,9 @@
 //! thousand times (`tests`).
 //!
 //! The core holds ids, lengths, bitmaps and digests, never media bytes; those stay in the driver's piece store. The
-//! driver hashes each block that arrives ([`BlockDigest::of`]); the core compares the digest with the origin's signed
-//! record before anything is stored, delivered or passed on.
+//! driver hashes each block that arrives ([`BlockDigest::of`]) and checks the signatures that the core asks about
+//! ([`Output::CheckRecord`]); the core compares the digest with the origin's signed record before anything is stored,
+//! delivered or passed on.
 //!
 //! # The driver's loop
 //! 1. Something happens: call [`Peer::handle_input`] with the time and what it was.

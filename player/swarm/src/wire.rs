@@ -178,13 +178,7 @@ impl<'a> Set<'a> {
         self.bitmap.is_empty()
     }
 
-    /// The blocks' indexes, ascending; none if the set stands for all.
-    pub fn blocks(&self) -> impl Iterator<Item = u32> + use<'a> {
-        let bitmap = self.bitmap;
-        (0..bitmap.len() as u32 * 8).filter(move |block| bitmap[*block as usize / 8] >> (block % 8) & 1 == 1)
-    }
-
-    /// The same as a set.
+    /// The blocks that are named; none if the set stands for all.
     pub(crate) fn listed(&self) -> Bits {
         let mut bits = Bits::default();
         bits.add_bitmap(self.bitmap);

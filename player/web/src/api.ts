@@ -12,7 +12,7 @@ export interface ShoalOptions {
   /** A viewer token, where the stream wants one; or what gets one whenever it is needed, because tokens end. One that is
    * bound to this page names its `fingerprint()`. */
   token?: string | (() => Promise<string>);
-  /** Where the WebAssembly module is. Default: `swarm.wasm` beside this script, with `log` it is `swarm-log.wasm`. */
+  /** Where the WebAssembly module is: `swarm.wasm`, with `log` `swarm-log.wasm`. Default: beside this script. */
   wasmUrl?: string | URL;
   /** Where the module is that checks signatures in browsers that can't: old ones, and all on plain http pages. Others do not load it.
    * Default: `verify.wasm` beside this script. */
@@ -94,9 +94,9 @@ export interface ShoalStats {
   latencyMs: number;
   /** Media ahead of the playhead, in milliseconds. */
   bufferMs: number;
-  /** Time that the swarm core took of the page's main thread, with carrying out what it asked for: hashes, signatures, copies to
-   * and from the piece store, sending; in milliseconds. Not in it: what the browser does for its connections, cutting responses into
-   * blocks, reading the tracker's messages, and the copies that the loader makes. */
+  /** Time that the swarm core took of the page's main thread, with carrying out what it asked for: copies to and from the piece
+   * store, sending; in milliseconds. Not in it: hashes and signatures, which WebCrypto does elsewhere, what the browser does for its
+   * connections, cutting responses into blocks, reading the tracker's messages, and the copies that the loader makes. */
   busyMs: number;
   /** Bytes held for other viewers. */
   storeBytes: number;

@@ -316,7 +316,7 @@ test('a plan is flattened as the core reads it', () => {
   driver.destroy();
 });
 
-test('the core hears that a segment has no more records when all that came are checked', async () => {
+test('the core hears of checked records in their order, and that a segment has no more when all that came are checked', async () => {
   const record = Uint8Array.of(0, 0, 0, 2, 8, 9);
   const server = createServer((_, response) => response.writeHead(200).end(Buffer.concat([record, record])));
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
@@ -325,20 +325,51 @@ test('the core hears that a segment has no more records when all that came are c
     wantPiece: () => [{ tag: Tag.FetchRecord, fields: [0, 5, 2, 1] }],
     record: (_now: never, bytes: never) => [{ tag: Tag.CheckRecord, fields: [++check], bytes }],
   });
-  // The first takes longer than the second, whose check goes wrong.
+  // The first takes longer than the second, which nobody has signed.
   const isSigned = async (): Promise<boolean> => {
     const isFirst = check === 1;
     await new Promise((resolve) => setTimeout(resolve, isFirst ? 30 : 0));
-    if (!isFirst) throw new Error('no answer');
-    return true;
+    return isFirst;
   };
   const { driver } = make(core, `http://127.0.0.1:${(server.address() as AddressInfo).port}/live/demo`, 1 << 20, { isSigned });
   ask(driver);
   const told = (): unknown[][] => core.calls.flatMap(([name, , ...rest]) => (/^record./.test(name) ? [[name, ...rest]] : []));
   while (told().length < 3) await new Promise((resolve) => setTimeout(resolve, 5));
-  assert.deepEqual(told(), [['recordChecked', 2, false], ['recordChecked', 1, true], ['recordFailed', 0, 5, 2]]);
+  assert.deepEqual(told(), [['recordChecked', 1, true], ['recordChecked', 2, false], ['recordFailed', 0, 5, 2]]);
   driver.destroy();
   server.close();
+});
+
+test('what neither hashes nor checks ends the swarm and nothing else', async () => {
+  const fails = (): Promise<never> => Promise.reject(new Error('no answer'));
+  const published = { type: 'published', piece: { rendition: 0, msn: 5, part: 2 }, uri: 'e/v0/part-5.2.m4s', record: 'AA==' } as const;
+  const scripts = { record: (_now: never, bytes: never) => [{ tag: Tag.CheckRecord, fields: [1], bytes }] };
+  for (const broken of ['isSigned', 'digest'] as const) {
+    const core = fakeCore(scripts);
+    const { driver, failures } = make(core, undefined, undefined, { [broken]: fails });
+    const { events, settled } = ask(driver);
+    if (broken === 'isSigned') driver.handleTracker(published);
+    else assert.equal(await driver.offerLoaded(target, bytes.slice(), 10), true, 'it is played');
+    await settled;
+    assert.deepEqual(events, ['fallback']);
+    assert.equal(failures.length, 1, broken);
+    assert.ok(!core.calls.some(([name]) => name === 'recordChecked' || name === 'loaded'));
+  }
+});
+
+test('of blocks that come faster than they are hashed most are dropped', async () => {
+  FakeConnection.install();
+  const core = fakeCore();
+  const { driver } = make(core);
+  driver.handleTracker({ type: 'introduce', peer: 7, offers: false });
+  const [, blocks] = FakeConnection.made.at(-1)?.open() ?? [];
+  for (let sent = 0; sent < 1_000; sent += 1) blocks?.onmessage?.({ data: new ArrayBuffer(60_000) });
+  await new Promise((resolve) => setTimeout(resolve, 20));
+  assert.equal(core.calls.filter(([name]) => name === 'block').length, 256);
+  blocks?.onmessage?.({ data: new ArrayBuffer(60_000) });
+  await new Promise((resolve) => setTimeout(resolve, 5));
+  assert.equal(core.calls.filter(([name]) => name === 'block').length, 257, 'and there is room again');
+  driver.destroy();
 });
 
 test('the core is told of a fetch in its order, however long the hashing of each block takes', async () => {

@@ -25,5 +25,5 @@ await build({
   logLevel: 'warning',
 });
 const files = tests.map((name) => join(out, name.replace(/\.ts$/, '.mjs')));
-const { status } = spawnSync(process.execPath, ['--enable-source-maps', '--test', ...files], { stdio: 'inherit' });
+const { status } = spawnSync(process.execPath, ['--enable-source-maps', '--test', '--test-timeout=60000', ...files], { stdio: 'inherit' });
 process.exit(status ?? 1);

@@ -38,7 +38,7 @@ struct Arguments {
     #[arg(long, conflicts_with = "table")]
     polluters: Option<f64>,
     /// Ablations, separated by commas: no-push, no-tracker, no-complaints, no-hash, interior-stripes=N, stripes=N, seeding=none|one|two
-    /// (roots of each stripe), mesh=N, neighbors=N, block-bytes=N, burst=MS, spread=MS, starved=MS, reserve=PERCENT, unknown-uplink=PERCENT.
+    /// (roots of each stripe), mesh=N, neighbors=N, block-bytes=N, burst=MS, spread=MS, starved=MS, judges-after=MS, reserve=PERCENT, unknown-uplink=PERCENT.
     #[arg(long, value_delimiter = ',', conflicts_with = "many")]
     ablate: Vec<String>,
     /// Prints the counters behind the figures.

@@ -131,6 +131,7 @@ fn ablate(ablation: &str, scenario: &mut Scenario, knobs: &mut Knobs) -> Result<
         "mesh" => knobs.plan.mesh_min = number()?,
         "neighbors" => knobs.plan.neighbors_max = number()?,
         "unknown-uplink" => knobs.plan.uplink_unknown_percent = number()?,
+        "judges-after" => knobs.plan.judges_after_ms = number()?.into(),
         "reserve" => {
             knobs.plan.reserve_min_percent = number()?;
             knobs.plan.reserve_max_percent = number()?;

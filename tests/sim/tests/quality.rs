@@ -68,6 +68,16 @@ fn liars_stop_nobody_and_lose_their_places() {
     assert!(kept.arrival_p50_ms > figures.arrival_p50_ms + 300, "{kept:?}");
 }
 
+/// A liar that was put out for a minute gets another chance, and other children.
+#[test]
+fn a_liars_second_chance_is_short() {
+    let figures = simulate("liars", 150, 1, 120.0, &[]);
+    // The control: who takes a place that another has just left counts as content.
+    let long = simulate("liars", 150, 1, 120.0, &["judges-after=0"]);
+    assert!(figures.offload > long.offload + 0.005, "{figures:?} {long:?}");
+    assert!(figures.waste_ratio < long.waste_ratio - 0.005, "{figures:?} {long:?}");
+}
+
 #[test]
 fn a_stampede_to_the_origin_is_spread_when_what_everybody_waited_for_does_not_come() {
     let figures = simulate("liars", 150, 2, 90.0, &[]);

@@ -48,9 +48,6 @@ const SMALL_SWARM: usize = 100;
 const BLOCK_BYTES: RangeInclusive<u32> = 4 * 1024..=16 * 1024;
 /// So much of a usual piece is worth a stripe. Each stripe has a parent of its own, and each parent costs a connection.
 const STRIPE_BYTES: u32 = 8 * 1024;
-/// A child that a parent has had for so long and that says nothing is content with it. Viewers complain after 2.5 s, and after as
-/// much again where that was explained.
-const JUDGES_AFTER_MS: Ms = 5_000;
 /// Changes of a viewer's uplink below this percentage are measurement noise.
 const UPLINK_STEP_PERCENT: u32 = 15;
 /// The same for a rendition's rate.
@@ -299,12 +296,13 @@ impl Planner {
         if !forest.parent_silent(now, child, parent, stripe) {
             return;
         }
-        // Who has just come cannot know yet. Counted as content, those who take the places of the ones that have gone would keep
-        // a silent parent in its place.
-        let since = now.saturating_sub(JUDGES_AFTER_MS);
+        let Some(viewer) = self.viewers.get_mut(&parent) else { return };
+        // Who has just come cannot know yet, but until there is proof silence speaks for the parent. Of one that was put out before
+        // it does not: counted as content, those who take the places of the ones that have gone would keep it in its place.
+        let judges_after = if viewer.trust.was_lost() { self.settings.judges_after_ms } else { 0 };
+        let since = now.saturating_sub(judges_after);
         let children: BTreeSet<PeerId> =
             self.forests.values().flat_map(|forest| forest.children(parent, since)).collect();
-        let Some(viewer) = self.viewers.get_mut(&parent) else { return };
         let is_content = |other: &&PeerId| **other != child && !viewer.trust.has_complained(**other);
         let content = children.iter().filter(is_content).count();
         if let Some(until) = viewer.trust.complain(now, child, content) {

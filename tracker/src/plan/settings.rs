@@ -30,6 +30,9 @@ pub struct Settings {
     pub reserve_min_percent: u32,
     /// The same where uplinks are plenty.
     pub reserve_max_percent: u32,
+    /// A child that a parent has had for so long and that says nothing is content with it, in milliseconds, where the parent was put
+    /// out before. Viewers complain after 2.5 s, and after as much again where that was explained.
+    pub judges_after_ms: super::Ms,
 }
 
 impl Default for Settings {
@@ -47,6 +50,7 @@ impl Default for Settings {
             uplink_unknown_percent: 100,
             reserve_min_percent: 3,
             reserve_max_percent: 12,
+            judges_after_ms: 5_000,
         }
     }
 }

@@ -32,6 +32,11 @@ impl Trust {
         now < self.until
     }
 
+    /// Whether nothing was planned on the viewer before.
+    pub(super) fn was_lost(&self) -> bool {
+        self.times > 0
+    }
+
     /// A child complains; so many are content. Gives until when nothing is planned on the viewer, if that begins now.
     pub(super) fn complain(&mut self, now: Ms, child: PeerId, content: usize) -> Option<Ms> {
         self.complaints.retain(|(other, at)| *other != child && at + COMPLAINT_COUNTS_MS > now);

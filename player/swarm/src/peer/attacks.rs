@@ -351,7 +351,7 @@ fn asked_of(unsafe_mode: Unsafe) -> Vec<u32> {
         for output in drain(&mut peer) {
             if let Output::SendControl { peer: to, bytes } = output
                 && let Ok(Control::Request(sets)) = Control::parse(&bytes)
-                && sets.iter().any(|set| set.blocks().any(|block| block == 0))
+                && sets.iter().any(|set| set.listed().contains(0))
             {
                 asked.push(to);
             }

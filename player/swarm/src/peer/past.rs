@@ -319,7 +319,8 @@ fn an_old_piece_comes_from_several_neighbors_and_the_rarest_blocks_are_asked_for
             && let Ok(Control::Request(sets)) = Control::parse(bytes)
         {
             asked.extend(
-                sets.iter().flat_map(|set| set.blocks().map(|block| (*peer, block)).collect::<Vec<_>>()),
+                sets.iter()
+                    .flat_map(|set| set.listed().iter().map(|block| (*peer, block)).collect::<Vec<_>>()),
             );
         }
     }

@@ -15,8 +15,9 @@ use crate::{
     wire::Control,
 };
 
-/// Of each neighbor so many records can wait for their check, a few seconds of a stream: who sends more at once loses them.
-pub(super) const CHECKS_MAX: usize = 32;
+/// Of each neighbor so many records can wait for their check: sixteen of each of four renditions, which a new neighbor is sent at
+/// once. Who sends more loses them.
+pub(super) const CHECKS_MAX: usize = 64;
 /// Pieces that the driver loaded itself and whose record has not come; each keeps a few hundred bytes of digests.
 const LOADED_MAX: usize = 32;
 /// A piece that ends this long before the newest one is asked for by those who watch from further back.

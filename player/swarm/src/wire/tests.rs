@@ -22,7 +22,7 @@ fn piece(rendition: u8, part: u16) -> PieceId {
 }
 
 fn sets_of(sets: Sets<'_>) -> Vec<(PieceId, bool, Vec<u32>)> {
-    sets.iter().map(|set| (set.piece, set.is_all(), set.blocks().collect())).collect()
+    sets.iter().map(|set| (set.piece, set.is_all(), set.listed().iter().collect())).collect()
 }
 
 #[test]
@@ -144,7 +144,7 @@ proptest! {
         }
         let bytes = Control::Request(builder.sets().expect("some")).to_bytes();
         let Ok(Control::Request(read)) = Control::parse(&bytes) else { panic!("a request") };
-        let read: Vec<_> = read.iter().map(|set| (set.piece, set.blocks().collect::<Vec<_>>())).collect();
+        let read: Vec<_> = read.iter().map(|set| (set.piece, set.listed().iter().collect::<Vec<_>>())).collect();
         let sent: Vec<_> = sets
             .iter()
             .map(|(rendition, msn, part, blocks)| {

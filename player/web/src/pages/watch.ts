@@ -307,12 +307,13 @@ function setUpControls(): void {
     showStats();
   });
   const save = byId('save-log');
-  save.hidden = !parameters.has('log');
-  save.addEventListener('click', () => {
+  if (parameters.has('log')) {
+    // Beforehand: when the log is wanted the server may have other files.
     void import('./details.ts').then(({ saveLog }) => {
-      saveLog(`${stream}.swarmlog`, [...logs, shoal?.takeLog() ?? '']);
+      save.hidden = false;
+      save.addEventListener('click', () => { saveLog(`${stream}.swarmlog`, [...logs, shoal?.takeLog() ?? '']); });
     });
-  });
+  }
 }
 
 function setUp(): void {

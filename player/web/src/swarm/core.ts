@@ -105,26 +105,27 @@ type Exports = Omit<Core, 'stats' | 'bytes' | 'segmentParts'> & {
 
 const modules = new Map<string, Promise<WebAssembly.Module>>();
 
-/** Makes an instance of the WebAssembly module, for one core; the module is loaded once for all players of the page. A
- * failure is not remembered: the next player may have better luck with the network. */
+/** Makes an instance of the WebAssembly module, for one core. */
 export async function loadCore(wasmUrl: string | URL): Promise<CoreFactory> {
-  const url = String(wasmUrl);
-  const module = modules.get(url) ?? compile(url);
-  modules.set(url, module);
-  return factoryOf(
-    await WebAssembly.instantiate(
-      await module.catch((error: unknown) => {
-        modules.delete(url);
-        throw error;
-      }),
-    ),
-  );
+  return factoryOf(await WebAssembly.instantiate(await compile(wasmUrl)));
 }
 
-/** Loads and compiles a module. */
-export async function compile(wasmUrl: string | URL): Promise<WebAssembly.Module> {
-  const response = await fetch(wasmUrl);
-  if (!response.ok) throw new Error(`${response.status} for ${String(wasmUrl)}`);
+/** Loads and compiles a module, once for all players of the page. A failure is not remembered: the next player may have better
+ * luck with the network. */
+export function compile(wasmUrl: string | URL): Promise<WebAssembly.Module> {
+  const url = String(wasmUrl);
+  let module = modules.get(url);
+  if (!module) {
+    module = load(url);
+    modules.set(url, module);
+    module.catch(() => modules.delete(url));
+  }
+  return module;
+}
+
+async function load(url: string): Promise<WebAssembly.Module> {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${response.status} for ${url}`);
   return WebAssembly.compile(await response.arrayBuffer());
 }
 

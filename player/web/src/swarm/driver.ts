@@ -23,6 +23,9 @@ import { DIGEST_BYTES } from './verifier.ts';
 import type { Verifier } from './verifier.ts';
 import type { PeerId, Piece, TrackerMessage, ViewerMessage, Welcome } from './protocol.ts';
 
+/** So many neighbors' blocks may wait to be hashed, 4 MB where they are as long as honest ones. */
+const HASHING_MAX = 256;
+
 /** Bytes counted by the driver since it was made. */
 export interface Traffic {
   /** Verified bytes from peers. */
@@ -68,7 +71,9 @@ export class Driver {
   #fetches = new Map<number, AbortController>();
   readonly #requests = new Requests();
   /** Fulfilled when all records that the core has asked about so far are checked. */
-  #checks: Promise<unknown> = Promise.resolve();
+  #checks: Promise<void> = Promise.resolve();
+  /** How many neighbors' blocks are being hashed. */
+  #hashing = 0;
   #renditions: number[] = [];
 
   constructor(
@@ -87,7 +92,7 @@ export class Driver {
       },
       onMessage: (peer, channel, bytes) => {
         if (channel === 'control') this.#tell('message', peer, bytes);
-        else void this.#handleBlock(peer, bytes.subarray(0, BLOCK_HEADER_BYTES), bytes.subarray(BLOCK_HEADER_BYTES));
+        else this.#handleBlock(peer, bytes.subarray(0, BLOCK_HEADER_BYTES), bytes.subarray(BLOCK_HEADER_BYTES));
       },
       onDrained: (peer) => {
         this.#input((now) => { core.sendQueue(now, peer, this.#neighbors.queuedBytes(peer)); });
@@ -205,6 +210,8 @@ export class Driver {
    */
   async offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): Promise<boolean> {
     const { rendition, msn, part } = target;
+    // A record that has come counts, although it may not be checked yet.
+    await this.#checks;
     if (part !== null) return this.#offerPiece({ rendition, msn, part }, bytes, tookMs);
     const lengths = this.#isOver ? undefined : this.core.segmentParts(rendition, msn);
     if (!lengths) return true;
@@ -259,10 +266,15 @@ export class Driver {
     void this.#tellConnected(peer);
   }
 
-  async #handleBlock(peer: PeerId, header: Uint8Array, block: Uint8Array<ArrayBuffer>): Promise<void> {
+  #handleBlock(peer: PeerId, header: Uint8Array, block: Uint8Array<ArrayBuffer>): void {
+    // Where so much has arrived that was not looked at yet, more would only fill the memory.
+    if (this.#hashing >= HASHING_MAX) return;
+    this.#hashing += 1;
     // What is longer is garbage and not worth hashing; its length alone gets it refused.
-    const digest = await this.verifier.digest(block.subarray(0, BLOCK_BYTES_MAX));
-    this.#inputBytes(block, true, (now) => { this.core.block(now, peer, header, block.length, digest); });
+    this.verifier.digest(block.subarray(0, block.length > BLOCK_BYTES_MAX ? 0 : block.length)).then((digest) => {
+      this.#hashing -= 1;
+      this.#inputBytes(block, true, (now) => { this.core.block(now, peer, header, block.length, digest); });
+    }, this.#giveUp);
   }
 
   async #tellConnected(peer: PeerId): Promise<void> {
@@ -287,7 +299,8 @@ export class Driver {
     const isLeft = this.#loaded.has(key) || held > this.#store.bytesMax;
     if (this.#isOver || isLeft) return true;
     this.#loaded.set(key, { bytes, tookMs });
-    const digests = await this.#digests(bytes);
+    const digests = await this.#digests(bytes).catch(this.#giveUp);
+    if (!digests) return true;
     const rejected = this.stats()?.[Stat.RejectedBytes];
     this.#tell('loaded', piece.rendition, piece.msn, piece.part, bytes.length, digests, tookMs);
     return (this.stats()?.[Stat.RejectedBytes] ?? rejected) === rejected;
@@ -302,6 +315,9 @@ export class Driver {
     (await Promise.all(blocks)).forEach((digest, index) => { digests.set(digest, index * DIGEST_BYTES); });
     return digests;
   }
+
+  /** Ends everything where what hashes and checks does not work: nothing could be told from garbage. */
+  readonly #giveUp = (error: unknown): void => { this.#input(() => { throw error; }); };
 
   /** Hands in the input that one of the core's methods is. */
   #tell<Name extends keyof Core>(name: Name, ...rest: Rest<Core[Name]>): void {
@@ -444,10 +460,9 @@ export class Driver {
       { url, offset, length, isWhole, blockBytes: blockBytes(pieceLength) },
       {
         onBlock: (block, bytes) => {
-          const digest = this.verifier.digest(bytes);
-          handedIn = handedIn.then(() => digest).then((digest) => {
+          handedIn = Promise.all([handedIn, this.verifier.digest(bytes)]).then(([, digest]) => {
             this.#inputBytes(bytes, false, (now) => { core.fetchBlock(now, id, block, bytes.length, digest); });
-          });
+          }, this.#giveUp);
         },
         onBytes: (count) => {
           this.traffic.originBytes += count;
@@ -477,9 +492,10 @@ export class Driver {
   }
 
   #checkRecord(check: number, signed: Uint8Array<ArrayBuffer>): void {
-    const verdict = this.verifier.isSigned(signed).catch(() => false);
-    const told = verdict.then((isSigned) => { this.#input((now) => { this.core.recordChecked(now, check, isSigned); }); });
-    this.#checks = Promise.all([this.#checks, told]);
+    // In the order in which they were asked about: the core takes records for published as they come.
+    this.#checks = Promise.all([this.#checks, this.verifier.isSigned(signed)]).then(([, isSigned]) => {
+      this.#tell('recordChecked', check, isSigned);
+    }, this.#giveUp);
   }
 
   #storeBlock(piece: Piece, block: number, pieceLength: number, hold: number): void {

@@ -27,14 +27,19 @@ interface Exports {
 /** Makes what checks the signatures of the one whose public key this is. Fails where the module is needed and can't be had. */
 export async function makeVerifier(key: Uint8Array<ArrayBuffer>, moduleUrl: string | URL): Promise<Verifier> {
   const subtle = crypto.subtle as SubtleCrypto | undefined;
+  const native = subtle && {
+    digest: async (block: Uint8Array<ArrayBuffer>) => new Uint8Array(await subtle.digest('SHA-256', block), 0, DIGEST_BYTES),
+  };
   const imported = await subtle?.importKey('raw', key, 'Ed25519', false, ['verify']).catch(() => null);
-  if (!subtle || !imported) return moduleVerifier(key, await WebAssembly.instantiate(await compile(moduleUrl)));
+  if (!native || !imported) {
+    return { ...moduleVerifier(key, await WebAssembly.instantiate(await compile(moduleUrl))), ...native };
+  }
   return {
+    ...native,
     isSigned(signed) {
       const at = signed.length - SIGNATURE_BYTES;
       return subtle.verify('Ed25519', imported, signed.subarray(at), signed.subarray(0, at));
     },
-    digest: async (block) => new Uint8Array(await subtle.digest('SHA-256', block), 0, DIGEST_BYTES),
   };
 }
 
