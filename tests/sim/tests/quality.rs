@@ -80,11 +80,15 @@ fn a_liars_second_chance_is_short() {
 
 #[test]
 fn a_stampede_to_the_origin_is_spread_when_what_everybody_waited_for_does_not_come() {
-    let figures = simulate("liars", 150, 2, 90.0, &[]);
-    assert!(figures.requests_100ms_max < 60, "{figures:?}");
+    // The most requests in any tenth of a second, of three runs together.
+    let worst = |ablations: &[&str]| -> u32 {
+        (1..=3).map(|seed| simulate("liars", 200, seed, 75.0, ablations).requests_100ms_max).sum()
+    };
+    let spread = worst(&[]);
+    assert!(spread < 150, "{spread} of 600");
     // The control: those who wait for the same block ask in the same moment.
-    let at_once = simulate("liars", 150, 2, 90.0, &["spread=0"]);
-    assert!(at_once.requests_100ms_max > 120, "{at_once:?}");
+    let at_once = worst(&["spread=0"]);
+    assert!(at_once > 2 * spread, "{at_once} against {spread}");
 }
 
 /// The control of the quality gate: without pushing it is missed, so the gate measures what it is meant to.
