@@ -205,13 +205,12 @@ export class Driver {
   }
 
   /**
-   * Hands in what was loaded over plain HTTP; `bytes` stays the driver's. Returns false when a signed record says
-   * that the bytes are not the origin's: then they must not be played.
+   * Hands in what was loaded over plain HTTP; `bytes` stays the driver's. Gives false when a signed record says
+   * that the bytes are not the origin's: then they must not be played. A record that is still being checked says nothing: a page that
+   * starts would wait for those of all recent pieces before it plays on.
    */
   async offerLoaded(target: Target, bytes: Uint8Array<ArrayBuffer>, tookMs: number): Promise<boolean> {
     const { rendition, msn, part } = target;
-    // A record that has come counts, although it may not be checked yet.
-    await this.#checks;
     if (part !== null) return this.#offerPiece({ rendition, msn, part }, bytes, tookMs);
     const lengths = this.#isOver ? undefined : this.core.segmentParts(rendition, msn);
     if (!lengths) return true;
