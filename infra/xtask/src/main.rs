@@ -55,7 +55,7 @@ enum Command {
     },
     /// Measure: `bench viewers` and others; the last line of each is one JSON object.
     Bench(bench::Options),
-    /// Build the WebAssembly module into player/web/src/wasm.
+    /// Build the WebAssembly modules into player/web/src/wasm.
     Wasm,
     /// Build the pages into player/web/dist.
     Web,

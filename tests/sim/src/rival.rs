@@ -520,7 +520,7 @@ impl<'a> World<'a> {
     fn chunk(&mut self, to: u32, from: u32, number: u64, id: u32, bytes: u64) {
         self.measure.received_bytes += bytes;
         let length = u64::from(self.stream.piece(0, number).length);
-        let attacks = self.now_us as f64 >= self.scenario.people.attack_from_s * 1e6;
+        let attacks = self.scenario.people.is_attacked(self.now_us);
         let is_bad = attacks && self.visits[from as usize].manner == Manner::Pollutes;
         let Some(state) = &mut self.viewers[to as usize] else { return };
         let is_wanted = state.p2p.get(&number).is_some_and(|download| download.id == id);

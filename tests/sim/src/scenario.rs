@@ -135,6 +135,13 @@ pub struct People {
     pub busy_slice_ms: u32,
 }
 
+impl People {
+    /// Whether those who mean no good have begun.
+    pub(crate) fn is_attacked(&self, now_us: u64) -> bool {
+        now_us as f64 >= self.attack_from_s * 1e6
+    }
+}
+
 /// How viewers come and go.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]

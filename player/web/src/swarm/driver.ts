@@ -256,7 +256,7 @@ export class Driver {
   #handlePublished(piece: Piece, uri: string, record: string): void {
     const bytes = bytesFromBase64(record);
     if (!bytes || !this.catalog.learnNotice(piece, uri)) return;
-    this.#input((now) => { this.core.record(now, bytes); });
+    this.#tell('record', bytes);
   }
 
   #handleOpen(peer: PeerId): void {
@@ -484,9 +484,9 @@ export class Driver {
     const { rendition, msn, part } = piece;
     const url = isOfSegment ? this.catalog.segmentUrlOf(piece) : this.catalog.urlOf(piece);
     void (url === null ? Promise.resolve([]) : fetchRecords(url)).then((records) => {
-      for (const record of records) this.#input((now) => { this.core.record(now, record); });
+      for (const record of records) this.#tell('record', record);
       if (!isOfSegment && records.length > 0) return;
-      void this.#checks.then(() => { this.#input((now) => { this.core.recordFailed(now, rendition, msn, part); }); });
+      void this.#checks.then(() => { this.#tell('recordFailed', rendition, msn, part); });
     });
   }
 

@@ -274,9 +274,10 @@ impl World<'_> {
             rendition: piece.rendition,
             number: number as u32,
             block,
-            is_bad: (state.manner == Manner::Pollutes && self.is_attacked()) || held == Some(true),
+            is_bad: (state.manner == Manner::Pollutes && self.scenario.people.is_attacked(self.now_us))
+                || held == Some(true),
         };
-        if state.manner == Manner::Lies && self.is_attacked() {
+        if state.manner == Manner::Lies && self.scenario.people.is_attacked(self.now_us) {
             return self.pretend(viewer, to, message);
         }
         let waits_us = self.network.waits_us(self.now_us, viewer as usize, to as usize, u64::from(length));
@@ -285,11 +286,6 @@ impl World<'_> {
         } else {
             self.depart(viewer, to, message);
         }
-    }
-
-    /// Whether those who mean no good have begun.
-    fn is_attacked(&self) -> bool {
-        self.now_us as f64 >= self.scenario.people.attack_from_s * 1e6
     }
 
     /// A liar's block: its own core believes that it is sent. It never arrives, or of every other liar's late.
